@@ -1,0 +1,70 @@
+"""Every error tfx raises on purpose, with the exit code the command line gives it.
+
+    TfxError                      1
+    ├── UsageError                2   the request itself cannot be honoured
+    │   ├── ConfigError           2   a training or export configuration is wrong
+    │   └── OutputExists          2   an output is there already and --force was not given
+    ├── AudioError                1   a file cannot be decoded, or holds NaN or Inf
+    ├── BundleError               1   a bundle or model file is damaged or not ours
+    ├── NonFiniteError            1   a network produced NaN or Inf
+    ├── ExportError               1   an exported graph does not match the network
+    ├── TrainingError             1   training cannot go on
+    ├── GateError                 3   a parity gate was not met
+    └── BackendUnavailable        4   a backend, a device or a library is missing
+
+A message is one line with three parts: what is wrong, the two values that disagree, what to do.
+"""
+
+from __future__ import annotations
+
+
+class TfxError(Exception):
+    """Root of the tree; catch this to catch everything tfx raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(TfxError):
+    """The request cannot be honoured as it was made."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file or override is wrong."""
+
+
+class OutputExists(UsageError):
+    """An output is there already and overwriting was not asked for."""
+
+
+class AudioError(TfxError):
+    """Audio that cannot be decoded, encoded, or that holds NaN or Inf."""
+
+
+class BundleError(TfxError):
+    """A bundle or a model file that is damaged, incomplete, or not tfx's."""
+
+
+class NonFiniteError(TfxError):
+    """A network produced NaN or Inf."""
+
+
+class ExportError(TfxError):
+    """An exported graph does not match the network it came from."""
+
+
+class TrainingError(TfxError):
+    """Training cannot go on."""
+
+
+class GateError(TfxError):
+    """A parity gate was not met."""
+
+    exit_code = 3
+
+
+class BackendUnavailable(TfxError):
+    """A backend, a device or a library that was asked for is missing."""
+
+    exit_code = 4

@@ -1,0 +1,211 @@
+"""The contract: the frozen dataclasses that every stage shares, and the source of every shape.
+
+A network maps ``mixture [B, 2*C, T, F]`` to ``stems [B, S, 2*C, T, F]``. Planes are the real and the
+imaginary part per audio channel, in the order ``re(0), im(0), re(1), im(1), ...``; F = n_fft / 2 bins,
+because the host keeps the Nyquist bin to itself. STFT and iSTFT belong to the host, masks and
+normalisation to the network, so that a backend knows nothing of families.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from tfswa.runtime.errors import BundleError
+
+SPEC_VERSION = 1
+
+
+def _positive(spec: object, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not value > 0:
+            raise BundleError(f"{name} {value} must be above 0")
+
+
+@dataclass(frozen=True)
+class StftSpec:
+    """How the host turns samples into frames and back.
+
+    Frame t covers samples ``[t*hop - n_fft/2, t*hop + n_fft/2)``; what lies outside the signal is zero::
+
+              0        hop      2*hop              samples
+        ......|---------|---------|------- ...
+        [--- frame 0 ---]
+                  [--- frame 1 ---]                each n_fft long, centred on t*hop
+
+    The window is the periodic Hann window, at analysis and at synthesis; the overlap-add is divided by
+    the sum of squared windows, so the round trip is exact.
+
+    Attributes:
+        n_fft: window length in samples, even.
+        hop: distance of frames in samples; n_fft must be a multiple of it, at least 2 * hop.
+        sample_rate: in Hz.
+        scale: spectra are multiplied by it. The default, 1/32, keeps a full-scale sine at 32 for
+            n_fft 4096, so that squares stay far below the largest float16, 65504.
+    """
+
+    n_fft: int = 4096
+    hop: int = 1024
+    sample_rate: int = 44_100
+    scale: float = 1.0 / 32.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "n_fft", "hop", "sample_rate", "scale")
+        if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
+            raise BundleError(
+                f"n_fft {self.n_fft} does not suit hop {self.hop}: "
+                "n_fft must be even and a multiple of hop, at least twice as long"
+            )
+
+    @property
+    def bins(self) -> int:
+        """F, the bins a network sees; the host also has the Nyquist bin, F + 1 in all."""
+        return self.n_fft // 2
+
+    def frames(self, samples: int) -> int:
+        """Frames that cover a signal so that its samples come back exactly; 0 for an empty one."""
+        return 0 if samples == 0 else 1 + math.ceil(samples / self.hop)
+
+
+@dataclass(frozen=True)
+class ChunkSpec:
+    """How a long signal is cut for a network with a fixed number of frames.
+
+    Of each chunk the outer ``context`` frames on both sides are discarded; what remains overlaps its
+    neighbour by ``fade`` frames, cross-faded linearly::
+
+        chunk k    |context|<------- kept -------->|context|
+        chunk k+1                        |context|<------- kept -------->|context|
+                                                  |fade|
+        distance of chunks = frames - 1 - 2*context - fade   (in hops)
+
+    Attributes:
+        frames: T, frames per chunk, a multiple of ``multiple``. A chunk has (T - 1) * hop samples.
+        context: frames discarded at each side.
+        fade: frames over which neighbours are cross-faded.
+        multiple: T must be divisible by it, a property of the network.
+    """
+
+    frames: int = 256
+    context: int = 16
+    fade: int = 8
+    multiple: int = 64
+
+    def __post_init__(self) -> None:
+        _positive(self, "frames", "multiple")
+        if self.frames % self.multiple:
+            raise BundleError(
+                f"chunk of {self.frames} frames is not a multiple of {self.multiple}: "
+                f"use {math.ceil(self.frames / self.multiple) * self.multiple}"
+            )
+        if self.context < 0 or self.fade < 0 or self.step < max(self.fade, 1):
+            raise BundleError(
+                f"context {self.context} and fade {self.fade} leave {self.step} of {self.frames} frames "
+                "between chunks: lower them"
+            )
+
+    @property
+    def step(self) -> int:
+        """Distance of chunks, in hops."""
+        return self.frames - 1 - 2 * self.context - self.fade
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a separation model is, apart from its weights.
+
+    Attributes:
+        family: name of the network family, e.g. ``tfswa_lite``.
+        hyper: the family's hyper-parameters, JSON values only.
+        stems: names of the outputs, in the network's order.
+        channels: C, audio channels.
+        stft: the host's transform.
+        chunk: the chunking that the model was made for.
+        nyquist_stem: the stem that receives the mixture's Nyquist bin, so that stems sum to the mixture.
+        residual_stem: the stem that is replaced by mixture minus all others, or None.
+        weights_licence: licence of the weights, SPDX where there is one.
+        parameters: number of weights.
+        gflop_per_second: billions of floating-point operations per second of audio, chunk overlap left out.
+    """
+
+    family: str
+    stems: tuple[str, ...]
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    channels: int = 2
+    stft: StftSpec = StftSpec()
+    chunk: ChunkSpec = ChunkSpec()
+    nyquist_stem: str = ""
+    residual_stem: str | None = None
+    weights_licence: str = "unknown"
+    parameters: int = 0
+    gflop_per_second: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.stems or len(set(self.stems)) != len(self.stems):
+            raise BundleError(f"stems {list(self.stems)} must be distinct names, at least one")
+        if self.channels not in (1, 2):
+            raise BundleError(f"channels {self.channels}: a model has 1 or 2 audio channels")
+        if not self.nyquist_stem:
+            object.__setattr__(self, "nyquist_stem", self.stems[-1])
+        for role in ("nyquist_stem", "residual_stem"):
+            name = getattr(self, role)
+            if name is not None and name not in self.stems:
+                raise BundleError(f"{role} {name!r} is not one of the stems {list(self.stems)}")
+
+    @property
+    def chunk_samples(self) -> int:
+        """N, samples of one chunk."""
+        return (self.chunk.frames - 1) * self.stft.hop
+
+    @property
+    def context_samples(self) -> int:
+        """Samples discarded at each side of a chunk."""
+        return self.chunk.context * self.stft.hop
+
+    @property
+    def fade_samples(self) -> int:
+        """Samples over which neighbouring chunks are cross-faded."""
+        return self.chunk.fade * self.stft.hop
+
+    def input_shape(self, batch: int) -> tuple[int, int, int, int]:
+        """[B, 2*C, T, F]."""
+        return (batch, 2 * self.channels, self.chunk.frames, self.stft.bins)
+
+    def output_shape(self, batch: int) -> tuple[int, int, int, int, int]:
+        """[B, S, 2*C, T, F]."""
+        return (batch, len(self.stems), 2 * self.channels, self.chunk.frames, self.stft.bins)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; ``from_dict`` reads it back."""
+        return {"spec_version": SPEC_VERSION, **dataclasses.asdict(self), "stems": list(self.stems)}
+
+    def to_json(self) -> str:
+        """The form carried inside ONNX and TorchScript files."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            BundleError: an unknown version, or fields that are missing, unknown or contradictory.
+        """
+        fields = dict(data)
+        version = fields.pop("spec_version", None)
+        if version != SPEC_VERSION:
+            raise BundleError(
+                f"spec version {version} is not {SPEC_VERSION}, the one this tfx reads: "
+                "export the model again, or install the tfx that made it"
+            )
+        try:
+            fields["stft"] = StftSpec(**fields["stft"])
+            fields["chunk"] = ChunkSpec(**fields["chunk"])
+            fields["stems"] = tuple(fields["stems"])
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"the model's spec is incomplete or has unknown fields: {error}") from error

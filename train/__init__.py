@@ -1,0 +1,1 @@
+"""Train separation networks and define their families; needs torch."""
