@@ -1,0 +1,290 @@
+"""The one stream engine: a signal goes in by pushes of any size, finished stems come out.
+
+It cuts the signal into chunks that overlap, hands them to a callable and cross-fades what comes back. It
+knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
+
+Process = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Chunks of a mixture, float32 ``[B, C, N]``, to stems, float32 ``[B, S, C, N]``; N is the chunk's length.
+
+The argument is new memory that the callable may keep, and the result is copied before the next call.
+"""
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Which samples each chunk covers and which of them it keeps.
+
+    Of a chunk the context at both sides is discarded; outside the signal it is zero::
+
+                       0 = start of the signal
+        chunk 0   [ctx |<------- kept ------->|ctx ]
+        chunk 1                     [ctx |<------- kept ------->|ctx ]
+        chunk 2                                       [ctx |<------- kept ------->|ctx ]
+                                         |fade|            |fade|
+                       |       step      |       step      |
+
+    Attributes:
+        chunk_samples: length of a chunk.
+        context_samples: discarded at each side of a chunk.
+        fade_samples: overlap of neighbouring kept parts, at most ``step``, so that only two ever meet.
+    """
+
+    chunk_samples: int
+    context_samples: int
+    fade_samples: int
+
+    def __post_init__(self) -> None:
+        if self.context_samples < 0 or self.fade_samples < 0 or self.step < max(self.fade_samples, 1):
+            raise UsageError(
+                f"context {self.context_samples} and fade {self.fade_samples} leave {self.step} of "
+                f"{self.chunk_samples} samples between chunks: lower them"
+            )
+
+    @property
+    def kept(self) -> int:
+        """Samples of a chunk that are kept."""
+        return self.chunk_samples - 2 * self.context_samples
+
+    @property
+    def step(self) -> int:
+        """Distance of chunks, in samples."""
+        return self.kept - self.fade_samples
+
+    def chunks(self, samples: int) -> int:
+        """The fewest chunks whose kept parts cover a signal; 0 for an empty one."""
+        if samples == 0:
+            return 0
+        return 1 + max(0, -(-(samples - self.kept) // self.step))
+
+    def start(self, chunk: int) -> int:
+        """First sample that a chunk covers, context included; negative for chunk 0."""
+        return chunk * self.step - self.context_samples
+
+
+@dataclass(frozen=True)
+class Redone:
+    """A chunk that held NaN or Inf at first and was computed again.
+
+    Attributes:
+        chunk: its number, from 0.
+        start: first sample of the signal that it covers.
+        stop: one past the last.
+        stems: the stems that were not finite.
+    """
+
+    chunk: int
+    start: int
+    stop: int
+    stems: tuple[str, ...]
+
+
+class OverlapAdd:
+    """Separates one signal; make a new one for the next.
+
+    The result depends on the signal alone: not on how it was cut into pushes, nor on ``batch`` as long
+    as ``process`` treats the items of a batch independently. To that end the last fade of a chunk is held
+    back, unweighted, until the next chunk arrives or ``flush`` shows that there is none.
+
+    Memory is bounded by ``batch`` chunks of input, the fade of one chunk, and what one call returns.
+
+    Args:
+        process: separates a batch of chunks; B is ``batch``, or fewer once ``flush`` is called.
+        channels: C.
+        stems: names in the order of ``process``'s output.
+        chunk_samples: length of a chunk.
+        context_samples: discarded at each side of a chunk.
+        fade_samples: overlap of neighbouring kept parts, cross-faded linearly.
+        batch: chunks per call of ``process``.
+        redo: takes a chunk (B = 1) that came back with NaN or Inf from ``process``, say in a higher
+            precision; it must leave the last result of ``process`` alone. None raises at once.
+
+    Attributes:
+        plan: where the chunks lie.
+        redone: the chunks that went through ``redo``, in order.
+
+    Raises:
+        UsageError: the lengths do not fit together, or there is no channel, stem or batch.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        *,
+        channels: int,
+        stems: Sequence[str],
+        chunk_samples: int,
+        context_samples: int,
+        fade_samples: int,
+        batch: int = 1,
+        redo: Process | None = None,
+    ) -> None:
+        if channels < 1 or batch < 1 or not stems:
+            raise UsageError(
+                f"channels {channels}, batch {batch}, stems {list(stems)}: need at least one each"
+            )
+        self.plan = ChunkPlan(chunk_samples, context_samples, fade_samples)
+        self.redone: list[Redone] = []
+        self._process, self._redo = process, redo
+        self._channels, self._stems, self._batch = channels, tuple(stems), batch
+        # What is missing before the first sample is chunk 0's left context: zeros.
+        self._buffer = np.zeros((channels, chunk_samples + (batch - 1) * self.plan.step), np.float32)
+        self._filled = context_samples
+        self._tail: NDArray[np.float32] | None = None  # [S, C, fade], the last chunk's, unweighted
+        newer = (np.arange(fade_samples) + 0.5) / max(fade_samples, 1)
+        self._fade_in: NDArray[np.float32] = newer.astype(np.float32)
+        self._next = 0  # number of the chunk at the buffer's start
+        self._received = 0
+        self._closed = False
+
+    @property
+    def latency_samples(self) -> int:
+        """The most samples that can have been pushed and are not yet returned."""
+        return self.plan.kept + self.plan.context_samples + (self._batch - 1) * self.plan.step - 1
+
+    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take the next samples of the signal.
+
+        Args:
+            samples: ``[C, n]``, n >= 0; kept as float32. Not modified, not kept.
+
+        Returns:
+            float32 ``[S, C, m]``, the stems' next finished samples, often none; the caller's to keep.
+
+        Raises:
+            NonFiniteError: a chunk came back with NaN or Inf, also from ``redo`` if there is one.
+            TfxError: a wrong shape, here or from ``process``; or ``flush`` was called or an error raised
+                before, after which there is no way to go on with this signal.
+        """
+        self._expect_open()
+        if samples.ndim != 2 or samples.shape[0] != self._channels:
+            raise TfxError(f"samples {list(samples.shape)} are not [C, n] with C = {self._channels}: reshape")
+        self._closed = True  # an error below leaves the signal unfinished for good
+        finished = []
+        taken, count = 0, samples.shape[1]
+        while taken < count:
+            some = min(count - taken, self._buffer.shape[1] - self._filled)
+            self._buffer[:, self._filled : self._filled + some] = samples[:, taken : taken + some]
+            self._filled += some
+            self._received += some
+            taken += some
+            if self._filled == self._buffer.shape[1]:
+                finished += self._run(self._batch)
+        self._closed = False
+        return self._join(finished)
+
+    def flush(self) -> NDArray[np.float32]:
+        """Declare the signal complete.
+
+        Returns:
+            float32 ``[S, C, m]``, all that is left: the stems are now as long as the signal.
+
+        Raises:
+            NonFiniteError, TfxError: as ``push``.
+        """
+        self._expect_open()
+        self._closed = True
+        returned = self._next * self.plan.step
+        finished = []
+        chunks = self.plan.chunks(self._received)
+        while self._next < chunks:
+            self._buffer[:, self._filled :] = 0.0
+            finished += self._run(min(self._batch, chunks - self._next))
+        if self._tail is not None:
+            finished.append(self._tail)
+        # The last chunk may reach beyond the signal's end.
+        return self._join(finished)[..., : self._received - returned]
+
+    def _expect_open(self) -> None:
+        if self._closed:
+            raise TfxError("this signal ended, by flush or by an error: make a new OverlapAdd for the next")
+
+    def _join(self, finished: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        if len(finished) == 1:
+            return finished[0]
+        empty = np.zeros((len(self._stems), self._channels, 0), np.float32)
+        return np.concatenate([empty, *finished], axis=-1)
+
+    def _run(self, count: int) -> list[NDArray[np.float32]]:
+        """Separate the next ``count`` chunks and move the buffer on; one finished step for each."""
+        outputs = self._checked(self._process(self._chunks(0, count)), count)
+        steps = []
+        for index in range(count):
+            output = outputs[index]
+            if not _finite(output):
+                output = self._again(index, output)
+            steps.append(self._blend(output))
+        used = count * self.plan.step
+        remaining = max(0, self._filled - used)
+        # Source and target overlap; numpy copies as if they did not.
+        self._buffer[:, :remaining] = self._buffer[:, used : used + remaining]
+        self._filled = remaining
+        self._next += count
+        return steps
+
+    def _chunks(self, first: int, count: int) -> NDArray[np.float32]:
+        """``[count, C, N]``, a copy of the chunks from place ``first`` of the buffer."""
+        step = self.plan.step
+        windows = sliding_window_view(self._buffer, self.plan.chunk_samples, axis=-1)  # [C, offsets, N]
+        chosen = windows[:, first * step : (first + count - 1) * step + 1 : step]
+        return chosen.transpose(1, 0, 2).copy()  # [C, B, N] -> [B, C, N]
+
+    def _blend(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cross-fade one chunk's kept part ``[S, C, N]`` with the tail; the next finished step."""
+        plan = self.plan
+        kept = output[..., plan.context_samples : plan.context_samples + plan.kept]
+        step = kept[..., : plan.step].copy()
+        if self._tail is not None:
+            # As a step from old to new: where both agree, the result is that value exactly.
+            head = step[..., : plan.fade_samples]
+            head[...] = self._tail + self._fade_in * (head - self._tail)
+        self._tail = kept[..., plan.step :].copy()
+        return step
+
+    def _checked(self, outputs: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+        expected = (count, len(self._stems), self._channels, self.plan.chunk_samples)
+        if outputs.shape != expected or outputs.dtype != np.float32:
+            raise TfxError(
+                f"process returned {outputs.dtype} {list(outputs.shape)}, not float32 [B, S, C, N] = "
+                f"{list(expected)}: its stems, channels or chunk length are not those of this stream"
+            )
+        return outputs
+
+    def _again(self, index: int, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Redo the chunk at place ``index`` of the buffer, whose ``output`` is not finite, or raise."""
+        chunk = self._next + index
+        start = max(0, self.plan.start(chunk))
+        stop = min(self._received, self.plan.start(chunk) + self.plan.chunk_samples)
+        if self._redo is not None:
+            self.redone.append(Redone(chunk, start, stop, self._broken(output)))
+            output = self._checked(self._redo(self._chunks(index, 1)), 1)[0]
+            if _finite(output):
+                return output
+        advice = "compute it in float32, or check the model" if self._redo is None else "check the model"
+        raise NonFiniteError(
+            f"chunk {chunk} (samples {start} to {stop}) of {', '.join(self._broken(output))} holds NaN or Inf"
+            f"{'' if self._redo is None else ', also when redone'}: {advice}"
+        )
+
+    def _broken(self, output: NDArray[np.float32]) -> tuple[str, ...]:
+        named = zip(self._stems, output, strict=True)
+        return tuple(name for name, stem in named if not np.isfinite(stem).all())
+
+
+def _finite(values: NDArray[np.float32]) -> bool:
+    """Whether all values are finite, in one pass without a mask in the common case."""
+    # A sum that is finite has no NaN and no Inf among its terms; one that is not may only have overflowed.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
