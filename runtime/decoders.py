@@ -5,6 +5,7 @@ Decoders neither check nor convert anything: ``audio.py`` does, once, for both.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import AudioError, UsageError
+
+logger = logging.getLogger(__name__)
 
 Block = NDArray[np.float32]
 
@@ -30,6 +33,10 @@ LAYOUTS: dict[int, tuple[str, ...]] = {
     7: ("FL", "FR", "FC", "LFE", "BC", "SL", "SR"),
     8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"),
 }
+
+
+# libsndfile answers its largest integer where the length is unknown.
+_UNKNOWN = 1 << 62
 
 
 class Decoder(Protocol):
@@ -66,8 +73,9 @@ class SndfileDecoder:
     """wav, flac, ogg, mp3, aiff and the rest of what libsndfile reads, told apart by content.
 
     Raises:
-        UnsuitableFile: not a file that libsndfile reads, or an Ogg file of more than two channels:
-            libsndfile hands those out in Vorbis order (L C R ...), as if it were WAV's (L R C ...).
+        UnsuitableFile: not a file that libsndfile reads; an Ogg file of more than two channels, which it
+            hands out in Vorbis order (L C R ...) as if that were WAV's (L R C ...); or a FLAC file whose
+            header leaves the length open (streamed, or empty), which soundfile fails to read.
     """
 
     tolerance_samples = 0
@@ -82,12 +90,16 @@ class SndfileDecoder:
         self.sample_rate = int(self._file.samplerate)
         self.channels = int(self._file.channels)
         self.layout = LAYOUTS.get(self.channels, ())
-        if self._file.format == "OGG" and self.channels > 2:
-            self.close()
-            raise UnsuitableFile("libsndfile: channels in Vorbis order")
         frames = int(self._file.frames)
-        # libsndfile answers its largest integer where the length is unknown.
-        self.samples: int | None = self._declared(frames) if frames < 1 << 62 else None
+        refusal = ""
+        if self._file.format == "OGG" and self.channels > 2:
+            refusal = "channels in Vorbis order"
+        elif frames >= _UNKNOWN:
+            refusal = "unknown length"
+        if refusal:
+            self.close()
+            raise UnsuitableFile(f"libsndfile: {refusal}")
+        self.samples: int | None = self._declared(frames)
 
     def _declared(self, frames: int) -> int:
         """The length that a WAV header claims; libsndfile itself quietly goes by the size of the file."""
@@ -115,6 +127,9 @@ class SndfileDecoder:
             if not len(block):
                 return
             done += len(block)
+            if self._file.frames > done and len(block) < block_samples:
+                # A hole in an Ogg or MP3 stream: libsndfile hands out less than it was asked for.
+                logger.warning("%s: damaged at %.3f s", self._path, done / self.sample_rate)
             yield np.ascontiguousarray(block.T)
 
     def close(self) -> None:

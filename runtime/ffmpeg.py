@@ -56,16 +56,10 @@ class FFmpegDecoder:
     def __init__(self, path: Path, stream: int) -> None:
         self._path = path
         self._damage = 0
-        # A file object rather than a name: FFmpeg would take "concat:a|b" for a protocol.
         self._file: BinaryIO = path.open("rb")
         self._container: InputContainer | None = None
         try:
-            self._container = av.open(
-                self._file,
-                mode="r",
-                metadata_errors="replace",
-                container_options={"format_whitelist": DEMUXERS},
-            )
+            self._container = open_container(self._file)
             self._stream = self._pick(stream)
             self._decoded = self._decode()
             self._first = next(self._decoded, None)
@@ -213,6 +207,16 @@ class FFmpegDecoder:
         if self._container is not None:
             self._container.close()
         self._file.close()
+
+
+def open_container(file: BinaryIO) -> InputContainer:
+    """Open a file for demuxing.
+
+    A file object rather than a name, because FFmpeg would take "concat:a|b" for a protocol.
+    """
+    return av.open(
+        file, mode="r", metadata_errors="replace", container_options={"format_whitelist": DEMUXERS}
+    )
 
 
 def to_float(samples: NDArray[Any], channels: int, planar: bool) -> Block:
