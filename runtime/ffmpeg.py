@@ -40,8 +40,8 @@ class FFmpegDecoder:
     """Everything else (m4a, mp4, opus, webm, stem.mp4 ...), through PyAV.
 
     Encoder delay is taken off by FFmpeg itself, from edit lists, pre-skip and iTunSMPB. The padding after
-    the end it leaves on in MP4, so the last frame is cut at the length that the edit list gives; many
-    writers round that to 1 ms.
+    the end it leaves on in MP4, so the last frame is cut at the length that the edit list gives. FFmpeg's
+    own files round that down to a millisecond unless told otherwise (ours are exact).
 
     Places that cannot be decoded become silence of the same length, each with a warning that names the
     time, so that what follows stays where it was. AAC has no checksum: damage that still parses as a
