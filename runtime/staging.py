@@ -66,15 +66,14 @@ class Staging:
                     f"{path} cannot be written, {place} is no directory ({one_line(error.strerror)}): "
                     "choose another place"
                 ) from error
-        needed: dict[int, int] = {}
         for path in self._finals:
             device = path.parent.stat().st_dev
-            needed[device] = needed.get(device, 0) + bytes_each
+            needed = bytes_each * sum(other.parent.stat().st_dev == device for other in self._finals)
             free = shutil.disk_usage(path.parent).free
-            if needed[device] > free:
+            if needed > free:
                 raise AudioError(
-                    f"{path.parent} has {free / 1e9:.2f} GB free, but the files need at least "
-                    f"{needed[device] / 1e9:.2f} GB: free some space there, or choose flac"
+                    f"{path.parent} has {free / 1e9:.2f} GB free, but the files need {needed / 1e9:.2f} GB: "
+                    "free some space there, or choose flac"
                 )
 
     def publish(self) -> None:
