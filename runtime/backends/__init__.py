@@ -1,0 +1,86 @@
+"""Backends: what runs a network's planes. Found through the entry-point group ``tfswa.backends``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BackendUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from tfswa.runtime.models import Model
+
+GROUP = "tfswa.backends"
+PREFERENCE = ("ort", "torchscript", "torch")
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What a user may choose.
+
+    Attributes:
+        precision: of the artifact, ``fp32`` or ``fp16``; None for the backend's default, fp32.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads; None for all.
+    """
+
+    precision: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+
+
+class Session(Protocol):
+    """A loaded network.
+
+    Attributes:
+        artifact: name and SHA-256 of the file it runs.
+        description: one line: library, version, device, precision.
+        versions: library versions that evidence is bound to.
+    """
+
+    artifact: tuple[str, str]
+    description: str
+    versions: Mapping[str, str]
+
+    def __init__(self, model: Model, options: BackendOptions): ...
+
+    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``, both float32."""
+
+    def close(self) -> None:
+        """Release the network; calling it twice is harmless."""
+
+
+def backend_names() -> list[str]:
+    """Names of all registered backends, sorted."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def open_session(backend: str, model: Model, options: BackendOptions) -> Session:
+    """Load a model in a backend; ``auto`` takes the first that the model has an artifact for.
+
+    Raises:
+        UsageError: no such backend.
+        BackendUnavailable: its library, its device or the model's artifact for it is missing.
+    """
+    if backend == "auto":
+        return _first_that_works(model, options)
+    for point in entry_points(group=GROUP):
+        if point.name == backend:
+            return cast(type[Session], point.load())(model, options)
+    raise UsageError(f"unknown backend {backend!r}: choose one of auto, {', '.join(backend_names())}")
+
+
+def _first_that_works(model: Model, options: BackendOptions) -> Session:
+    reasons = []
+    for name in PREFERENCE:
+        try:
+            return open_session(name, model, options)
+        except BackendUnavailable as error:
+            reasons.append(f"{name}: {error}")
+    raise BackendUnavailable(f"no backend can run {model.name}: {'; '.join(reasons)}")

@@ -1,0 +1,94 @@
+"""The ``torchscript`` backend: a traced network in libtorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfswa.runtime.models import Model
+
+
+class TorchScriptSession:
+    """Runs a bundle's ``model.ts``; see ``Session``.
+
+    Raises:
+        BackendUnavailable: torch, the device, or the artifact is missing.
+    """
+
+    artifact: tuple[str, str]
+    description: str
+    versions: Mapping[str, str]
+
+    def __init__(self, model: Model, options: BackendOptions):
+        torch = import_torch("torchscript")
+        self.artifact = model.artifact("torchscript", options.precision or "fp32")
+        self.device = torch_device(options.device)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        path = model.file(self.artifact[0])
+        self._module: Any = torch.jit.load(str(path), map_location=self.device).eval()
+        self.versions = {"torch": torch.__version__}
+        self.description = (
+            f"torchscript, torch {torch.__version__}, {options.precision or 'fp32'} on {self.device}"
+        )
+
+    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        return run_torch(self._module, mixture, self.device)
+
+    def close(self) -> None:
+        """Release the network."""
+        self._module = None
+
+
+def run_torch(module: Any, mixture: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+    """Call a torch module on numpy planes."""
+    import torch
+
+    with torch.inference_mode():
+        out = module(torch.from_numpy(np.ascontiguousarray(mixture)).to(device))
+        result: NDArray[np.float32] = out.float().cpu().numpy()
+    return result
+
+
+def import_torch(backend: str) -> Any:
+    """Import torch, or say which extra brings it.
+
+    Raises:
+        BackendUnavailable: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"backend {backend} needs torch ({error}): pip install 'tfswa[torch]', or use --backend ort"
+        ) from error
+    return torch
+
+
+def torch_device(name: str) -> torch.device:
+    """Turn ``cpu``, ``cuda`` or ``cuda:N`` into a device that is really there.
+
+    Raises:
+        BackendUnavailable: no such device on this machine.
+    """
+    torch = import_torch("torch")
+    try:
+        device: torch.device = torch.device(name)
+    except RuntimeError:
+        raise BackendUnavailable(f"unknown device {name!r}: use cpu, cuda or cuda:N") from None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise BackendUnavailable(f"device {name} asked for, {count} CUDA devices found: use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise BackendUnavailable(f"device {name!r} is not supported: use cpu, cuda or cuda:N")
+    return device

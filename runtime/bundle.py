@@ -1,0 +1,344 @@
+"""The bundle: a directory ``name.tfx/`` that holds a model and everything made from it.
+
+    vocals.tfx/
+      manifest.json        spec, provenance, SHA-256 of every other file
+      model.safetensors    the weights
+      model.onnx, model.ts, engines/..., parity.json      what later stages added
+
+A bundle may be sealed (the one inside the package is): what is added then goes to the user's cache, under
+the digest of the model. No pickle is read. Every write goes to a temporary name and is renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.spec import ModelSpec
+
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+FORMAT = "tfx-bundle"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a bundle.
+
+    Attributes:
+        sha256: of its content.
+        bytes: its size.
+        kind: ``weights``, ``onnx``, ``torchscript``, ``engine``, ``evidence`` or ``document``.
+        precision: ``fp32``, ``fp16``, ... or empty where the word means nothing.
+        details: whatever the stage that made it wants to remember, JSON values only.
+    """
+
+    sha256: str
+    bytes: int
+    kind: str
+    precision: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Bundle:
+    """An open bundle. Files are hashed when they are asked for, so opening is quick.
+
+    Attributes:
+        path: its directory.
+        spec: the model's contract.
+        provenance: how the weights came to be, JSON values only.
+        sealed: whether additions go to the user's cache.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        provenance: Mapping[str, Any],
+        files: Mapping[str, FileEntry],
+        *,
+        sealed: bool,
+    ):
+        self.path, self.spec, self.provenance, self.sealed = path, spec, provenance, sealed
+        self._own = dict(files)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a bundle and check its manifest, not yet its files.
+
+        Raises:
+            BundleError: no bundle, a damaged manifest, or one of another version.
+        """
+        manifest = _read_manifest(path)
+        if "spec" not in manifest:
+            raise BundleError(f"{path}: the manifest holds no model spec: make the bundle again")
+        return cls(
+            path,
+            ModelSpec.from_dict(manifest["spec"]),
+            manifest.get("provenance", {}),
+            _entries(path, manifest),
+            sealed=bool(manifest.get("sealed", False)),
+        )
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        spec: ModelSpec,
+        weights: Mapping[str, NDArray[Any]],
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        precision: str = "fp32",
+        force: bool = False,
+    ) -> Self:
+        """Write a new bundle, whole or not at all.
+
+        Args:
+            path: its directory; must not exist unless ``force``.
+            spec: contract of the model.
+            weights: by name; floating-point arrays are stored in ``precision``.
+            provenance: how the weights came to be.
+            precision: ``fp32`` or ``fp16``.
+            force: replace what is at ``path``.
+
+        Raises:
+            OutputExists: ``path`` is there.
+            UsageError: ``path`` cannot be written.
+            BundleError: a weight is not finite in that precision.
+        """
+        from safetensors.numpy import save_file
+
+        with replacing_directory(path, force=force) as work:
+            save_file(_cast(weights, precision), work / WEIGHTS)
+            entry = _entry(work / WEIGHTS, "weights", precision, {})
+            _write_manifest(
+                work,
+                {"spec": spec.to_dict(), "provenance": dict(provenance or {}), "sealed": False},
+                {WEIGHTS: entry},
+            )
+        return cls.open(path)
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the model is (spec and weights); it stays when files are added."""
+        identity = json.dumps([self.spec.to_dict(), self._own[WEIGHTS].sha256], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def home(self) -> Path:
+        """Where additions go: the bundle itself, or for a sealed one the user's cache."""
+        if not self.sealed:
+            return self.path
+        from platformdirs import user_cache_path
+
+        return user_cache_path("tfswa") / "bundles" / self.digest[:16]
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """Every file by name, additions of a sealed bundle included."""
+        if not self.sealed:
+            return dict(self._own)
+        added = _entries(self.home, _read_manifest(self.home)) if (self.home / MANIFEST).exists() else {}
+        return {**self._own, **added}
+
+    def file(self, name: str) -> Path:
+        """Path of a file whose content has just been checked against the manifest.
+
+        Raises:
+            BundleError: not in the manifest, missing, or changed since it was written.
+        """
+        entry = self.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path} holds no {name}; it holds {', '.join(sorted(self.files))}")
+        added = self.sealed and name not in self._own
+        path = (self.home if added else self.path) / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing, though the manifest lists it: make it again")
+        found = sha256_of(path)
+        if found != entry.sha256:
+            raise BundleError(
+                f"{path} is damaged: its SHA-256 is {found[:12]}, the manifest says {entry.sha256[:12]}: "
+                "restore or make it again"
+            )
+        return path
+
+    def find(self, kind: str, precision: str | None = None) -> str | None:
+        """Name of the first file of that kind and precision, or None."""
+        for name, entry in self.files.items():
+            if entry.kind == kind and precision in (None, entry.precision):
+                return name
+        return None
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Read the weights by name, as they are stored.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        from safetensors.numpy import load_file
+
+        return dict(load_file(self.file(WEIGHTS)))
+
+    def add(
+        self,
+        name: str,
+        write: Callable[[Path], None],
+        *,
+        kind: str,
+        precision: str = "",
+        details: Mapping[str, Any] | None = None,
+        force: bool = True,
+    ) -> Path:
+        """Add or replace a file: ``write(path)`` makes it under a temporary name.
+
+        Raises:
+            OutputExists: the name is taken and ``force`` is False.
+            UsageError: the place cannot be written.
+        """
+        if name in self._own and self.sealed:
+            raise UsageError(f"{self.path} is sealed and holds {name} already: copy it with `tfx export -o`")
+        if name in self.files and not force:
+            raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
+        target = self.home / name
+        with _writable(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+            try:
+                write(work)
+                entry = _entry(work, kind, precision, details or {})
+                with _locked(self.home):
+                    os.replace(work, target)
+                    self._record(name, entry)
+            finally:
+                work.unlink(missing_ok=True)
+        return target
+
+    def _record(self, name: str, entry: FileEntry) -> None:
+        present = (self.home / MANIFEST).exists()
+        manifest = _read_manifest(self.home) if present else {}
+        files = {**(_entries(self.home, manifest) if present else {}), name: entry}
+        _write_manifest(self.home, manifest, files)
+        if not self.sealed:
+            self._own = files
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, read block by block."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield an empty directory beside ``path`` that takes its place when the block ends well.
+
+    Raises:
+        OutputExists: ``path`` is there and ``force`` is False, or it is something we did not make.
+        UsageError: the place cannot be written.
+    """
+    if path.exists():
+        if not force:
+            raise OutputExists(f"{path} is there already: replace it with --force, or choose another name")
+        if not (path / MANIFEST).is_file():
+            raise OutputExists(f"{path} is there and is not a bundle: not replaced, choose another name")
+    work = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with _writable(path):
+        work.mkdir(parents=True)
+        try:
+            yield work
+            if path.exists():
+                old = path.with_name(f".{path.name}.old-{os.getpid()}")
+                path.rename(old)
+                work.rename(path)
+                shutil.rmtree(old)
+            else:
+                work.rename(path)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _cast(weights: Mapping[str, NDArray[Any]], precision: str) -> dict[str, NDArray[Any]]:
+    kind = {"fp32": np.float32, "fp16": np.float16}[precision]
+    stored = {}
+    for name, value in weights.items():
+        floating = np.issubdtype(value.dtype, np.floating)
+        with np.errstate(over="ignore"):
+            stored[name] = np.ascontiguousarray(value.astype(kind) if floating else value)
+        if floating and not np.isfinite(stored[name]).all():
+            raise BundleError(f"weight {name} is not finite in {precision}: not stored")
+    return stored
+
+
+def _entry(path: Path, kind: str, precision: str, details: Mapping[str, Any]) -> FileEntry:
+    return FileEntry(sha256_of(path), path.stat().st_size, kind, precision, dict(details))
+
+
+def _entries(path: Path, manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
+    try:
+        return {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path / MANIFEST}: the list of files is damaged ({error})") from error
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{path / MANIFEST} is not a tfx manifest")
+    if manifest.get("version") != VERSION:
+        raise BundleError(
+            f"{path}: bundle version {manifest.get('version')} is not {VERSION}, the one this tfx reads"
+        )
+    if manifest.get("digest") != _seal(manifest):
+        raise BundleError(f"{path / MANIFEST} is damaged: its own digest does not match; restore it")
+    return manifest
+
+
+def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
+    whole = {**manifest, "format": FORMAT, "version": VERSION}
+    whole["files"] = {name: asdict(entry) for name, entry in sorted(files.items())}
+    whole["digest"] = _seal(whole)
+    work = path / f".{MANIFEST}.partial-{os.getpid()}"
+    work.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    os.replace(work, path / MANIFEST)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep two processes from losing each other's manifest entries."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _writable(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror or error}; choose another place") from error

@@ -1,0 +1,86 @@
+"""The command ``tfx``: a table of lazy commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+
+# name -> (module, attribute, what it does): nothing is imported until a command runs.
+COMMANDS = {
+    "separate": ("tfswa.runtime.commands.separate", "Separate songs into stems."),
+    "parity": ("tfswa.runtime.commands.parity", "Measure in dB what an artifact lost against eager torch."),
+    "inspect": ("tfswa.runtime.commands.inspect", "Describe a bundle, a model file or a family."),
+    "models": ("tfswa.runtime.commands.models", "List the models and families that are at hand."),
+    "train": ("tfswa.train.cli", "Train a network from a configuration file."),
+    "new": ("tfswa.train.cli", "Make a bundle with untrained weights."),
+    "export": ("tfswa.export.cli", "Export a bundle to ONNX or TorchScript."),
+    "build-engine": ("tfswa.export.cli", "Build a TensorRT engine from a bundle's ONNX graph."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is asked for, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = COMMANDS[cmd_name][0]
+        try:
+            command: click.Command = getattr(import_module(module), cmd_name.replace("-", "_"))
+        except ModuleNotFoundError as error:
+            raise _missing(cmd_name, error) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("tfswa"), prog_name="tfx")
+def tfx() -> None:
+    """Train, export, build and stream music-separation networks, and prove what it cost in dB."""
+
+
+def main() -> None:
+    """Run ``tfx``: 0 done, 1 failure, 2 usage, 3 gate not met, 4 backend or device missing, 130 Ctrl-C."""
+    from tfswa.runtime.errors import TfxError
+
+    try:
+        sys.exit(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
+    except TfxError as error:
+        click.echo(f"tfx: {error}", err=True)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = _missing("this command", error)
+        click.echo(f"tfx: {missing}", err=True)
+        sys.exit(missing.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("tfx: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _missing(what: str, error: ModuleNotFoundError) -> Exception:
+    """Name the extra that brings a missing package."""
+    from tfswa.runtime.errors import BackendUnavailable
+
+    extras = {"torch": "train", "tensorboard": "train", "onnx": "export", "onnxscript": "export"}
+    name = (error.name or "").partition(".")[0]
+    if name in extras:
+        return BackendUnavailable(f"{what} needs {name}: pip install 'tfswa[{extras[name]}]'")
+    raise error

@@ -1,0 +1,1 @@
+"""Building blocks that the network families share."""

@@ -1,0 +1,141 @@
+"""Commands of the training stage: ``tfx train`` and ``tfx new``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from tfswa.train.loop import Progress
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint; default: start anew.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the final scores as one JSON object.")
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    output: Path,
+    resume: bool,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Train a network as CONFIG (a TOML file) says.
+
+    Values can be overridden by dotted name: optim.steps=200 data.root=/music.
+    """
+    import json
+
+    import torch
+
+    from tfswa.runtime.backends.torchscript import torch_device
+    from tfswa.train.config import load_config
+    from tfswa.train.loop import train as run
+
+    settings = load_config(config, overrides)
+    target = torch_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    with _Bar() as bar:
+        scores = run(settings, output, device=target, resume=resume, report=bar.report)
+    if as_json:
+        click.echo(json.dumps({"run": str(output), "sdr_db": scores}))
+    else:
+        for stem, value in scores.items():
+            click.echo(f"validation SDR {stem}: {value:.2f} dB")
+        click.echo(f"bundles: {output / 'best.tfx'}, {output / 'last.tfx'}")
+
+
+class _Bar:
+    """Progress on stderr: a bar on a terminal, otherwise a line per validation."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self.live = console.is_terminal
+        self.bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} x real time"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task("train", total=None, loss=float("nan"), speed=0.0)
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def report(self, progress: Progress) -> None:
+        speed = progress.audio_seconds_per_second
+        self.bar.update(
+            self.task, completed=progress.step, total=progress.steps, loss=progress.loss, speed=speed
+        )
+        if progress.sdr_db is not None:
+            scores = "  ".join(f"{stem} {value:.2f} dB" for stem, value in progress.sdr_db.items())
+            line = (
+                f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  validation SDR  {scores}"
+            )
+            self.bar.console.print(line, highlight=False) if self.live else click.echo(line, err=True)
+
+
+@click.command()
+@click.argument("family")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle to write.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="How weights are stored.",
+)
+@click.option("--stems", default="vocals,accompaniment", show_default=True, help="Stem names, in order.")
+@click.option(
+    "--hyper", multiple=True, metavar="KEY=VALUE", help="A hyper-parameter, TOML syntax; repeatable."
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def new(
+    family: str,
+    seed: int,
+    output: Path,
+    precision: str,
+    stems: str,
+    hyper: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a bundle of FAMILY with untrained weights, for benchmarks and tests."""
+    import json
+
+    from tfswa.train.backend import new_bundle
+    from tfswa.train.config import parse_overrides
+
+    bundle = new_bundle(
+        family,
+        output,
+        seed=seed,
+        stems=tuple(stem.strip() for stem in stems.split(",")),
+        hyper=parse_overrides(hyper),
+        precision=precision,
+        force=force,
+    )
+    if as_json:
+        click.echo(json.dumps({"bundle": str(output), "parameters": bundle.spec.parameters, "seed": seed}))
+    else:
+        click.echo(f"{output}: {family}, {bundle.spec.parameters:,} parameters, untrained (seed {seed})")

@@ -1,0 +1,148 @@
+"""Network families: from a name to a spec, and from a spec to a network.
+
+A family is found through the entry-point group ``tfswa.families``, so a third party can add one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+
+GROUP = "tfswa.families"
+
+
+class SeparationNetwork(Protocol):
+    """What every family's network can do, besides being an ``nn.Module``."""
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Fix the input normalisation: mean and standard deviation of the features per bin, ``[F]``."""
+
+    def features(self, mixture: Tensor) -> Tensor:
+        """Return what is normalised, ``[B, P, T, F]``."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network family.
+
+    Attributes:
+        name: as it is typed.
+        summary: one line for ``tfx models``.
+        hyper: frozen dataclass of hyper-parameters with defaults.
+        network: class built from (spec, hyper).
+        chunk: the chunking it is made for.
+    """
+
+    name: str
+    summary: str
+    hyper: type[Any]
+    network: type[Any]
+    chunk: ChunkSpec = ChunkSpec()
+    stft: StftSpec = StftSpec()
+
+
+def family_names() -> list[str]:
+    """Names of all installed families, sorted."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def get_family(name: str) -> Family:
+    """Find a family by name.
+
+    Raises:
+        ConfigError: no such family.
+    """
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return cast(Family, point.load())
+    raise ConfigError(f"unknown family {name!r}{did_you_mean(name, family_names())}")
+
+
+def new_spec(
+    family: str,
+    *,
+    stems: Sequence[str] = ("vocals", "accompaniment"),
+    channels: int = 2,
+    hyper: Mapping[str, Any] | None = None,
+    stft: StftSpec | None = None,
+    chunk: ChunkSpec | None = None,
+    residual_stem: str | None = None,
+    weights_licence: str = "unknown",
+) -> ModelSpec:
+    """Make the spec of an untrained model, hyper-parameters completed and costs counted.
+
+    Raises:
+        ConfigError: unknown family or hyper-parameter.
+        BundleError: numbers that contradict each other.
+    """
+    entry = get_family(family)
+    spec = ModelSpec(
+        family=family,
+        stems=tuple(stems),
+        hyper=dataclasses.asdict(hyper_of(entry, hyper or {})),
+        channels=channels,
+        stft=stft or entry.stft,
+        chunk=chunk or entry.chunk,
+        residual_stem=residual_stem,
+        weights_licence=weights_licence,
+    )
+    parameters, gflop = count_costs(spec)
+    return dataclasses.replace(spec, parameters=parameters, gflop_per_second=gflop)
+
+
+def build_network(spec: ModelSpec) -> nn.Module:
+    """Build the network of a spec, weights freshly initialised, in train mode.
+
+    Raises:
+        ConfigError: unknown family or hyper-parameter, or shapes the family cannot make.
+    """
+    family = get_family(spec.family)
+    network: nn.Module = family.network(spec, hyper_of(family, spec.hyper))
+    return network
+
+
+def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:
+    """Complete hyper-parameters by the family's defaults; lists become tuples.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    known = [field.name for field in dataclasses.fields(family.hyper)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{family.name} has no hyper-parameter {name!r}{did_you_mean(name, known)}")
+    return family.hyper(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
+
+def count_costs(spec: ModelSpec) -> tuple[int, float]:
+    """Count parameters, and billions of floating-point operations per second of audio (one chunk, B = 1)."""
+    with torch.device("meta"):
+        network = build_network(spec).eval()
+        mixture = torch.zeros(spec.input_shape(1))
+        # The fused kernels are not known to the counter; the plain ones multiply the same matrices.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(mixture)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    seconds = spec.chunk_samples / spec.stft.sample_rate
+    return parameters, round(counter.get_total_flops() / seconds / 1e9, 2)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """``: did you mean 'x'?`` where something is close, otherwise the list of what there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(known)}"

@@ -1,0 +1,270 @@
+"""TFSWA-UNet: a U-Net whose stages attend along time, along frequency, and in shifted windows.
+
+After TFSWA-ResUNet (EURASIP J. Adv. Signal Process. 2025:39), made complex, folded and pre-normed::
+
+    mixture [B, 2C, T, F]
+      | features, per-bin normalisation, fold            F -> F / fold
+      | 3x3 stem                                         dims[0]
+      | stage 0 ------------ 1x1 ---------------------- + -- stage 0' -- 3x3 head -- unfold -- mask
+      |   2x2 stride 2                                  | 2x2 transposed
+      | stage 1 ------------ 1x1 -------------- + -- stage 1'
+      |   2x2 stride 2                          | 2x2 transposed
+      | stage 2 ------------ 1x1 ------ + -- stage 2'
+      |   2x2 stride 2                  | 2x2 transposed
+      | stage 3 ------------------------+
+
+A stage is one residual convolution, then blocks of TSA -> FSA -> Swin, each followed by its MLP. Stage 0
+has Swin blocks alone: full attention over its bins would cost more than all the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.spec import ChunkSpec, ModelSpec
+from tfswa.train.blocks.attention import CrossAttention, FrequencyAttention, Mlp, TimeAttention
+from tfswa.train.blocks.conv import ResidualConv, fold, unfold
+from tfswa.train.blocks.window import WindowAttention
+from tfswa.train.families import Family
+
+TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class TfswaHyper:
+    """Hyper-parameters of TFSWA-UNet.
+
+    Attributes:
+        dims: channels per level.
+        depths: blocks per level of the encoder; the last is the bottleneck.
+        decoder_depths: blocks per level of the decoder, deepest first.
+        heads: attention heads per level.
+        mlp_ratio: hidden width of an MLP over its input's.
+        window: side of a Swin window; blocks alternate between no shift and half a window.
+        fold: bins per position.
+        fold_layout: ``adjacent`` or ``contiguous``.
+        mask: ``complex`` (unbounded, times the mixture), ``magnitude`` (0 to 1, mixture phase), or
+            ``direct`` (the spectrogram itself).
+        normalisation: ``fixed`` statistics of the training set per bin, or ``instance``: those of the
+            chunk, per bin and item.
+        fusion: ``serial`` TSA -> FSA, or ``cross``: both from the same input, then cross-attention.
+    """
+
+    dims: tuple[int, ...] = (32, 64, 128, 256)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    decoder_depths: tuple[int, ...] = (6, 2, 2)
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    mlp_ratio: float = 4.0
+    window: int = 8
+    fold: int = 4
+    fold_layout: Literal["adjacent", "contiguous"] = "adjacent"
+    mask: Literal["complex", "magnitude", "direct"] = "complex"
+    normalisation: Literal["fixed", "instance"] = "fixed"
+    fusion: Literal["serial", "cross"] = "serial"
+
+
+@dataclass(frozen=True)
+class TfswaLiteHyper(TfswaHyper):
+    """Defaults of the lightweight network: a tenth of the parameters and of the operations."""
+
+    dims: tuple[int, ...] = (16, 32, 64, 128)
+    depths: tuple[int, ...] = (1, 1, 3, 1)
+    decoder_depths: tuple[int, ...] = (1, 1, 1)
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    mlp_ratio: float = 2.0
+    fold: int = 8
+    mask: Literal["complex", "magnitude", "direct"] = "magnitude"
+
+
+class Block(nn.Module):
+    """TSA -> FSA -> Swin, each with its MLP; at level 0 Swin alone. Tokens ``[B, T, F, D]``."""
+
+    def __init__(self, dim: int, heads: int, hyper: TfswaHyper, *, axial: bool, shifted: bool):
+        super().__init__()
+        self.axial, self.cross = axial, hyper.fusion == "cross"
+        if axial:
+            self.time, self.time_mlp = TimeAttention(dim, heads), Mlp(dim, hyper.mlp_ratio)
+            self.frequency, self.frequency_mlp = FrequencyAttention(dim, heads), Mlp(dim, hyper.mlp_ratio)
+            if self.cross:
+                self.fusion = CrossAttention(dim, heads)
+        shift = hyper.window // 2 if shifted else 0
+        self.window = WindowAttention(dim, heads, hyper.window, shift)
+        self.window_mlp = Mlp(dim, hyper.mlp_ratio)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """``[B, T, F, D] -> [B, T, F, D]``; ``embedding`` is the stage's, ``[F, D]``."""
+        if self.axial and self.cross:
+            time = self.time_mlp(self.time(x))
+            frequency = self.frequency_mlp(self.frequency(x, embedding))
+            x = self.fusion(time, frequency, embedding)
+        elif self.axial:
+            x = self.time_mlp(self.time(x))
+            x = self.frequency_mlp(self.frequency(x, embedding))
+        out: Tensor = self.window_mlp(self.window(x))
+        return out
+
+
+class Stage(nn.Module):
+    """One residual convolution, then blocks: ``[B, D, T, F] -> [B, D, T, F]``."""
+
+    def __init__(self, level: int, bins: int, depth: int, hyper: TfswaHyper, *, decoder: bool):
+        super().__init__()
+        dim, heads = hyper.dims[level], hyper.heads[level]
+        self.conv = ResidualConv(dim)
+        # Shifts alternate; the decoder starts shifted, so that stages of depth 1 still meet both.
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, hyper, axial=level > 0, shifted=(index + decoder) % 2 == 1)
+            for index in range(depth)
+        )
+        if level > 0:
+            self.embedding = nn.Parameter(torch.empty(bins, dim))
+        else:
+            self.register_buffer("embedding", torch.zeros(1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, D, T, F] -> [B, D, T, F]``."""
+        x = self.conv(x).permute(0, 2, 3, 1)  # [B, T, F, D]
+        for block in self.blocks:
+            x = block(x, self.embedding)
+        return x.permute(0, 3, 1, 2)
+
+
+class TfswaUnet(nn.Module):
+    """The network of this file's drawing.
+
+    Args:
+        spec: contract; fixes C, stems, F.
+        hyper: hyper-parameters.
+
+    Raises:
+        ConfigError: levels of unequal number, or T or F that the windows do not divide.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ModelSpec, hyper: TfswaHyper):
+        super().__init__()
+        levels = len(hyper.dims)
+        _check(spec, hyper, levels)
+        self.hyper, self.stems, self.channels = hyper, len(spec.stems), spec.channels
+        bins = spec.stft.bins // hyper.fold
+        planes = spec.channels * (1 if hyper.mask == "magnitude" else 2)
+        self.register_buffer("mean", torch.zeros(spec.stft.bins))
+        self.register_buffer("std", torch.ones(spec.stft.bins))
+        self.stem = nn.Conv2d(planes * hyper.fold, hyper.dims[0], 3, padding=1)
+        self.encoder = nn.ModuleList(
+            Stage(level, bins >> level, hyper.depths[level], hyper, decoder=False) for level in range(levels)
+        )
+        self.decoder = nn.ModuleList(
+            Stage(level, bins >> level, depth, hyper, decoder=True)
+            for level, depth in zip(reversed(range(levels - 1)), hyper.decoder_depths, strict=True)
+        )
+        pairs = list(zip(hyper.dims[:-1], hyper.dims[1:], strict=True))
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in reversed(pairs)
+        )
+        self.skip = nn.ModuleList(nn.Conv2d(fine, fine, 1) for fine, _ in reversed(pairs))
+        self.head = nn.Conv2d(hyper.dims[0], self.stems * planes * hyper.fold, 3, padding=1)
+        self.apply(_initialise)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Fix the input normalisation: mean and standard deviation of the features per bin, ``[F]``."""
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(1e-4))
+
+    def features(self, mixture: Tensor) -> Tensor:
+        """Return what is normalised: the mixture's planes, or log-compressed magnitudes, ``[B, P, T, F]``."""
+        if self.hyper.mask != "magnitude":
+            return mixture
+        real, imaginary = mixture[:, 0::2], mixture[:, 1::2]
+        return torch.log(torch.sqrt(real * real + imaginary * imaginary + TINY) + 1e-3)
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        x = self._normalise(self.features(mixture))
+        x = self.stem(fold(x, self.hyper.fold, self.hyper.fold_layout))
+        skips = []
+        for stage, down in zip(self.encoder, self.down, strict=False):
+            x = stage(x)
+            skips.append(x)
+            x = down(x)
+        x = self.encoder[-1](x)
+        for stage, up, skip in zip(self.decoder, self.up, self.skip, strict=True):
+            x = stage(up(x) + skip(skips.pop()))
+        out = unfold(self.head(x), self.hyper.fold, self.hyper.fold_layout)
+        return self._apply_mask(mixture, out)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        if self.hyper.normalisation == "fixed":
+            return (x - self.mean) / self.std
+        mean = x.mean(dim=(1, 2), keepdim=True)
+        variance = (x - mean).square().mean(dim=(1, 2), keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5)
+
+    def _apply_mask(self, mixture: Tensor, out: Tensor) -> Tensor:
+        """Network output ``[B, S*P, T, F]`` to stems ``[B, S, 2*C, T, F]``."""
+        b, _, t, f = out.shape
+        if self.hyper.mask == "direct":
+            # Undo the normalisation's scale, so that the head works in units near 1.
+            return out.reshape(b, self.stems, 2 * self.channels, t, f) * self.std
+        mixed = mixture.reshape(b, 1, self.channels, 2, t, f)
+        if self.hyper.mask == "magnitude":
+            stems = mixed * out.reshape(b, self.stems, self.channels, 1, t, f).sigmoid()
+        else:
+            mask = out.reshape(b, self.stems, self.channels, 2, t, f)
+            real = mixed[:, :, :, 0] * mask[:, :, :, 0] - mixed[:, :, :, 1] * mask[:, :, :, 1]
+            imaginary = mixed[:, :, :, 0] * mask[:, :, :, 1] + mixed[:, :, :, 1] * mask[:, :, :, 0]
+            stems = torch.stack((real, imaginary), dim=3)
+        return stems.reshape(b, self.stems, 2 * self.channels, t, f)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention):
+        nn.init.trunc_normal_(module.bias, std=0.02)
+    elif isinstance(module, Stage) and isinstance(module.embedding, nn.Parameter):
+        nn.init.trunc_normal_(module.embedding, std=0.02)
+
+
+def _check(spec: ModelSpec, hyper: TfswaHyper, levels: int) -> None:
+    lengths = {len(hyper.depths), len(hyper.heads), len(hyper.decoder_depths) + 1, levels}
+    if len(lengths) != 1:
+        raise ConfigError(
+            f"dims {hyper.dims}, depths {hyper.depths}, heads {hyper.heads} need one value a level, "
+            f"decoder_depths {hyper.decoder_depths} one less"
+        )
+    for dim, heads in zip(hyper.dims, hyper.heads, strict=True):
+        if dim % (2 * heads):
+            raise ConfigError(f"dims {dim} is not an even multiple of its {heads} heads: change either")
+    step = hyper.window << (levels - 1)
+    if spec.chunk.frames % step:
+        raise ConfigError(
+            f"chunk of {spec.chunk.frames} frames is not a multiple of {step}, "
+            f"window {hyper.window} on {levels} levels: change either"
+        )
+    if spec.stft.bins % (hyper.fold * step):
+        raise ConfigError(
+            f"{spec.stft.bins} bins are not a multiple of {hyper.fold * step}, "
+            f"fold {hyper.fold} x window {hyper.window} on {levels} levels: change either"
+        )
+
+
+TFSWA_UNET = Family(
+    "tfswa_unet", "time-frequency and shifted-window attention U-Net, 14.9M", TfswaHyper, TfswaUnet
+)
+TFSWA_LITE = Family(
+    "tfswa_lite",
+    "the same at a tenth of the cost, 1.4M",
+    TfswaLiteHyper,
+    TfswaUnet,
+    chunk=ChunkSpec(frames=256, context=16, fade=8, multiple=64),
+)

@@ -1,0 +1,102 @@
+"""The reference that parity is measured against: the eager network, and a host of its own.
+
+Nothing of ``runtime/stft`` or ``runtime/overlap`` is used: torch.stft and torch.istft, and overlap-add
+written plainly in float64 over the same chunk plan. A fault of the host therefore cannot cancel out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tfswa.runtime.spec import ModelSpec
+from tfswa.train.spectral import TorchStft
+
+if TYPE_CHECKING:
+    from tfswa.runtime.models import Model
+
+
+class TorchReference:
+    """Eager float32 network of a bundle on the CPU.
+
+    Args:
+        model: a model whose weights are at hand (a bundle).
+
+    Raises:
+        BundleError: the weights are damaged or do not fit the family.
+    """
+
+    def __init__(self, model: Model):
+        from tfswa.train.backend import load_network
+
+        self.spec = model.spec
+        self.network = load_network(model)
+        self.description = f"torch {torch.__version__} eager float32 on cpu"
+
+    def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``[C, N] -> [S, C, N]``."""
+        return separate_whole(self.network, self.spec, torch.from_numpy(mixture)).numpy()
+
+    def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
+        with torch.inference_mode():
+            out: NDArray[np.float32] = self.network(torch.from_numpy(planes)).numpy()
+        return out
+
+
+@torch.inference_mode()
+def separate_whole(
+    network: nn.Module, spec: ModelSpec, mixture: Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Separate a whole signal in memory, chunk by chunk, plainly.
+
+    Args:
+        network: in eval mode, on ``device``.
+        spec: its contract.
+        mixture: ``[C, N]`` float32.
+        device: where the network runs.
+
+    Returns:
+        Stems ``[S, C, N]`` float64.
+    """
+    stft = TorchStft(spec.stft, device)
+    chunk, context, fade = spec.chunk_samples, spec.context_samples, spec.fade_samples
+    kept = chunk - 2 * context
+    step = kept - fade
+    samples = mixture.shape[1]
+    stems = torch.zeros(len(spec.stems), spec.channels, samples, dtype=torch.float64)
+    if samples == 0:
+        return stems
+    count = 1 + max(0, math.ceil((samples - kept) / step))
+    padded = torch.zeros(spec.channels, context + (count - 1) * step + kept + context)
+    padded[:, context : context + samples] = mixture
+    rise = (torch.arange(fade, dtype=torch.float64) + 0.5) / max(fade, 1)
+    for k in range(count):
+        piece = padded[:, k * step : k * step + chunk]
+        estimate = _separate_chunk(network, spec, stft, piece.to(device)).cpu().double()
+        estimate = estimate[..., context : context + kept]
+        if k > 0:
+            estimate[..., :fade] *= rise
+        if k < count - 1:
+            estimate[..., kept - fade :] *= 1 - rise
+        end = min(samples, k * step + kept)
+        stems[..., k * step : end] += estimate[..., : end - k * step]
+    return stems
+
+
+def _separate_chunk(network: nn.Module, spec: ModelSpec, stft: TorchStft, piece: Tensor) -> Tensor:
+    """``[C, N] -> [S, C, N]``."""
+    planes, nyquist = stft.forward(piece[None])
+    out = network(planes)[0]
+    top = torch.zeros(len(spec.stems), *nyquist.shape[1:], dtype=nyquist.dtype, device=piece.device)
+    top[spec.stems.index(spec.nyquist_stem)] = nyquist[0]
+    stems = stft.inverse(out, top, piece.shape[-1])
+    if spec.residual_stem is not None:
+        index = spec.stems.index(spec.residual_stem)
+        stems[index] = stems[index] + (piece - stems.sum(dim=0))
+    return stems
