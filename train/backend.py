@@ -1,0 +1,119 @@
+"""The ``torch`` backend: the eager network, from a bundle's weights; and new bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.backends.torchscript import run_torch, torch_device
+from tfswa.runtime.bundle import WEIGHTS, Bundle
+from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.models import Model
+from tfswa.train.families import build_network, new_spec
+
+AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchSession:
+    """Runs the eager network; see ``Session``. Precision ``fp32``, or ``fp16``/``bf16`` by autocast.
+
+    Raises:
+        BackendUnavailable: the device is missing, or the model is an exported file without weights.
+    """
+
+    artifact: tuple[str, str]
+    description: str
+    versions: Mapping[str, str]
+
+    def __init__(self, model: Model, options: BackendOptions):
+        self.device = torch_device(options.device)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        precision = options.precision or "fp32"
+        if precision != "fp32" and precision not in AUTOCAST:
+            raise UsageError(f"backend torch has no precision {precision!r}: choose fp32, fp16 or bf16")
+        self.autocast = AUTOCAST.get(precision)
+        self._network: Any = load_network(model).to(self.device)
+        assert model.bundle is not None
+        self.artifact = (WEIGHTS, model.bundle.files[WEIGHTS].sha256)
+        self.versions = {"torch": torch.__version__}
+        self.description = f"torch {torch.__version__} eager, {precision} on {self.device}"
+
+    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return run_torch(self._network, mixture, self.device)
+
+    def close(self) -> None:
+        """Release the network."""
+        self._network = None
+
+
+def load_network(model: Model) -> nn.Module:
+    """Build a bundle's network in eval mode, weights in float32.
+
+    Raises:
+        BackendUnavailable: an exported file holds no weights for an eager network.
+        BundleError: the weights do not fit the family.
+    """
+    if model.bundle is None:
+        raise BackendUnavailable(
+            f"{model.name} is an exported file, the eager network needs a bundle: use --backend ort or torchscript"
+        )
+    network = build_network(model.spec).eval()
+    weights = {
+        name: torch.from_numpy(value.astype(np.float32) if value.dtype == np.float16 else value)
+        for name, value in model.bundle.weights().items()
+    }
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise BundleError(
+            f"{model.name}: weights do not fit {model.spec.family}: {' '.join(lines[1:3])}"
+        ) from error
+    return network.requires_grad_(False)
+
+
+def new_bundle(
+    family: str,
+    path: Path,
+    *,
+    seed: int = 0,
+    stems: Sequence[str] = ("vocals", "accompaniment"),
+    hyper: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    force: bool = False,
+    **spec_options: Any,
+) -> Bundle:
+    """Make a bundle with untrained, seeded weights.
+
+    Args:
+        family: its name.
+        path: where the bundle goes.
+        seed: of the weights; global random state is left as it was.
+        stems: names of the outputs.
+        hyper: hyper-parameters that differ from the family's defaults.
+        precision: how weights are stored, ``fp32`` or ``fp16``.
+        force: replace an existing bundle.
+        spec_options: further arguments of ``new_spec`` (stft, chunk, channels, residual_stem ...).
+
+    Raises:
+        ConfigError: unknown family or hyper-parameter.
+        OutputExists: the bundle is there.
+    """
+    spec = new_spec(family, stems=stems, hyper=hyper, weights_licence="CC0-1.0", **spec_options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(spec)
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    return Bundle.create(
+        path, spec, weights, provenance={"command": "tfx new", "seed": seed}, precision=precision, force=force
+    )
