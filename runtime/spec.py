@@ -20,11 +20,11 @@ from tfswa.runtime.errors import BundleError
 SPEC_VERSION = 1
 
 
-def _positive(spec: object, *names: str) -> None:
+def _positive(spec: object, *names: str, kinds: tuple[type, ...] = (int,)) -> None:
     for name in names:
         value = getattr(spec, name)
-        if not value > 0:
-            raise BundleError(f"{name} {value} must be above 0")
+        if not isinstance(value, kinds) or not 0 < value < math.inf:
+            raise BundleError(f"{name} {value!r} must be {kinds[0].__name__}, above 0")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class StftSpec:
     scale: float = 1.0 / 32.0
 
     def __post_init__(self) -> None:
-        _positive(self, "n_fft", "hop", "sample_rate", "scale")
+        _positive(self, "n_fft", "hop", "sample_rate")
+        _positive(self, "scale", kinds=(float, int))
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
             raise BundleError(
                 f"n_fft {self.n_fft} does not suit hop {self.hop}: "
@@ -122,7 +123,7 @@ class ModelSpec:
     Attributes:
         family: name of the network family, e.g. ``tfswa_lite``.
         hyper: the family's hyper-parameters, JSON values only.
-        stems: names of the outputs, in the network's order.
+        stems: names of the outputs, in the network's order; they become file names.
         channels: C, audio channels.
         stft: the host's transform.
         chunk: the chunking that the model was made for.
@@ -146,6 +147,9 @@ class ModelSpec:
     gflop_per_second: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hyper", _as_json_reads(self.hyper))
+        if not isinstance(self.stems, tuple) or not all(map(_is_file_name, self.stems)):
+            raise BundleError(f"stems {self.stems!r} must be a list of names that can be file names")
         if not self.stems or len(set(self.stems)) != len(self.stems):
             raise BundleError(f"stems {list(self.stems)} must be distinct names, at least one")
         if self.channels not in (1, 2):
@@ -195,6 +199,8 @@ class ModelSpec:
         Raises:
             BundleError: an unknown version, or fields that are missing, unknown or contradictory.
         """
+        if not isinstance(data, Mapping):
+            raise BundleError(f"the model's spec is {data!r}, not a table: export the model again")
         fields = dict(data)
         version = fields.pop("spec_version", None)
         if version != SPEC_VERSION:
@@ -205,7 +211,23 @@ class ModelSpec:
         try:
             fields["stft"] = StftSpec(**fields["stft"])
             fields["chunk"] = ChunkSpec(**fields["chunk"])
-            fields["stems"] = tuple(fields["stems"])
+            if isinstance(fields["stems"], list):
+                fields["stems"] = tuple(fields["stems"])
             return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise BundleError(f"the model's spec is incomplete or has unknown fields: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise BundleError(f"the model's spec is incomplete or has unknown fields: {reason}") from error
+
+
+def _as_json_reads(value: Any) -> Any:
+    """Tuples as lists, at every depth, so that a spec equals itself read back."""
+    if isinstance(value, Mapping):
+        return {key: _as_json_reads(item) for key, item in value.items()}
+    return [_as_json_reads(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether a name from a model file is safe in a path: a stem called ``../x`` must not leave a folder."""
+    return (
+        isinstance(name, str) and name.isprintable() and name.strip(". ") != "" and not set(name) & set("/\\")
+    )

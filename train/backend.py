@@ -28,6 +28,7 @@ class TorchSession:
         BackendUnavailable: the device is missing, or the model is an exported file without weights.
     """
 
+    name = "torch"
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

@@ -38,11 +38,13 @@ class Session(Protocol):
     """A loaded network.
 
     Attributes:
+        name: the backend's, as registered.
         artifact: name and SHA-256 of the file it runs.
         description: one line: library, version, device, precision.
         versions: library versions that evidence is bound to.
     """
 
+    name: str
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

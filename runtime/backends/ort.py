@@ -24,6 +24,7 @@ class OrtSession:
         BundleError: the graph cannot be loaded, or its shapes are not the spec's.
     """
 
+    name = "ort"
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

@@ -24,6 +24,7 @@ class TorchScriptSession:
         BackendUnavailable: torch, the device, or the artifact is missing.
     """
 
+    name = "torchscript"
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

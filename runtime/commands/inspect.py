@@ -1,0 +1,124 @@
+"""``tfx inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfswa.runtime.commands import options
+
+if TYPE_CHECKING:
+    from tfswa.runtime.spec import ModelSpec
+
+
+@click.command()
+@click.argument("model", default="demo")
+@options.as_json
+def inspect(model: str, as_json: bool) -> None:
+    """Describe MODEL: a bundle, a model file, a name, or a family (default: demo).
+
+    Every file of a bundle is checked against its hash.
+    """
+    import json
+
+    description = describe(model)
+    if as_json:
+        click.echo(json.dumps(description))
+    else:
+        _print(description)
+
+
+def describe(model: str) -> dict[str, Any]:
+    """Return what is known of a model, JSON-ready; keys are documented in docs/json.md."""
+    from importlib.metadata import entry_points
+
+    from tfswa.runtime.models import model_names, open_model
+    from tfswa.runtime.parity import read_evidence
+
+    families = {point.name for point in entry_points(group="tfswa.families")}
+    if model in families and model not in model_names() and not Path(model).exists():
+        return {"model": model, "kind": "family", **_describe_spec(_family_spec(model))}
+    opened = open_model(model)
+    if opened.bundle is None:
+        return {"model": model, "kind": opened.kind, **_describe_spec(opened.spec)}
+    for name in opened.bundle.files:
+        opened.bundle.file(name)
+    return {
+        "model": model,
+        "kind": "bundle",
+        "path": str(opened.bundle.path),
+        "digest": opened.bundle.digest,
+        "sealed": opened.bundle.sealed,
+        **_describe_spec(opened.spec),
+        "provenance": dict(opened.bundle.provenance),
+        "files": {
+            name: {"kind": e.kind, "precision": e.precision, "bytes": e.bytes, "sha256": e.sha256}
+            for name, e in sorted(opened.bundle.files.items())
+        },
+        "parity": [
+            {key: run[key] for key in ("artifact", "backend", "precision", "device", "date", "passed")}
+            for run in read_evidence(opened)
+        ],
+    }
+
+
+def _family_spec(family: str) -> ModelSpec:
+    # A family is made of torch modules; naming it by string keeps runtime free of torch.
+    from importlib import import_module
+
+    from tfswa.runtime.errors import BackendUnavailable
+
+    try:
+        spec: ModelSpec = import_module("tfswa.train.families").new_spec(family)
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(f"family {family} needs {error.name}: pip install 'tfswa[torch]'") from error
+    return spec
+
+
+def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
+    stft, chunk = spec.stft, spec.chunk
+    return {
+        "family": spec.family,
+        "stems": list(spec.stems),
+        "channels": spec.channels,
+        "sample_rate": stft.sample_rate,
+        "n_fft": stft.n_fft,
+        "hop": stft.hop,
+        "chunk_frames": chunk.frames,
+        "chunk_seconds": round(spec.chunk_samples / stft.sample_rate, 3),
+        "context_frames": chunk.context,
+        "fade_frames": chunk.fade,
+        "residual_stem": spec.residual_stem,
+        "parameters": spec.parameters,
+        "weights_mb": round(spec.parameters * 4 / 1e6, 2),
+        "gflop_per_second": spec.gflop_per_second,
+        "weights_licence": spec.weights_licence,
+        "hyper": dict(spec.hyper),
+    }
+
+
+def _print(description: Mapping[str, Any]) -> None:
+    for key, value in description.items():
+        name = key.replace("_", " ")
+        if key == "files":
+            click.echo("files (hashes checked)")
+            for file, entry in value.items():
+                size = f"{entry['bytes'] / 1e6:.2f} MB"
+                click.echo(f"  {file:28} {entry['kind']:12} {entry['precision']:5} {size:>10}")
+        elif key == "parity":
+            for run in value:
+                verdict = "passed" if run["passed"] else "FAILED"
+                click.echo(f"parity  {run['artifact']} in {run['backend']} on {run['device']}: {verdict}")
+        elif isinstance(value, Mapping):
+            click.echo(name)
+            for inner, entry in value.items():
+                click.echo(f"  {inner}: {entry}")
+        elif key == "parameters":
+            click.echo(f"{name}: {value:,} ({description['weights_mb']} MB in float32)")
+        elif key == "gflop_per_second":
+            click.echo(f"GFLOP per second of audio: {value}")
+        elif key != "weights_mb":
+            click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")

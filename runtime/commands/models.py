@@ -1,0 +1,43 @@
+"""``tfx models``."""
+
+from __future__ import annotations
+
+import click
+
+from tfswa.runtime.commands import options
+
+
+@click.command()
+@options.as_json
+def models(as_json: bool) -> None:
+    """List the models that have a name, and the families that `tfx new` and `tfx train` know."""
+    import json
+    from importlib.metadata import entry_points
+
+    from tfswa.runtime.models import model_names, open_model
+
+    found = []
+    for name, path in model_names().items():
+        if path.exists():
+            spec = open_model(name).spec
+            found.append(
+                {
+                    "model": name,
+                    "family": spec.family,
+                    "stems": list(spec.stems),
+                    "parameters": spec.parameters,
+                    "weights_licence": spec.weights_licence,
+                    "path": str(path),
+                }
+            )
+    families = sorted(point.name for point in entry_points(group="tfswa.families"))
+    if as_json:
+        click.echo(json.dumps({"models": found, "families": families}))
+        return
+    for entry in found:
+        stems = ", ".join(entry["stems"])  # type: ignore[arg-type]
+        click.echo(
+            f"{entry['model']:12} {entry['family']}, {entry['parameters']:,} parameters: {stems} "
+            f"(weights {entry['weights_licence']})"
+        )
+    click.echo(f"families     {', '.join(families)}")

@@ -1,0 +1,209 @@
+"""``tfx separate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfswa.runtime.commands import options
+
+if TYPE_CHECKING:
+    from tfswa.runtime.separator import FileResult
+
+AUDIO_ENDINGS = frozenset(
+    f".{name}"
+    for name in (
+        *("wav", "w64", "rf64", "aif", "aiff", "aifc", "au", "caf", "flac", "ogg", "oga", "opus", "mp3"),
+        *("m4a", "m4b", "mp4", "aac", "ac3", "wma", "webm", "mka", "mkv", "mov"),
+    )
+)
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@options.model_option
+@options.output_option("Folder for the stems: DIR/<input>/<stem>.<format>.", "separated")
+@options.backend_options
+@click.option("--stems", help="Stems to write, separated by commas; default: all.")
+@click.option(
+    "--format",
+    "format_",
+    default="wav",
+    show_default=True,
+    help="wav (32-bit float), wav16, wav24, flac, flac16, ogg, mp3 or m4a, at the input's rate.",
+)
+@click.option(
+    "--clip",
+    type=click.Choice(["none", "rescale", "clip"]),
+    default="none",
+    show_default=True,
+    help="Beyond full scale: leave, turn all stems down together, or limit to [-1, 1].",
+)
+@options.force
+@options.as_json
+def separate(
+    inputs: tuple[Path, ...],
+    model: str,
+    output: Path,
+    backend: str,
+    precision: str | None,
+    device: str,
+    threads: int | None,
+    batch: int,
+    stems: str | None,
+    format_: str,
+    clip: Any,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Separate songs into stems.
+
+    INPUT is an audio or video file, or a folder whose audio files are all taken.
+    """
+    from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.encoders import FORMATS
+    from tfswa.runtime.errors import TfxError, UsageError
+    from tfswa.runtime.models import open_model
+    from tfswa.runtime.parity import describe_evidence
+    from tfswa.runtime.separator import Separator
+
+    if format_ not in FORMATS:
+        raise UsageError(f"unknown format {format_!r}: choose one of {', '.join(FORMATS)}")
+    jobs = plan_jobs(inputs, output)
+    opened = open_model(model)
+    wanted = [stem.strip() for stem in stems.split(",")] if stems else list(opened.spec.stems)
+    failures: list[TfxError] = []
+    reports: list[dict[str, Any]] = []
+    settings = BackendOptions(precision=precision, device=device, threads=threads)
+    with Separator(opened, backend=backend, options=settings, batch=batch) as separator:
+        evidence = describe_evidence(opened, separator.session, settings)
+        if not as_json:
+            click.echo(f"{opened.name} in {separator.session.description}; {evidence}", err=True)
+        for source, folder in jobs:
+            paths = {stem: folder / f"{stem}{FORMATS[format_].extension}" for stem in wanted}
+            try:
+                with _Bar(source.name) as bar:
+                    result = separator.separate_file(
+                        source, paths, format=format_, clip=clip, force=force, progress=bar.report
+                    )
+            except TfxError as error:
+                # One bad file among many must not cost the others.
+                if len(jobs) == 1:
+                    raise
+                failures.append(error)
+                click.echo(f"tfx: {error}", err=True)
+                continue
+            reports.append(describe(source, result))
+            if not as_json:
+                _print(source, result)
+        if as_json:
+            _print_json(opened.name, separator.session.description, evidence, reports, failures)
+    if failures:
+        raise type(failures[0])(f"{len(failures)} of {len(jobs)} files failed")
+
+
+def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]:
+    """Pair each audio file with the folder of its stems.
+
+    Raises:
+        UsageError: a folder without audio, or two inputs that would write into one folder.
+    """
+    from tfswa.runtime.errors import UsageError
+
+    jobs: dict[Path, Path] = {}
+    for given in inputs:
+        found = [given]
+        if given.is_dir():
+            found = sorted(p for p in given.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS and p.is_file())
+            if not found:
+                raise UsageError(
+                    f"{given} holds no audio files: looked for {', '.join(sorted(AUDIO_ENDINGS))}"
+                )
+        for path in found:
+            inside = path.relative_to(given).with_suffix("") if given.is_dir() else Path(path.stem)
+            folder = output / inside
+            if folder in jobs and jobs[folder] != path:
+                raise UsageError(
+                    f"{jobs[folder]} and {path} would both be written to {folder}: run them apart"
+                )
+            jobs[folder] = path
+    return [(path, folder) for folder, path in jobs.items()]
+
+
+def describe(source: Path, result: FileResult) -> dict[str, Any]:
+    """One file's entry in ``--json``; keys are documented in docs/json.md."""
+    return {
+        "input": str(source),
+        "outputs": {stem: str(path) for stem, path in result.written.paths.items()},
+        "seconds": round(result.audio_seconds, 6),
+        "wall_seconds": round(result.wall_seconds, 3),
+        "cpu_seconds": round(result.cpu_seconds, 3),
+        "host_cpu_seconds": round(result.host_cpu_seconds, 3),
+        "x_realtime": round(result.x_realtime, 3),
+        "peak_memory_mb": peak_memory_mb(),
+        "clipped": dict(result.written.clipped),
+        "gain": result.written.gain,
+        "notes": result.written.lines(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process, in MB (10^6 bytes)."""
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+
+
+def _print(source: Path, result: FileResult) -> None:
+    folder = next(iter(result.written.paths.values())).parent
+    names = ", ".join(path.name for path in result.written.paths.values())
+    click.echo(
+        f"{source} -> {folder}/{{{names}}}  {result.audio_seconds:.1f} s, {result.x_realtime:.1f} x real time"
+    )
+    for line in result.written.lines():
+        click.echo(f"  {line}")
+
+
+def _print_json(
+    model: str, backend: str, evidence: str, reports: list[dict[str, Any]], failures: list[Any]
+) -> None:
+    import json
+
+    errors = [str(error) for error in failures]
+    whole = {"model": model, "backend": backend, "evidence": evidence, "files": reports, "errors": errors}
+    click.echo(json.dumps(whole))
+
+
+class _Bar:
+    """A bar in audio seconds with speed and time left, on a terminal only."""
+
+    def __init__(self, name: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.fields[seconds]} s  {task.fields[speed]} x real time"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(name, total=None, seconds="?", speed="-")
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def report(self, done: float, total: float | None) -> None:
+        elapsed = self.bar.tasks[0].elapsed or 0.0
+        speed = f"{done / elapsed:.1f}" if elapsed > 0 else "-"
+        seconds = "?" if total is None else f"{total:.0f}"
+        self.bar.update(self.task, completed=done, total=total, seconds=seconds, speed=speed)

@@ -1,0 +1,209 @@
+"""A model in a backend, ready to separate: arrays, streams, files.
+
+file -> decode -> channels, rate -> OverlapAdd -> STFT -> backend -> iSTFT -> OverlapAdd -> encode -> files
+        '----- thread -----'       '--------------- caller --------------'               '- thread -'
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.audio import model_blocks, open_audio, output_channels
+from tfswa.runtime.backends import BackendOptions, Session, open_session
+from tfswa.runtime.errors import TfxError, UsageError
+from tfswa.runtime.models import Model
+from tfswa.runtime.overlap import OverlapAdd
+from tfswa.runtime.pipeline import Behind, Prefetch
+from tfswa.runtime.stft import Stft, pack, unpack
+from tfswa.runtime.writer import Clip, StemFiles, WriteReport
+
+Audio = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What came of one file.
+
+    Attributes:
+        written: paths, peaks, clipping.
+        audio_seconds: length of the input.
+        wall_seconds: from opening the input to the last rename.
+        cpu_seconds: CPU time of the whole process meanwhile.
+        host_cpu_seconds: CPU time of everything but the network: decode, STFT, overlap-add, encode.
+    """
+
+    written: WriteReport
+    audio_seconds: float
+    wall_seconds: float
+    cpu_seconds: float
+    host_cpu_seconds: float
+
+    @property
+    def x_realtime(self) -> float:
+        """Seconds of audio separated per second."""
+        return self.audio_seconds / self.wall_seconds
+
+
+class Separator:
+    """A model loaded in a backend; a context manager. The output does not depend on ``batch``.
+
+    Args:
+        model: from ``open_model``.
+        backend: a registered name, or ``auto``.
+        options: precision, device, threads.
+        batch: chunks that the backend gets at once.
+
+    Attributes:
+        spec: the model's contract.
+        session: the loaded network.
+
+    Raises:
+        UsageError, BackendUnavailable, BundleError: see ``open_session``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        backend: str = "auto",
+        options: BackendOptions = BackendOptions(),  # noqa: B008  frozen
+        batch: int = 1,
+    ):
+        if batch < 1:
+            raise UsageError(f"batch {batch} must be at least 1")
+        self.model, self.spec, self.batch = model, model.spec, batch
+        self.session: Session = open_session(backend, model, options)
+        # One worker: bits do not depend on it, and the network has the other cores.
+        self._stft = Stft(self.spec.stft)
+        self._network_thread_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the network."""
+        self.session.close()
+
+    def stream(self) -> OverlapAdd:
+        """Return a fresh stream engine around this model, for one signal."""
+        return OverlapAdd(
+            self._separate_chunks,
+            channels=self.spec.channels,
+            stems=self.spec.stems,
+            chunk_samples=self.spec.chunk_samples,
+            context_samples=self.spec.context_samples,
+            fade_samples=self.spec.fade_samples,
+            batch=self.batch,
+        )
+
+    def separate(self, mixture: Audio) -> Audio:
+        """Separate a whole signal in memory: ``[C, N] -> [S, C, N]`` at the model's rate."""
+        engine = self.stream()
+        return np.concatenate((engine.push(mixture), engine.flush()), axis=-1)
+
+    def separate_file(
+        self,
+        source: Path,
+        outputs: Mapping[str, Path],
+        *,
+        format: str = "wav",
+        clip: Clip = "none",
+        force: bool = False,
+        progress: Callable[[float, float | None], None] = lambda done, total: None,
+    ) -> FileResult:
+        """Separate a file into files, in bounded memory, whole or not at all.
+
+        Args:
+            source: any audio file.
+            outputs: final path per wanted stem; stems left out are not written.
+            format: a name in ``encoders.FORMATS``.
+            clip: what happens to samples beyond full scale, see ``StemFiles``.
+            force: replace existing files.
+            progress: called with seconds done and, where it is known, seconds in all.
+
+        Raises:
+            UsageError: an unknown stem or an output that cannot be.
+            AudioError: an input that cannot be decoded.
+            NonFiniteError: the network produced NaN or Inf.
+        """
+        picked = self._indices(list(outputs))
+        wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
+        self._network_thread_seconds = 0.0
+        rate = self.spec.stft.sample_rate
+        with open_audio(source) as audio:
+            total = None if audio.samples is None else audio.samples / audio.sample_rate
+            with StemFiles(
+                outputs,
+                format=format,
+                sample_rate=audio.sample_rate,
+                channels=output_channels(audio.channels, self.spec.channels),
+                model_rate=rate,
+                expected_samples=audio.samples,
+                clip=clip,
+                tags_from=source,
+                force=force,
+            ) as files:
+                engine, done = self.stream(), 0
+                blocks = model_blocks(audio, rate, self.spec.channels)
+                with Prefetch(blocks) as decoded, Behind(files.write) as encoder:
+                    for block in decoded:
+                        stems = engine.push(block)
+                        if stems.shape[-1]:
+                            encoder.put(stems[picked])
+                            done += stems.shape[-1]
+                            progress(done / rate, total)
+                    encoder.put(engine.flush()[picked])
+                report = files.finish(audio.samples_read)
+            seconds = audio.samples_read / audio.sample_rate
+        progress(seconds, seconds)
+        own = time.thread_time() - own - self._network_thread_seconds
+        return FileResult(
+            report,
+            seconds,
+            time.perf_counter() - wall,
+            time.process_time() - cpu,
+            own + decoded.cpu_seconds + encoder.cpu_seconds,
+        )
+
+    def _indices(self, stems: Sequence[str]) -> list[int]:
+        for stem in stems:
+            if stem not in self.spec.stems:
+                raise UsageError(
+                    f"{self.model.name} has no stem {stem!r}: it has {', '.join(self.spec.stems)}"
+                )
+        return [self.spec.stems.index(stem) for stem in stems]
+
+    def _separate_chunks(self, chunks: Audio) -> Audio:
+        """``[B, C, N] -> [B, S, C, N]``, one transform per chunk so that a batch changes no bit of it."""
+        spectra = [self._stft.forward(chunk) for chunk in chunks]
+        planes = np.stack([pack(spectrum) for spectrum in spectra])
+        before = time.thread_time()
+        out = self.session.infer(planes)
+        self._network_thread_seconds += time.thread_time() - before
+        expected = self.spec.output_shape(len(chunks))
+        if out.shape != expected:
+            raise TfxError(f"{self.session.description} returned shape {out.shape}, the spec says {expected}")
+        return np.stack([self._stems(chunk, s, o) for chunk, s, o in zip(chunks, spectra, out, strict=True)])
+
+    def _stems(self, chunk: Audio, spectrum: NDArray[np.complex64], out: Audio) -> Audio:
+        """One chunk's network output ``[S, 2*C, T, F]`` to stems ``[S, C, N]``."""
+        spec = self.spec
+        nyquist = np.zeros((len(spec.stems), *spectrum.shape[:2]), np.complex64)  # [S, C, T]
+        nyquist[spec.stems.index(spec.nyquist_stem)] = spectrum[..., -1]
+        stems = self._stft.inverse(unpack(out, nyquist), chunk.shape[-1])
+        if spec.residual_stem is not None:
+            stems[spec.stems.index(spec.residual_stem)] += chunk - stems.sum(axis=0)
+        return stems

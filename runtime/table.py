@@ -1,0 +1,26 @@
+"""Plain tables for people: aligned columns, no wider than their content, the same in a pipe and a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[str | float | None]], digits: int = 2) -> str:
+    """Lay out a table: text to the left, numbers to the right with ``digits`` decimals, None as a dash."""
+    cells = [[_cell(value, digits) for value in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+    numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))]
+
+    def line(texts: Sequence[str]) -> str:
+        aligned = zip(texts, widths, numeric, strict=True)
+        return "  ".join(t.rjust(w) if right else t.ljust(w) for t, w, right in aligned).rstrip()
+
+    return "\n".join([line(columns), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def _cell(value: str | float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
