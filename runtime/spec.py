@@ -147,6 +147,8 @@ class ModelSpec:
     gflop_per_second: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hyper, Mapping):
+            raise BundleError(f"hyper {self.hyper!r} must be a table of hyper-parameters")
         object.__setattr__(self, "hyper", _as_json_reads(self.hyper))
         if not isinstance(self.stems, tuple) or not all(map(_is_file_name, self.stems)):
             raise BundleError(f"stems {self.stems!r} must be a list of names that can be file names")

@@ -1,0 +1,165 @@
+"""What several test files share: a tiny contract, bundles, a tiny family, song folders.
+
+Nothing here imports torch before a fixture that needs it is asked for, so that the tests of the runtime
+run where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Networks of a few thousand weights gain nothing from threads, and busy machines lose by them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+
+RATE = 8000
+STFT = StftSpec(n_fft=512, hop=128, sample_rate=RATE)
+CHUNK = ChunkSpec(frames=16, context=2, fade=2, multiple=8)
+HYPER: dict[str, Any] = {
+    "dims": [8, 16],
+    "depths": [1, 1],
+    "decoder_depths": [1],
+    "heads": [1, 2],
+    "mlp_ratio": 2.0,
+    "window": 4,
+    "fold": 4,
+    "fold_layout": "adjacent",
+    "mask": "magnitude",
+    "normalisation": "fixed",
+    "fusion": "serial",
+}
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache for this test alone; nobody's own is ever read or written."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    return place
+
+
+@pytest.fixture
+def tiny_hyper() -> dict[str, Any]:
+    """Hyper-parameters of a network of some 18 thousand weights; the caller's to change."""
+    return dict(HYPER)
+
+
+@pytest.fixture
+def tiny_spec() -> ModelSpec:
+    """F = 256, T = 16, two stems, two channels."""
+    return ModelSpec(
+        family="tfswa_lite", stems=("vocals", "accompaniment"), hyper=dict(HYPER), stft=STFT, chunk=CHUNK
+    )
+
+
+@pytest.fixture
+def tiny_weights() -> dict[str, NDArray[Any]]:
+    """Arrays of several shapes and types; not those of a family."""
+    random = np.random.default_rng(7)
+    return {
+        "matrix": random.standard_normal((5, 3)).astype(np.float32),
+        "transposed": random.standard_normal((4, 6)).astype(np.float32).T,
+        "scalar": np.array(0.25, np.float32),
+        "count": np.array(12, np.int64),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path, tiny_spec: ModelSpec, tiny_weights: dict[str, NDArray[Any]]) -> Bundle:
+    """A bundle that needs no torch; its weights fit no network."""
+    return Bundle.create(tmp_path / "tiny.tfx", tiny_spec, tiny_weights, provenance={"made": "by a test"})
+
+
+@pytest.fixture
+def network_bundle(tmp_path: Path) -> Bundle:
+    """A bundle whose weights are a tiny network's, untrained."""
+    pytest.importorskip("torch", reason="torch is not installed: networks need it")
+    from tfswa.train.backend import new_bundle
+
+    return new_bundle("tfswa_lite", tmp_path / "network.tfx", seed=3, hyper=HYPER, stft=STFT, chunk=CHUNK)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """As much of an entry point as the lookup uses."""
+
+    name: str
+    loaded: Any = field(repr=False)
+
+    def load(self) -> Any:
+        return self.loaded
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Add an entry point to a module's lookup: ``register(module, name, thing)``."""
+
+    def add(module: Any, name: str, thing: Any) -> None:
+        known = module.entry_points
+        monkeypatch.setattr(
+            module, "entry_points", lambda group: [*known(group=group), _Point(name, thing)], raising=True
+        )
+
+    return add
+
+
+@pytest.fixture
+def tiny_family(register: Callable[..., None]) -> str:
+    """Name of an installed family with the tiny contract, as a third party would add one."""
+    pytest.importorskip("torch", reason="torch is not installed: families need it")
+    from tfswa.train import families
+    from tfswa.train.families.tfswa_unet import TfswaLiteHyper, TfswaUnet
+
+    family = families.Family("tiny", "for tests", TfswaLiteHyper, TfswaUnet, chunk=CHUNK, stft=STFT)
+    register(families, "tiny", family)
+    return family.name
+
+
+@pytest.fixture(scope="session")
+def write_song() -> Callable[..., Path]:
+    """``write_song(folder, sources, rate, ending)``: one file a source, ``[C, N]`` each, 24 bits."""
+
+    def write(
+        folder: Path, sources: Mapping[str, NDArray[np.float32]], rate: int = RATE, ending: str = ".wav"
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, audio in sources.items():
+            soundfile.write(folder / f"{name}{ending}", audio.T, rate, subtype="PCM_24")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def song_root(tmp_path_factory: pytest.TempPathFactory, write_song: Callable[..., Path]) -> Iterator[Path]:
+    """Three songs of 6 s at 8 kHz: vocals are harmonic tones, the rest bursts of noise. Read only."""
+    root = tmp_path_factory.mktemp("songs")
+    for number, name in enumerate(("A", "B", "C")):
+        random = np.random.default_rng(number)
+        samples = 6 * RATE
+        time = np.arange(samples) / RATE
+        pitch = 180.0 * 1.25**number
+        vocals = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 6)) * 0.15
+        bursts = random.standard_normal((3, 2, samples)) * 0.1 * (np.sin(2 * np.pi * 2 * time) > 0)
+        write_song(
+            root / name,
+            {
+                "vocals": np.stack((vocals, 0.7 * vocals)).astype(np.float32),
+                "drums": bursts[0].astype(np.float32),
+                "bass": bursts[1].astype(np.float32),
+                "other": bursts[2].astype(np.float32),
+            },
+        )
+    yield root
