@@ -17,9 +17,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
@@ -116,7 +116,7 @@ class Bundle:
 
         Raises:
             OutputExists: ``path`` is there.
-            UsageError: ``path`` cannot be written.
+            UsageError: ``path`` cannot be written, or there is no such precision.
             BundleError: a weight is not finite in that precision.
         """
         from safetensors.numpy import save_file
@@ -206,15 +206,16 @@ class Bundle:
 
         Raises:
             OutputExists: the name is taken and ``force`` is False.
-            UsageError: the place cannot be written.
+            UsageError: the place cannot be written, or the name leaves the bundle or hits its manifest.
         """
+        if not _is_inside(name):
+            raise UsageError(f"{self.path} cannot hold a file named {name!r}: choose a plain relative name")
         if name in self._own and self.sealed:
             raise UsageError(f"{self.path} is sealed and holds {name} already: copy it with `tfx export -o`")
         if name in self.files and not force:
             raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
         target = self.home / name
-        with _writable(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with _writable(target), _directories(target.parent):
             work = target.with_name(f".{target.name}.partial-{os.getpid()}")
             try:
                 write(work)
@@ -252,31 +253,41 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
     if path.exists():
         if not force:
             raise OutputExists(f"{path} is there already: replace it with --force, or choose another name")
-        if not (path / MANIFEST).is_file():
+        if not _is_ours(path):
             raise OutputExists(f"{path} is there and is not a bundle: not replaced, choose another name")
-    work = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    place = path.resolve()  # of a link, the folder behind it
+    work, old = (place.with_name(f".{place.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
     with _writable(path):
+        # A process of this number may have been killed here: in a container numbers repeat.
+        for left in (work, old):
+            shutil.rmtree(left, ignore_errors=True)
         work.mkdir(parents=True)
         try:
             yield work
-            if path.exists():
-                old = path.with_name(f".{path.name}.old-{os.getpid()}")
-                path.rename(old)
-                work.rename(path)
-                shutil.rmtree(old)
-            else:
-                work.rename(path)
+            if place.exists():
+                place.rename(old)
+            try:
+                work.rename(place)
+            except OSError:
+                with suppress(OSError):
+                    old.rename(place)
+                raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _cast(weights: Mapping[str, NDArray[Any]], precision: str) -> dict[str, NDArray[Any]]:
-    kind = {"fp32": np.float32, "fp16": np.float16}[precision]
+    kinds = {"fp32": np.float32, "fp16": np.float16}
+    if precision not in kinds:
+        raise UsageError(f"weights cannot be stored in {precision!r}: choose {' or '.join(kinds)}")
+    kind = kinds[precision]
     stored = {}
     for name, value in weights.items():
         floating = np.issubdtype(value.dtype, np.floating)
         with np.errstate(over="ignore"):
-            stored[name] = np.ascontiguousarray(value.astype(kind) if floating else value)
+            # Not ascontiguousarray: it turns a scalar into a vector.
+            stored[name] = np.asarray(value, dtype=kind if floating else None, order="C")
         if floating and not np.isfinite(stored[name]).all():
             raise BundleError(f"weight {name} is not finite in {precision}: not stored")
     return stored
@@ -288,9 +299,27 @@ def _entry(path: Path, kind: str, precision: str, details: Mapping[str, Any]) ->
 
 def _entries(path: Path, manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     try:
-        return {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+        entries = {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path / MANIFEST}: the list of files is damaged ({error})") from error
+    for name in entries:
+        if not _is_inside(name):
+            raise BundleError(f"{path / MANIFEST} lists {name!r}, which is not in the bundle: do not use it")
+    return entries
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name means a file of the bundle other than its manifest."""
+    inner = PurePosixPath(name)
+    return inner.parts not in ((), (MANIFEST,)) and not inner.is_absolute() and ".." not in inner.parts
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a bundle, be it damaged; other things have a manifest.json too."""
+    try:
+        return FORMAT.encode() in (path / MANIFEST).read_bytes()
+    except OSError:
+        return False
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -321,8 +350,11 @@ def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str,
     whole["files"] = {name: asdict(entry) for name, entry in sorted(files.items())}
     whole["digest"] = _seal(whole)
     work = path / f".{MANIFEST}.partial-{os.getpid()}"
-    work.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
-    os.replace(work, path / MANIFEST)
+    try:
+        work.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+        os.replace(work, path / MANIFEST)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -334,6 +366,20 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _directories(path: Path) -> Iterator[None]:
+    """Make a directory and its parents; a failure takes away those that were made."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in missing:
+            with suppress(OSError):  # someone else has come to live in it, or it was never made
+                place.rmdir()
+        raise
 
 
 @contextmanager

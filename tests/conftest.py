@@ -7,7 +7,7 @@ run where torch is not installed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def write_song() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def song_root(tmp_path_factory: pytest.TempPathFactory, write_song: Callable[..., Path]) -> Iterator[Path]:
+def song_root(tmp_path_factory: pytest.TempPathFactory, write_song: Callable[..., Path]) -> Path:
     """Three songs of 6 s at 8 kHz: vocals are harmonic tones, the rest bursts of noise. Read only."""
     root = tmp_path_factory.mktemp("songs")
     for number, name in enumerate(("A", "B", "C")):
@@ -162,4 +162,4 @@ def song_root(tmp_path_factory: pytest.TempPathFactory, write_song: Callable[...
                 "other": bursts[2].astype(np.float32),
             },
         )
-    yield root
+    return root
