@@ -8,6 +8,8 @@ from importlib.metadata import version
 
 import click
 
+from tfswa.runtime.errors import BackendUnavailable, TfxError
+
 # name -> (module, attribute, what it does): nothing is imported until a command runs.
 COMMANDS = {
     "separate": ("tfswa.runtime.commands.separate", "Separate songs into stems."),
@@ -53,8 +55,6 @@ def tfx() -> None:
 
 def main() -> None:
     """Run ``tfx``: 0 done, 1 failure, 2 usage, 3 gate not met, 4 backend or device missing, 130 Ctrl-C."""
-    from tfswa.runtime.errors import TfxError
-
     try:
         sys.exit(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:
@@ -75,10 +75,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _missing(what: str, error: ModuleNotFoundError) -> Exception:
+def _missing(what: str, error: ModuleNotFoundError) -> TfxError:
     """Name the extra that brings a missing package."""
-    from tfswa.runtime.errors import BackendUnavailable
-
     extras = {"torch": "train", "tensorboard": "train", "onnx": "export", "onnxscript": "export"}
     name = (error.name or "").partition(".")[0]
     if name in extras:

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from tfswa.runtime.bundle import MANIFEST, Bundle, sha256_of
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
@@ -28,17 +28,19 @@ _MAKE = {
 
 
 class Model(Protocol):
-    """An open model.
+    """An open model."""
 
-    Attributes:
-        name: what the user typed.
-        spec: its contract.
-        bundle: the bundle it is, or None for an exported file.
-    """
+    @property
+    def name(self) -> str:
+        """What the user typed."""
 
-    name: str
-    spec: ModelSpec
-    bundle: Bundle | None
+    @property
+    def spec(self) -> ModelSpec:
+        """Its contract."""
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The bundle it is, or None for an exported file."""
 
     def artifact(self, kind: str, precision: str) -> tuple[str, str]:
         """File name and SHA-256 of the artifact of that kind and precision.
@@ -199,7 +201,7 @@ def _pairs(message: bytes) -> Iterator[tuple[int, bytes]]:
         yield from _fields(stream, len(message), wanted)
 
 
-def _varint(stream: Any) -> int:
+def _varint(stream: BinaryIO) -> int:
     value = shift = 0
     while True:
         byte = stream.read(1)

@@ -22,7 +22,7 @@ SPEC_VERSION = 1
 
 def _positive(spec: object, *names: str, kinds: tuple[type, ...] = (int,)) -> None:
     for name in names:
-        value = getattr(spec, name)
+        value: float = getattr(spec, name)
         if not isinstance(value, kinds) or not 0 < value < math.inf:
             raise BundleError(f"{name} {value!r} must be {kinds[0].__name__}, above 0")
 

@@ -1,4 +1,4 @@
-"""Plain tables for people: aligned columns, no wider than their content, the same in a pipe and a terminal."""
+"""Plain tables for people: aligned columns, no wider than their content, in a pipe as in a terminal."""
 
 from __future__ import annotations
 

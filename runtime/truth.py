@@ -152,7 +152,8 @@ def _song(name: str, sources: dict[str, Audio], spec: ModelSpec) -> Song:
 
 
 def _sum(parts: Sequence[Audio]) -> Audio:
-    return np.sum(np.stack(parts), axis=0, dtype=np.float64).astype(np.float32)
+    total: Audio = np.stack(parts).sum(axis=0, dtype=np.float64).astype(np.float32)
+    return total
 
 
 def _decode(path: Path, spec: ModelSpec, stream: int) -> Audio:

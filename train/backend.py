@@ -66,7 +66,8 @@ def load_network(model: Model) -> nn.Module:
     """
     if model.bundle is None:
         raise BackendUnavailable(
-            f"{model.name} is an exported file, the eager network needs a bundle: use --backend ort or torchscript"
+            f"{model.name} is an exported file, the eager network needs a bundle: "
+            "use --backend ort or torchscript"
         )
     network = build_network(model.spec).eval()
     weights = {

@@ -212,7 +212,7 @@ class Run:
                 f"{self.step * self.config.optim.batch} and following, seed {self.config.optim.seed}"
             )
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip)
         self.optimiser.step()
         # Early on the average forgets faster, or it would hold the untrained weights for long.

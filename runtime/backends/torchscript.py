@@ -12,7 +12,7 @@ from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    import torch
+    from torch import device as Device
 
     from tfswa.runtime.models import Model
 
@@ -51,7 +51,7 @@ class TorchScriptSession:
         self._module = None
 
 
-def run_torch(module: Any, mixture: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+def run_torch(module: Any, mixture: NDArray[np.float32], device: Device) -> NDArray[np.float32]:
     """Call a torch module on numpy planes."""
     import torch
 
@@ -76,7 +76,7 @@ def import_torch(backend: str) -> Any:
     return torch
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str) -> Device:
     """Turn ``cpu``, ``cuda`` or ``cuda:N`` into a device that is really there.
 
     Raises:
@@ -84,7 +84,7 @@ def torch_device(name: str) -> torch.device:
     """
     torch = import_torch("torch")
     try:
-        device: torch.device = torch.device(name)
+        device: Device = torch.device(name)
     except RuntimeError:
         raise BackendUnavailable(f"unknown device {name!r}: use cpu, cuda or cuda:N") from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

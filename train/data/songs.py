@@ -37,7 +37,7 @@ class Song:
     @property
     def samples(self) -> int:
         """N."""
-        return next(iter(self.sources.values())).shape[1]
+        return int(next(iter(self.sources.values())).shape[1])
 
 
 def load_songs(config: DataConfig, sample_rate: int, channels: int) -> tuple[list[Song], list[Song]]:
