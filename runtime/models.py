@@ -145,6 +145,8 @@ def _open_file(path: Path) -> FileModel:
     try:
         carried = json.loads(text)
         spec, precision = ModelSpec.from_dict(carried["spec"]), str(carried["precision"])
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: its tfx spec is damaged ({error})") from error
     return FileModel(str(path), path, kind, precision, spec)
@@ -156,7 +158,7 @@ def _torchscript_metadata(path: Path) -> str | None:
             for name in archive.namelist():
                 if name.endswith(f"/extra/{METADATA}.json"):
                     return archive.read(name).decode()
-    except (zipfile.BadZipFile, UnicodeDecodeError) as error:
+    except Exception as error:  # zipfile lets the errors of zlib, lzma, struct and others through
         raise BundleError(f"{path} is not a TorchScript file, or damaged: {error}") from error
     return None
 
@@ -170,7 +172,7 @@ def _onnx_metadata(path: Path) -> str | None:
                     pair = dict(_pairs(value))
                     if pair.get(1) == METADATA.encode():
                         return pair[2].decode()
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise BundleError(f"{path} is not an ONNX file, or damaged: {error}") from error
     return None
 

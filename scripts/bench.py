@@ -1,0 +1,199 @@
+"""Measure on this machine: speed per backend, the host's share of the work, memory on long files.
+
+Ratios come from one interleaved run. Every subprocess is the command that a user types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from tfswa.runtime.backends import BackendOptions, Session, open_session
+from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.metrics import snr_db
+from tfswa.runtime.models import open_model
+from tfswa.runtime.table import text_table
+from tfswa.runtime.truth import example_stem_file, load_stem_file, synthetic_song
+
+TFX = [sys.executable, "-m", "tfswa.runtime"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["speed", "host", "memory"], help="one part; default: all")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of the speed part (7)")
+    parser.add_argument("--minutes", type=float, default=60, help="length of the long file (60)")
+    parser.add_argument("--output", type=Path, help="write the figures here as JSON; default: print only")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"machine": machine()}
+    print(" ".join(f"{key}={value}" for key, value in results["machine"].items()), end="\n\n")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if arguments.only in (None, "speed"):
+            results["speed"] = speed("demo", arguments.rounds)
+        if arguments.only in (None, "host"):
+            results["host"] = host(work)
+        if arguments.only in (None, "memory"):
+            results["memory"] = memory(work, arguments.minutes)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    cpu = "unknown"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    packages = {}
+    for name in ("numpy", "scipy", "onnxruntime", "torch"):
+        try:
+            packages[name] = version(name)
+        except ModuleNotFoundError:
+            packages[name] = "-"
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **packages,
+        "commit": commit.stdout.strip() or "-",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def speed(name: str, rounds: int) -> list[dict[str, Any]]:
+    """Time one chunk per backend, interleaved; SNR of its output against eager torch."""
+    model = open_model(name)
+    spec = model.spec
+    random = np.random.default_rng(0)
+    planes = random.standard_normal(spec.input_shape(1), dtype=np.float32)
+    sessions: dict[str, Session] = {}
+    for backend in ("torch", "torchscript", "ort"):
+        try:
+            sessions[backend] = open_session(backend, model, BackendOptions())
+        except BackendUnavailable as error:
+            print(f"left out: {error}")
+    outputs = {backend: session.infer(planes) for backend, session in sessions.items()}  # warm-up
+    times: dict[str, list[float]] = {backend: [] for backend in sessions}
+    for _ in range(rounds):
+        for backend, session in sessions.items():
+            start = time.perf_counter()
+            session.infer(planes)
+            times[backend].append(time.perf_counter() - start)
+    seconds = spec.chunk_samples / spec.stft.sample_rate
+    first = next(iter(sessions))
+    rows = []
+    for backend, session in sessions.items():
+        median = statistics.median(times[backend])
+        paired = [a / b for a, b in zip(times[first], times[backend], strict=True)]
+        rows.append(
+            {
+                "backend": backend,
+                "session": session.description,
+                "median_ms": round(median * 1e3, 1),
+                "p95_ms": round(float(np.percentile(times[backend], 95)) * 1e3, 1),
+                "x_realtime": round(seconds / median, 2),
+                f"x_{first}": round(statistics.median(paired), 3),
+                "snr_db": None
+                if backend == first
+                else round(snr_db(outputs[first], outputs[backend]) or 0, 1),
+            }
+        )
+    print(f"{name} ({spec.family}), one chunk of {seconds:.2f} s, {rounds} interleaved rounds")
+    print(text_table(list(rows[0]), [list(row.values()) for row in rows], digits=3), end="\n\n")
+    return rows
+
+
+def host(work: Path) -> dict[str, Any]:
+    """Share of everything but the network in a separation with the 14.9M default."""
+    bundle, song = work / "default.tfx", work / "minute.wav"
+    run("new", "tfswa_unet", "-o", str(bundle))
+    run("export", str(bundle), "--format", "onnx")
+    loop_song(song, 60)
+    out = separate(song, str(bundle), "ort", work / "host")
+    share = out["host_cpu_seconds"] / out["cpu_seconds"]
+    row = {
+        "model": "tfswa_unet",
+        "backend": "ort",
+        "audio_seconds": out["seconds"],
+        "cpu_seconds": out["cpu_seconds"],
+        "host_cpu_seconds": out["host_cpu_seconds"],
+        "host_share_percent": round(100 * share, 2),
+        "x_realtime": out["x_realtime"],
+    }
+    print("work outside the network: decode, STFT, iSTFT, overlap-add, encode")
+    print(text_table(list(row), [list(row.values())]), end="\n\n")
+    return row
+
+
+def memory(work: Path, minutes: float) -> list[dict[str, Any]]:
+    """Peak memory of the whole process on a 2-minute and on a long file."""
+    rows = []
+    short, long = work / "short.wav", work / "long.wav"
+    loop_song(short, 120)
+    loop_song(long, 60 * minutes)
+    for backend in ("ort", "torch"):
+        peaks = []
+        for path in (short, long):
+            out = separate(path, "demo", backend, work / "memory")
+            lengths = {stem: soundfile.info(file).frames for stem, file in out["outputs"].items()}
+            exact = set(lengths.values()) == {soundfile.info(path).frames}
+            peaks.append(out["peak_memory_mb"])
+            rows.append(
+                {
+                    "backend": backend,
+                    "audio_seconds": out["seconds"],
+                    "peak_memory_mb": out["peak_memory_mb"],
+                    "ratio": round(peaks[-1] / peaks[0], 3),
+                    "x_realtime": out["x_realtime"],
+                    "length_exact": "yes" if exact else f"NO: {lengths}",
+                }
+            )
+    print("peak resident memory of `tfx separate` by length of the file")
+    print(text_table(list(rows[0]), [list(row.values()) for row in rows]), end="\n\n")
+    return rows
+
+
+def loop_song(path: Path, seconds: float) -> None:
+    """Write the example song over and over, 16-bit, to the sample."""
+    spec = open_model("demo").spec
+    found = example_stem_file()
+    song = load_stem_file(found, spec) if found else synthetic_song(spec)
+    left, rate = int(seconds * spec.stft.sample_rate), spec.stft.sample_rate
+    with soundfile.SoundFile(path, "w", rate, spec.channels, subtype="PCM_16") as file:
+        while left > 0:
+            file.write(song.mixture.T[:left])
+            left -= song.mixture.shape[1]
+
+
+def separate(path: Path, model: str, backend: str, out: Path) -> dict[str, Any]:
+    text = run("separate", str(path), "-m", model, "--backend", backend, "-o", str(out), "--force", "--json")
+    entry: dict[str, Any] = json.loads(text)["files"][0]
+    return entry
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([*TFX, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"tfx {' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+# Sourced by the scripts: $root/.venv with a Python that is new enough, and a way to install into it.
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+python="$root/.venv/bin/python"
+
+if ! "$python" -c 'import sys' 2>/dev/null; then
+  found=""
+  for candidate in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      found=$candidate
+      break
+    fi
+  done
+  [ -n "$found" ] || { echo "tfx needs Python 3.11 or newer: install it, or name it with PYTHON=..." >&2; exit 1; }
+  "$found" -m venv "$root/.venv" ||
+    { echo "$found cannot make a virtual environment: apt-get install python3-venv" >&2; exit 1; }
+fi
+
+# install TARGET...: this project (as an editable install, so that a change is seen at once) and its extras.
+install() {
+  "$python" -m pip install --quiet --constraint "$root/constraints.txt" -C editable_mode=strict --editable "$@"
+}
