@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
@@ -74,8 +74,17 @@ def open_session(backend: str, model: Model, options: BackendOptions) -> Session
         return _first_that_works(model, options)
     for point in entry_points(group=GROUP):
         if point.name == backend:
-            return cast(type[Session], point.load())(model, options)
+            return _load(point)(model, options)
     raise UsageError(f"unknown backend {backend!r}: choose one of auto, {', '.join(backend_names())}")
+
+
+def _load(point: EntryPoint) -> type[Session]:
+    try:
+        return cast(type[Session], point.load())
+    except ImportError as error:
+        needed = error.name or "a library"
+        how = "pip install 'tfswa[torch]', or use --backend ort" if needed == "torch" else f"install {needed}"
+        raise BackendUnavailable(f"backend {point.name} needs {needed} ({error}): {how}") from error
 
 
 def _first_that_works(model: Model, options: BackendOptions) -> Session:

@@ -48,7 +48,13 @@ class OrtSession:
         except Exception as error:  # its exceptions share no public base
             raise BundleError(f"{path} cannot be loaded by onnxruntime: {_first_line(error)}") from error
         _check_provider(providers[0], self._session.get_providers(), options.device)
-        self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise BundleError(
+                f"{path.name} has {len(inputs)} inputs and {len(outputs)} outputs, a separation network has "
+                "one each: export it with `tfx export`"
+            )
+        self._input, self._output = inputs[0], outputs[0]
         _check_shape(path.name, self._input.shape, model.spec.input_shape(1))
         _check_shape(path.name, self._output.shape, model.spec.output_shape(1))
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.errors import BackendUnavailable, BundleError
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -22,6 +24,7 @@ class TorchScriptSession:
 
     Raises:
         BackendUnavailable: torch, the device, or the artifact is missing.
+        BundleError: the file cannot be loaded.
     """
 
     name = "torchscript"
@@ -36,7 +39,7 @@ class TorchScriptSession:
         if options.threads:
             torch.set_num_threads(options.threads)
         path = model.file(self.artifact[0])
-        self._module: Any = torch.jit.load(str(path), map_location=self.device).eval()
+        self._module: Any = _load(torch, path, self.device)
         self.versions = {"torch": torch.__version__}
         self.description = (
             f"torchscript, torch {torch.__version__}, {options.precision or 'fp32'} on {self.device}"
@@ -59,6 +62,16 @@ def run_torch(module: Any, mixture: NDArray[np.float32], device: Device) -> NDAr
         out = module(torch.from_numpy(np.ascontiguousarray(mixture)).to(device))
         result: NDArray[np.float32] = out.float().cpu().numpy()
     return result
+
+
+def _load(torch: Any, path: Path, device: Device) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is, and still the format asked for
+        try:
+            return torch.jit.load(str(path), map_location=device).eval()
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {reason}") from error
 
 
 def import_torch(backend: str) -> Any:
