@@ -12,13 +12,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
 DEPTH = 4  # blocks that may wait in a queue
-_POLL_SECONDS = 0.1
+
+
+class _End:
+    """Follows the last item through a queue."""
 
 
 class Prefetch(Generic[T]):
@@ -30,8 +34,9 @@ class Prefetch(Generic[T]):
 
     def __init__(self, items: Iterable[T], depth: int = DEPTH):
         self._items = items
-        self._queue: queue.Queue[T] = queue.Queue(depth)
-        self._stop, self._done = threading.Event(), threading.Event()
+        self._queue: queue.Queue[T | _End] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._ended = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self.cpu_seconds = 0.0
@@ -44,34 +49,32 @@ class Prefetch(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        # The thread puts at most one thing more: make room for it, and it cannot block.
+        with suppress(queue.Empty):
+            self._queue.get_nowait()
         self._thread.join()
 
     def __iter__(self) -> Iterator[T]:
-        while True:
-            finished = self._done.is_set()  # before the look at the queue, so that nothing is missed
-            try:
-                yield self._queue.get(timeout=0 if finished else _POLL_SECONDS)
-            except queue.Empty:
-                if finished:
-                    break
+        while not self._ended:
+            item = self._queue.get()
+            if isinstance(item, _End):
+                self._ended = True
+            else:
+                yield item
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
         try:
             for item in self._items:
-                while not self._stop.is_set():
-                    try:
-                        self._queue.put(item, timeout=_POLL_SECONDS)
-                        break
-                    except queue.Full:
-                        continue
+                self._queue.put(item)
                 if self._stop.is_set():
                     break
         except BaseException as error:
             self._error = error
         self.cpu_seconds = time.thread_time()
-        self._done.set()
+        if not self._stop.is_set():
+            self._queue.put(_End())
 
 
 class Behind(Generic[T]):
@@ -85,21 +88,17 @@ class Behind(Generic[T]):
 
     def __init__(self, work: Callable[[T], None], depth: int = DEPTH):
         self._work = work
-        self._queue: queue.Queue[T] = queue.Queue(depth)
-        self._finish, self._drop = threading.Event(), threading.Event()
+        self._queue: queue.Queue[T | _End] = queue.Queue(depth)
+        self._drop, self._done = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
         self.cpu_seconds = 0.0
 
     def put(self, item: T) -> None:
         """Hand over an item, waiting for room; raises what ``work`` raised on an earlier one."""
-        while True:
-            if self._error is not None:
-                raise self._error
-            try:
-                return self._queue.put(item, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
+        if self._error is not None:
+            raise self._error
+        self._queue.put(item)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -110,22 +109,28 @@ class Behind(Generic[T]):
     ) -> None:
         if error is not None:
             self._drop.set()
-        self._finish.set()
-        self._thread.join()
+        try:
+            self._finish()
+        except BaseException:  # Ctrl-C while the rest is written: the thread must not outlive this call
+            self._drop.set()
+            self._finish()
+            raise
         if error is None and self._error is not None:
             raise self._error
 
+    def _finish(self) -> None:
+        self._queue.put(_End())
+        self._done.wait()  # a join that is interrupted takes the thread for ended (bpo-45274)
+        self._thread.join()
+
     def _run(self) -> None:
-        try:
-            while not self._drop.is_set():
-                finished = self._finish.is_set()
-                try:
-                    item = self._queue.get(timeout=0 if finished else _POLL_SECONDS)
-                except queue.Empty:
-                    if finished:
-                        break
-                    continue
+        # After an error items are still taken, so that the caller never waits for room in vain.
+        while not isinstance(item := self._queue.get(), _End):
+            if self._error is not None or self._drop.is_set():
+                continue
+            try:
                 self._work(item)
-        except BaseException as error:
-            self._error = error
+            except BaseException as error:
+                self._error = error
         self.cpu_seconds = time.thread_time()
+        self._done.set()
