@@ -120,13 +120,15 @@ def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:
     """Complete hyper-parameters by the family's defaults; lists become tuples.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, wrong type, or a word that is not one of the choices.
     """
+    from tfswa.train.config import config_from_dict  # which imports this module
+
     known = [field.name for field in dataclasses.fields(family.hyper)]
     for name in values:
         if name not in known:
             raise ConfigError(f"{family.name} has no hyper-parameter {name!r}{did_you_mean(name, known)}")
-    return family.hyper(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    return config_from_dict(family.hyper, values, "hyper.")
 
 
 def count_costs(spec: ModelSpec) -> tuple[int, float]:

@@ -242,6 +242,12 @@ def _check(spec: ModelSpec, hyper: TfswaHyper, levels: int) -> None:
             f"dims {hyper.dims}, depths {hyper.depths}, heads {hyper.heads} need one value a level, "
             f"decoder_depths {hyper.decoder_depths} one less"
         )
+    for name in ("dims", "heads", "mlp_ratio", "window", "fold"):
+        value = getattr(hyper, name)
+        if not min(value if isinstance(value, tuple) else (value,)) > 0:
+            raise ConfigError(f"{name} {value} must be above 0")
+    if min(hyper.depths + hyper.decoder_depths) < 0:
+        raise ConfigError(f"depths {hyper.depths} and {hyper.decoder_depths} must be 0 or above")
     for dim, heads in zip(hyper.dims, hyper.heads, strict=True):
         if dim % (2 * heads):
             raise ConfigError(f"dims {dim} is not an even multiple of its {heads} heads: change either")
