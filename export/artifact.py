@@ -1,0 +1,178 @@
+"""From an exporter to a file in a bundle: convert, compare, and only then add.
+
+Model -> eager network -> convert -> file in a temporary folder -> check_graph -> Bundle.add
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tfswa.export.check import check_graph, check_planes
+from tfswa.runtime.bundle import WEIGHTS, Bundle, replacing_directory
+from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.models import FileModel, Model, open_model
+from tfswa.train.backend import load_network
+
+Convert = Callable[[nn.Module, Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        bundle: the bundle that it went to.
+        file: the artifact.
+        bytes: its size.
+        format: ``onnx`` or ``torchscript``.
+        snr_db: by stem, against the eager network; ``math.inf`` where exact.
+        details: as the manifest has them.
+        seconds: of the whole export, comparison included.
+    """
+
+    bundle: Path
+    file: Path
+    bytes: int
+    format: str
+    snr_db: Mapping[str, float]
+    details: Mapping[str, Any]
+    seconds: float
+
+
+def produce(
+    model: Model,
+    name: str,
+    kind: str,
+    convert: Convert,
+    *,
+    output: Path | None = None,
+    audio: Path | None = None,
+    force: bool = False,
+) -> Exported:
+    """Export a model into its bundle, or into a copy of it.
+
+    Args:
+        model: a bundle.
+        name: file name of the artifact.
+        kind: ``onnx`` or ``torchscript``.
+        convert: writes the graph of the eager network to a path and returns details for the manifest.
+        output: where a copy of the bundle goes, whole or not at all; default: into the model's bundle.
+        audio: what to compare on, see ``check_planes``.
+        force: replace the artifact, or with ``output`` the bundle there.
+
+    Raises:
+        UsageError: the model is an exported file, or its bundle is sealed and has the artifact built in.
+        OutputExists: the artifact or ``output`` is there and ``force`` is False.
+        ExportError: the graph differs from eager; nothing is written.
+    """
+    bundle = bundle_of(model, "export")
+    if output is None:
+        check_free(bundle, name, force=force)
+        return _produce(model, bundle, name, kind, convert, audio)
+    with bundle_copy(bundle, output, without=name, force=force) as copy:
+        made = _produce(model, copy, name, kind, convert, audio)
+    return replace(made, bundle=output, file=output / name)
+
+
+def bundle_of(model: Model, command: str) -> Bundle:
+    """The bundle of a model that must have one.
+
+    Raises:
+        UsageError: the model is an exported file.
+    """
+    if model.bundle is None:
+        raise UsageError(f"{model.name} is an exported file, `tfx {command}` needs a bundle: name that")
+    return model.bundle
+
+
+def check_free(bundle: Bundle, name: str, *, force: bool) -> None:
+    """Refuse before the work what ``Bundle.add`` would refuse after it.
+
+    Raises:
+        UsageError: the bundle is sealed and the name is its own.
+        OutputExists: the name is taken and ``force`` is False.
+    """
+    if bundle.sealed and (bundle.path / name).exists():
+        raise UsageError(
+            f"{bundle.path} is sealed and holds {name} already: make a copy of it with `tfx export -o BUNDLE`"
+        )
+    if name in bundle.files and not force:
+        raise OutputExists(f"{bundle.path} holds {name} already: replace it with --force")
+
+
+@contextmanager
+def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Iterator[Bundle]:
+    """Yield an unsealed copy of a bundle that takes its place at ``path`` when the block ends well.
+
+    Weights go byte for byte. The artifact ``without`` stays behind, being about to be made anew, and so
+    do engines that were built from it.
+
+    Raises:
+        OutputExists: ``path`` is there and ``force`` is False, or it is not a bundle.
+        BundleError: a file of the source is damaged.
+    """
+    files = {name: entry for name, entry in source.files.items() if name != without}
+    hashes = {entry.sha256 for entry in files.values()}
+    with replacing_directory(path, force=force) as work:
+        # A bundle is created in a directory of its own; its content then moves up into the prepared one.
+        staged = work / "staged"
+        copy = Bundle.create(staged, source.spec, {}, provenance=source.provenance)
+        for name, entry in files.items():
+            if name != WEIGHTS and entry.kind == "engine" and entry.details.get("onnx") not in hashes:
+                continue
+            copy.add(
+                name,
+                _copier(source.file(name)),
+                kind=entry.kind,
+                precision=entry.precision,
+                details=entry.details,
+            )
+        if copy.digest != source.digest:
+            raise BundleError(f"the copy of {source.path} is another model: its digest differs, not written")
+        yield copy
+        for item in staged.iterdir():
+            item.rename(work / item.name)
+        staged.rmdir()
+
+
+def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Decibels for JSON, which has no infinity: two decimals, None where exact."""
+    return {name: round(value, 2) if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _produce(
+    model: Model, bundle: Bundle, name: str, kind: str, convert: Convert, audio: Path | None
+) -> Exported:
+    start = time.perf_counter()
+    planes = check_planes(model.spec, audio)  # first: a bad file should not cost an export
+    network = load_network(model)
+    with tempfile.TemporaryDirectory(prefix="tfx-export-") as folder:
+        path = Path(folder) / name
+        details = dict(convert(network, path))
+        opened = open_model(path)
+        assert isinstance(opened, FileModel)
+        snr_db = check_graph(network, opened, planes)
+        details |= {
+            "snr_db": finite_or_none(snr_db),
+            "compared_on": audio.name if audio else "generated music",
+        }
+        file = bundle.add(name, _copier(path), kind=kind, precision="fp32", details=details)
+    seconds = time.perf_counter() - start
+    return Exported(bundle.home, file, file.stat().st_size, kind, snr_db, details, seconds)
+
+
+def _copier(source: Path) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        shutil.copyfile(source, path)
+
+    return write

@@ -1,0 +1,257 @@
+"""ONNX: the network of a bundle as one float32 graph, T fixed, only the batch free."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tfswa.export.artifact import Exported, bundle_of, produce
+from tfswa.runtime.errors import ExportError, UsageError
+from tfswa.runtime.models import METADATA, Model, embed
+from tfswa.runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+NAME = "model.onnx"
+OPSET = 20
+OLDEST_OPSET = 18  # the oldest that torch writes
+NEWEST_OPSET = 25  # the newest that onnxscript 0.7.2 converts to
+INPUT, OUTPUT, BATCH = "mixture", "stems", "batch"
+LIMIT_BYTES = (1 << 31) - (1 << 24)  # a protobuf message ends at 2 GiB; leave 16 MiB for the nodes
+
+
+def export_onnx(
+    model: Model,
+    output: Path | None = None,
+    *,
+    opset: int = OPSET,
+    audio: Path | None = None,
+    force: bool = False,
+) -> Exported:
+    """Export a bundle to ``model.onnx`` and compare that with the eager network.
+
+    Args:
+        model: a bundle.
+        output: where a copy of the bundle goes; default: into the model's own bundle.
+        opset: version of the ONNX operators, 18 to 25.
+        audio: what to compare on; default: generated music.
+        force: replace an existing artifact or ``output``.
+
+    Raises:
+        UsageError: an opset out of range, or the model is an exported file.
+        OutputExists: the artifact or ``output`` is there and ``force`` is False.
+        ExportError: the graph cannot be made, or differs from eager; nothing is written.
+    """
+    import onnxscript
+
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UsageError(f"opset {opset} is not one of {OLDEST_OPSET} to {NEWEST_OPSET}: use {OPSET}")
+    source = bundle_of(model, "export").digest
+
+    def convert(network: nn.Module, path: Path) -> dict[str, Any]:
+        graph = build_graph(network, model.spec, opset)
+        graph.metadata_props.add(key=METADATA, value=embed(model.spec, "fp32", source))
+        path.write_bytes(graph.SerializeToString(deterministic=True))
+        return {
+            "opset": opset,
+            "nodes": len(graph.graph.node),
+            "torch": torch.__version__,
+            "onnxscript": onnxscript.__version__,
+        }
+
+    return produce(model, NAME, "onnx", convert, output=output, audio=audio, force=force)
+
+
+def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx.ModelProto:
+    """Turn a network into a checked graph: ``mixture [batch, 2*C, T, F] -> stems [batch, S, 2*C, T, F]``.
+
+    Args:
+        network: in eval mode, float32, on the CPU.
+        spec: its contract.
+        opset: version of the ONNX operators.
+
+    Raises:
+        ExportError: torch cannot express the network in ONNX, or the graph breaks ONNX's rules or ours.
+    """
+    size = sum(tensor.nbytes for tensor in network.state_dict().values())
+    if size > LIMIT_BYTES:
+        raise ExportError(
+            f"{size} bytes of weights do not fit one ONNX file, at most {LIMIT_BYTES}: not written"
+        )
+    with _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(spec.input_shape(2)),),  # 2: torch.export takes a size of 1 for a constant
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                custom_translation_table=TRANSLATIONS,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(
+                f"torch cannot export {spec.family} to opset {opset}: {_last_line(error)}"
+            ) from error
+    assert program is not None
+    _simplify(program.model)
+    return _checked(program.model_proto, spec, opset)
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants and shapes, in place, and nothing that rounds.
+
+    torch's own optimiser is not used: its rule for ``x + 0`` takes every constant up to 1e-8 for 0, so that
+    ``sqrt(x + 1e-8)`` loses what keeps silence finite, and its ``x * 1`` allows 1e-5 (onnxscript 0.7.2).
+    It is also half of the time of an export.
+    """
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules.common import (
+        collapse_slice2_rule,
+        collapse_slice_rule,
+        materialize_reshape_shape_rule,
+        no_op_transpose_rule,
+        transpose_transpose_rule,
+    )
+
+    rules = (
+        materialize_reshape_shape_rule,
+        collapse_slice_rule,
+        collapse_slice2_rule,
+        no_op_transpose_rule,
+        transpose_transpose_rule,
+    )
+    common.InlinePass()(model)
+    fold_constants(model)
+    rewrite(model, rules)
+    common.IdentityEliminationPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    # Large ones too: every shifted block holds the same 64 KB of window masks.
+    common.DeduplicateInitializersPass(size_limit=LIMIT_BYTES)(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    # Where in Python each node came from: a quarter of the file, and names of folders.
+    common.ClearMetadataAndDocStringPass()(model)
+    model.producer_name, model.producer_version = "tfx", version("tfswa")
+
+
+def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelProto:
+    """Check a graph, its value infos inferred anew: the exporter's are from before its optimiser."""
+    import onnx
+
+    del graph.graph.value_info[:]
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+        graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph of {spec.family} breaks ONNX's rules: {_last_line(error)}") from error
+    wanted = {INPUT: [BATCH, *spec.input_shape(1)[1:]], OUTPUT: [BATCH, *spec.output_shape(1)[1:]]}
+    found = {value.name: _shape(value) for value in (*graph.graph.input, *graph.graph.output)}
+    if found != wanted:
+        raise ExportError(
+            f"the graph of {spec.family} has inputs and outputs {found}, its spec says {wanted}"
+        )
+    opsets = {entry.domain: entry.version for entry in graph.opset_import}
+    if opsets != {"": opset} or graph.functions:
+        raise ExportError(
+            f"the graph of {spec.family} needs operators {opsets}, asked for is opset {opset} alone"
+        )
+    return graph
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention written out in six nodes, ``[B, H, L, D/H]``.
+
+    torch's own translation computes the shape of the transposed key at run time, fourteen nodes more a
+    block; ONNX's Attention (opset 23) has no TensorRT-RTX kernel for windowed heads.
+    """
+    if dropout_p or is_causal or enable_gqa:
+        raise ExportError("attention with dropout, causal masks or grouped queries is not exported")
+    op = _operators()
+    factor = float(query.shape[-1]) ** -0.5 if scale is None else scale
+    scores = op.MatMul(op.Mul(query, op.CastLike(factor, query)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _roll(x: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
+    """A cyclic shift along axes of known length: two slices and a concatenation each.
+
+    torch's own translation divides the shift by the length at run time.
+    """
+    if not dims:
+        raise ExportError("a roll of the flattened tensor is not exported: name its dims")
+    op = _operators()
+    lengths = [x.shape[dim] for dim in dims]
+    for shift, dim, length in zip(shifts, dims, lengths, strict=True):
+        if not isinstance(length, int):
+            raise ExportError("a roll along the batch is not exported: items are independent")
+        cut = -shift % length
+        x = op.Concat(op.Slice(x, [cut], [length], [dim]), op.Slice(x, [0], [cut], [dim]), axis=dim)
+    return x
+
+
+def _operators() -> Any:
+    """ONNX's operators as functions; annotated for tensors only, though they take constants."""
+    from onnxscript import opset18
+
+    return opset18
+
+
+TRANSLATIONS: dict[Any, Any] = {
+    torch.ops.aten.scaled_dot_product_attention.default: _attention,
+    torch.ops.aten.roll.default: _roll,
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own affairs from the user: nothing in them can be acted upon."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns that torchvision, which no network here uses, is not installed
+    try:
+        with warnings.catch_warnings():
+            # torch 2.13 copies its own deprecated LeafSpec while it traces.
+            warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _last_line(error: Exception) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause).strip().splitlines()[-1]
