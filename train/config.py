@@ -7,6 +7,7 @@ configuration is stored with every checkpoint and in the provenance of every bun
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -263,20 +264,60 @@ def _override(data: dict[str, Any], override: str) -> None:
     data[last] = value
 
 
+_ABOVE_0 = {
+    "optim": ("steps", "batch", "frames", "lr", "clip"),
+    "data": ("draws",),
+    "run": ("log_every", "validate_every", "statistics_batches"),
+}
+_FROM_0 = {
+    "optim": ("lr_end", "warmup", "weight_decay", "seed"),
+    "data": ("workers",),
+    "augment": ("gain_db",),
+    "run": ("validation_seconds",),
+    "loss": ("spectrogram_l1", "multi_resolution_stft", "waveform_l1"),
+}
+
+
 def _check(config: TrainConfig) -> None:
-    optim, augment = config.optim, config.augment
-    for name in ("steps", "batch", "frames", "lr", "clip"):
-        if not getattr(optim, name) > 0:
-            raise ConfigError(f"optim.{name} {getattr(optim, name)} must be above 0")
-    if not 0 <= optim.ema < 1:
-        raise ConfigError(f"optim.ema {optim.ema} must be in [0, 1)")
+    """Refuse numbers that could only fail later, or train in silence what was not meant."""
+    for names, words in ((_ABOVE_0, "above 0"), (_FROM_0, "0 or above")):
+        for section, keys in names.items():
+            for key in keys:
+                value = getattr(getattr(config, section), key)
+                if not (0 < value < math.inf or (value == 0 and names is _FROM_0)):
+                    raise ConfigError(f"{section}.{key} {value} must be {words}, and finite")
+    if not 0 <= config.optim.ema < 1:
+        raise ConfigError(f"optim.ema {config.optim.ema} must be in [0, 1)")
     for name in ("remix", "channel_swap", "silence"):
-        if not 0 <= getattr(augment, name) <= 1:
-            raise ConfigError(f"augment.{name} {getattr(augment, name)} is not a probability")
-    if augment.speed < 1:
-        raise ConfigError(f"augment.speed {augment.speed} must be at least 1")
-    for stem in config.model.stems:
-        if not config.data.sources.get(stem):
+        if not 0 <= getattr(config.augment, name) <= 1:
+            raise ConfigError(f"augment.{name} {getattr(config.augment, name)} is not a probability")
+    if not 1 <= config.augment.speed < math.inf:
+        raise ConfigError(f"augment.speed {config.augment.speed} must be at least 1")
+    _check_loss(config.loss)
+    _check_stems(config.model, config.data)
+
+
+def _check_loss(loss: LossConfig) -> None:
+    if not (loss.spectrogram_l1 or loss.multi_resolution_stft or loss.waveform_l1):
+        raise ConfigError("loss has no term: give one of its weights a value above 0")
+    if loss.multi_resolution_stft and not (loss.windows and min(loss.windows) >= 4):
+        raise ConfigError(f"loss.windows {list(loss.windows)} must be window lengths, 4 samples or more")
+
+
+def _check_stems(model: ModelConfig, data: DataConfig) -> None:
+    stems = list(model.stems)
+    if not stems or len(set(stems)) != len(stems):
+        raise ConfigError(f"model.stems {stems} must be distinct names, at least one")
+    if model.residual_stem and model.residual_stem not in stems:
+        raise ConfigError(f"model.residual_stem {model.residual_stem!r} is not one of model.stems {stems}")
+    for stem in stems:
+        if not data.sources.get(stem):
             raise ConfigError(
-                f"data.sources names no files for stem {stem!r}; it has {', '.join(config.data.sources)}"
+                f"data.sources names no files for stem {stem!r}; it has {', '.join(data.sources)}"
             )
+    # The mixture is the sum of the stems: what no stem holds, the network would never hear.
+    spare = [name for name in data.sources if name not in stems]
+    if spare:
+        raise ConfigError(
+            f"data.sources has {', '.join(spare)}, which model.stems {stems} lacks: the mixture would lack it too"
+        )
