@@ -139,7 +139,7 @@ class Separator:
             AudioError: an input that cannot be decoded.
             NonFiniteError: the network produced NaN or Inf.
         """
-        picked = self._indices(list(outputs))
+        picked = stem_indices(self.model, list(outputs))
         wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
         self._network_thread_seconds = 0.0
         rate = self.spec.stft.sample_rate
@@ -178,14 +178,6 @@ class Separator:
             own + decoded.cpu_seconds + encoder.cpu_seconds,
         )
 
-    def _indices(self, stems: Sequence[str]) -> list[int]:
-        for stem in stems:
-            if stem not in self.spec.stems:
-                raise UsageError(
-                    f"{self.model.name} has no stem {stem!r}: it has {', '.join(self.spec.stems)}"
-                )
-        return [self.spec.stems.index(stem) for stem in stems]
-
     def _separate_chunks(self, chunks: Audio) -> Audio:
         """``[B, C, N] -> [B, S, C, N]``, one transform per chunk so that a batch changes no bit of it."""
         spectra = [self._stft.forward(chunk) for chunk in chunks]
@@ -203,7 +195,21 @@ class Separator:
         spec = self.spec
         nyquist = np.zeros((len(spec.stems), *spectrum.shape[:2]), np.complex64)  # [S, C, T]
         nyquist[spec.stems.index(spec.nyquist_stem)] = spectrum[..., -1]
-        stems = self._stft.inverse(unpack(out, nyquist), chunk.shape[-1])
-        if spec.residual_stem is not None:
-            stems[spec.stems.index(spec.residual_stem)] += chunk - stems.sum(axis=0)
+        with np.errstate(invalid="ignore", over="ignore"):  # the stream engine says it, with chunk and stem
+            stems = self._stft.inverse(unpack(out, nyquist), chunk.shape[-1])
+            if spec.residual_stem is not None:
+                stems[spec.stems.index(spec.residual_stem)] += chunk - stems.sum(axis=0)
         return stems
+
+
+def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:
+    """Places of some stems in a model's output.
+
+    Raises:
+        UsageError: the model has no such stem.
+    """
+    known = model.spec.stems
+    for stem in stems:
+        if stem not in known:
+            raise UsageError(f"{model.name} has no stem {stem!r}: it has {', '.join(known)}")
+    return [known.index(stem) for stem in stems]

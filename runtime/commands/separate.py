@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.errors import TfxError
 
 if TYPE_CHECKING:
     from tfswa.runtime.separator import FileResult
@@ -64,17 +65,18 @@ def separate(
     """
     from tfswa.runtime.backends import BackendOptions
     from tfswa.runtime.encoders import FORMATS
-    from tfswa.runtime.errors import TfxError, UsageError
+    from tfswa.runtime.errors import UsageError
     from tfswa.runtime.models import open_model
     from tfswa.runtime.parity import describe_evidence
-    from tfswa.runtime.separator import Separator
+    from tfswa.runtime.separator import Separator, stem_indices
 
     if format_ not in FORMATS:
         raise UsageError(f"unknown format {format_!r}: choose one of {', '.join(FORMATS)}")
     jobs = plan_jobs(inputs, output)
     opened = open_model(model)
     wanted = [stem.strip() for stem in stems.split(",")] if stems else list(opened.spec.stems)
-    failures: list[TfxError] = []
+    stem_indices(opened, wanted)
+    failures: list[tuple[Path, TfxError]] = []
     reports: list[dict[str, Any]] = []
     settings = BackendOptions(precision=precision, device=device, threads=threads)
     with Separator(opened, backend=backend, options=settings, batch=batch) as separator:
@@ -90,10 +92,9 @@ def separate(
                     )
             except TfxError as error:
                 # One bad file among many must not cost the others.
-                if len(jobs) == 1:
-                    raise
-                failures.append(error)
-                click.echo(f"tfx: {error}", err=True)
+                failures.append((source, error))
+                if len(jobs) > 1:
+                    click.echo(f"tfx: {_naming(source, error)}", err=True)
                 continue
             reports.append(describe(source, result))
             if not as_json:
@@ -101,11 +102,14 @@ def separate(
         if as_json:
             _print_json(opened.name, separator.session.description, evidence, reports, failures)
     if failures:
-        raise type(failures[0])(f"{len(failures)} of {len(jobs)} files failed")
+        first = failures[0][1]
+        raise first if len(jobs) == 1 else type(first)(f"{len(failures)} of {len(jobs)} files failed")
 
 
 def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]:
     """Pair each audio file with the folder of its stems.
+
+    Of a folder, hidden files are left out, and so is what an earlier run wrote below ``output``.
 
     Raises:
         UsageError: a folder without audio, or two inputs that would write into one folder.
@@ -116,7 +120,7 @@ def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]
     for given in inputs:
         found = [given]
         if given.is_dir():
-            found = sorted(p for p in given.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS and p.is_file())
+            found = _audio_files(given, output)
             if not found:
                 raise UsageError(
                     f"{given} holds no audio files: looked for {', '.join(sorted(AUDIO_ENDINGS))}"
@@ -130,6 +134,23 @@ def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]
                 )
             jobs[folder] = path
     return [(path, folder) for folder, path in jobs.items()]
+
+
+def _audio_files(folder: Path, output: Path) -> list[Path]:
+    written = output.resolve()
+    inside = folder.resolve() in written.parents
+
+    def wanted(path: Path) -> bool:
+        if path.suffix.lower() not in AUDIO_ENDINGS or path.name.startswith(".") or not path.is_file():
+            return False
+        return not (inside and written in path.resolve().parents)
+
+    return sorted(filter(wanted, folder.rglob("*")))
+
+
+def _naming(source: Path, error: Exception) -> str:
+    """An error that says which of several inputs it is about."""
+    return str(error) if str(source) in str(error) else f"{source}: {error}"
 
 
 def describe(source: Path, result: FileResult) -> dict[str, Any]:
@@ -167,11 +188,15 @@ def _print(source: Path, result: FileResult) -> None:
 
 
 def _print_json(
-    model: str, backend: str, evidence: str, reports: list[dict[str, Any]], failures: list[Any]
+    model: str,
+    backend: str,
+    evidence: str,
+    reports: list[dict[str, Any]],
+    failures: list[tuple[Path, TfxError]],
 ) -> None:
     import json
 
-    errors = [str(error) for error in failures]
+    errors = [{"input": str(source), "error": str(error)} for source, error in failures]
     whole = {"model": model, "backend": backend, "evidence": evidence, "files": reports, "errors": errors}
     click.echo(json.dumps(whole))
 
