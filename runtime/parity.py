@@ -7,6 +7,7 @@ another overlap-add), so that a fault of the host cannot cancel out.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, Session
-from tfswa.runtime.errors import BackendUnavailable, BundleError, NonFiniteError, UsageError
+from tfswa.runtime.errors import AudioError, BackendUnavailable, BundleError, NonFiniteError, UsageError
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.models import Model
 from tfswa.runtime.separator import Separator
@@ -38,14 +39,40 @@ class Gate:
     Attributes:
         snr_db: least signal-to-noise ratio of the artifact's output against the reference's.
         drift_db: largest change of SDR against the true stems, either way.
+
+    Raises:
+        UsageError: a limit that is no number, or a drift below 0.
     """
 
     snr_db: float
     drift_db: float
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.snr_db) or not 0 <= self.drift_db < math.inf:
+            raise UsageError(
+                f"a gate of {self.snr_db} dB SNR and {self.drift_db} dB drift cannot be measured against: "
+                "give finite numbers, the drift 0 or more"
+            )
+
 
 # float32 differs by rounding alone: about 120 dB. An error at 40 dB costs a stem of 8 dB 0.003 dB of SDR.
 GATES = {"fp32": Gate(80.0, 0.01), "fp16": Gate(45.0, 0.05), "bf16": Gate(36.0, 0.05)}
+
+
+def gate_for(precision: str | None, snr_db: float | None = None, drift_db: float | None = None) -> Gate:
+    """The gate of a precision (None is fp32), with what was asked for in place of its defaults.
+
+    Raises:
+        UsageError: a precision without defaults, and not both limits given; or limits that are no numbers.
+    """
+    default = GATES.get(precision or "fp32")
+    if snr_db is not None and drift_db is not None:
+        return Gate(snr_db, drift_db)
+    if default is None:
+        raise UsageError(f"no default gate for precision {precision!r}: give --min-snr-db and --max-drift-db")
+    return Gate(
+        default.snr_db if snr_db is None else snr_db, default.drift_db if drift_db is None else drift_db
+    )
 
 
 @dataclass(frozen=True)
@@ -60,7 +87,7 @@ class StemParity:
         reference_sdr_db: SDR of the reference against the true stem.
         sdr_db: SDR of the artifact against the true stem.
         drift_db: ``sdr_db`` - ``reference_sdr_db``.
-        non_finite: NaN and Inf in the network's output planes for the whole song.
+        non_finite: NaN and Inf in the network's output planes, up to the chunk that they stopped.
     """
 
     song: str
@@ -120,7 +147,7 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         """Whether every stem of every song meets the gate."""
-        return all(stem.passes(self.gate) for stem in self.stems)
+        return bool(self.stems) and all(stem.passes(self.gate) for stem in self.stems)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, verdict included."""
@@ -164,14 +191,17 @@ def compare(
     Raises:
         UsageError: an exported file (it holds no weights for the reference), or no such reference.
         BackendUnavailable: backend or reference is missing here.
+        AudioError: no song holds any sound, so that nothing would be measured.
     """
     if model.bundle is None:
         raise UsageError(f"{model.name} is an exported file: parity needs the bundle that it came from")
+    limits = gate or gate_for(options.precision)
+    if not any(song.mixture.any() for song in songs):
+        raise AudioError(
+            f"{', '.join(song.name for song in songs) or 'the corpus'} holds no sound, which every "
+            "artifact separates alike: measure on music"
+        )
     truth = load_reference(reference)(model)
-    precision = options.precision or "fp32"
-    limits = gate or GATES.get(precision)
-    if limits is None:
-        raise UsageError(f"no default gate for precision {precision!r}: give --min-snr-db and --max-drift-db")
     stems: list[StemParity] = []
     with Separator(model, backend=backend, options=options, batch=batch) as separator:
         session = _Counting(separator.session)
@@ -179,15 +209,15 @@ def compare(
         for song in songs:
             stems += _compare_song(separator, session, truth, song)
         return ParityReport(
-            *separator.session.artifact,
+            *session.artifact,
             source=model.bundle.digest,
             corpus_sha256=corpus_sha256(songs),
-            backend=backend,
-            precision=precision,
+            backend=session.name,
+            precision=options.precision or "fp32",
             device=options.device,
             threads=options.threads,
             batch=batch,
-            versions={"tfswa": version("tfswa"), **session.versions},
+            versions=_versions(session),
             reference=truth.description,
             gate=limits,
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -197,8 +227,6 @@ def compare(
 
 def corpus_sha256(songs: Sequence[Song]) -> str:
     """Hash that binds evidence to the songs it was measured on."""
-    import hashlib
-
     return hashlib.sha256("".join(song.sha256 for song in songs).encode()).hexdigest()
 
 
@@ -228,7 +256,11 @@ def store(model: Model, report: ParityReport) -> Path:
     """
     assert model.bundle is not None
     new = report.to_dict()
-    kept = [run for run in read_evidence(model) if _identity(run) != _identity(new)]
+    try:
+        old = read_evidence(model)
+    except BundleError:
+        old = []  # damaged: the one way to mend it is to write it anew
+    kept = [run for run in old if _identity(run) != _identity(new)]
     text = json.dumps({"schema": SCHEMA, "runs": [*kept, new]}, indent=1, allow_nan=False) + "\n"
     return model.bundle.add(EVIDENCE, lambda path: _write(path, text), kind="evidence")
 
@@ -249,24 +281,45 @@ def read_evidence(model: Model) -> list[dict[str, Any]]:
 
 
 def describe_evidence(model: Model, session: Session, options: BackendOptions) -> str:
-    """Say in a few words whether this combination has passed parity."""
-    name, sha256 = session.artifact
-    versions = dict(session.versions)
-    for run in read_evidence(model):
-        same_libraries = all(run["versions"].get(key) == value for key, value in versions.items())
-        same = (run["artifact"], run["artifact_sha256"], run["device"]) == (name, sha256, options.device)
-        if same and same_libraries and run["precision"] == (options.precision or "fp32") and run["passed"]:
+    """Say in a few words whether this combination has passed parity; never a reason not to separate."""
+    advice = "" if model.bundle is None else f": run `tfx parity {model.name} --backend {session.name}`"
+    try:
+        runs = read_evidence(model)
+    except BundleError:
+        return f"the parity evidence is damaged{advice}"
+    for run in runs:
+        if run["passed"] and _binds(run, model, session, options):
             worst = [stem["snr_db"] for stem in run["stems"] if stem["snr_db"] is not None]
             figure = f"{min(worst):.0f} dB SNR" if worst else "identical"
             return f"parity passed ({figure}, {run['date'][:10]})"
-    return f"no passing parity evidence here: run `tfx parity {model.name} --backend {session.name}`"
+    return f"no passing parity evidence here{advice}"
+
+
+def _binds(run: Mapping[str, Any], model: Model, session: Session, options: BackendOptions) -> bool:
+    """Whether a run measured just this: model, artifact, backend, libraries, our own code included."""
+    name, sha256 = session.artifact
+    now = {
+        "artifact": name,
+        "artifact_sha256": sha256,
+        "source": None if model.bundle is None else model.bundle.digest,
+        "backend": session.name,
+        "precision": options.precision or "fp32",
+        "device": options.device,
+        "versions": _versions(session),
+    }
+    return all(run[key] == value for key, value in now.items())
+
+
+def _versions(session: Session) -> dict[str, str]:
+    return {"tfswa": version("tfswa"), **session.versions}
 
 
 def _compare_song(
     separator: Separator, session: _Counting, reference: Reference, song: Song
 ) -> list[StemParity]:
     session.non_finite = 0
-    expected = reference.separate(song.mixture)
+    # Rounded as the artifact's output is, so that what is identical differs by nothing at all.
+    expected = reference.separate(song.mixture).astype(np.float32)
     try:
         found = separator.separate(song.mixture)
     except NonFiniteError:
@@ -280,7 +333,7 @@ def _compare_song(
         before = None if true is None else _finite(sdr_db(true, expected[index]))
         after = None if true is None else _finite(sdr_db(true, found[index]))
         drift = None if before is None or after is None else after - before
-        identical = bool(np.array_equal(expected[index].astype(np.float32), found[index]))
+        identical = bool(np.array_equal(expected[index], found[index]))
         snr = _finite(snr_db(expected[index], found[index]))
         rows.append(StemParity(song.name, stem, snr, identical, before, after, drift, session.non_finite))
     return rows

@@ -49,17 +49,13 @@ def parity(
     from tfswa.runtime.backends import BackendOptions
     from tfswa.runtime.errors import GateError, UsageError
     from tfswa.runtime.models import open_model
-    from tfswa.runtime.parity import GATES, Gate, compare, store
+    from tfswa.runtime.parity import compare, gate_for, store
     from tfswa.runtime.truth import load_songs, synthetic_song
 
     if backend == "auto":
         raise UsageError("parity measures one backend: name it with --backend ort, torchscript or torch")
+    gate = gate_for(precision, min_snr_db, max_drift_db)
     opened = open_model(model)
-    default = GATES.get(precision or "fp32", GATES["fp32"])
-    gate = Gate(
-        default.snr_db if min_snr_db is None else min_snr_db,
-        default.drift_db if max_drift_db is None else max_drift_db,
-    )
     songs = load_songs(audio, opened.spec) if audio else [synthetic_song(opened.spec)]
     report = compare(
         opened,
