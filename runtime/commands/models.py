@@ -14,12 +14,13 @@ def models(as_json: bool) -> None:
     import json
     from importlib.metadata import entry_points
 
-    from tfswa.runtime.models import model_names, open_model
+    from tfswa.runtime.bundle import Bundle
+    from tfswa.runtime.models import model_names
 
     found = []
     for name, path in model_names().items():
         if path.exists():
-            spec = open_model(name).spec
+            spec = Bundle.open(path).spec  # not by name: a folder here may have the same one
             found.append(
                 {
                     "model": name,
