@@ -319,5 +319,5 @@ def _check_stems(model: ModelConfig, data: DataConfig) -> None:
     spare = [name for name in data.sources if name not in stems]
     if spare:
         raise ConfigError(
-            f"data.sources has {', '.join(spare)}, which model.stems {stems} lacks: the mixture would lack it too"
+            f"data.sources has {', '.join(spare)}, which model.stems {stems} lacks: the mixture would too"
         )

@@ -44,13 +44,16 @@ def load_songs(config: DataConfig, sample_rate: int, channels: int) -> tuple[lis
     """Open the songs to train on and those held out.
 
     Raises:
-        ConfigError: no such folder or song, a source that is missing, sources of different length.
+        ConfigError: no such folder or song, a source that is missing, sources of different length, a cache
+            that cannot be written.
         AudioError: a file that cannot be decoded.
     """
     root = Path(config.root)
     if not root.is_dir():
         raise ConfigError(f"data.root {root} is not a folder")
-    found = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    found = sorted(
+        folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")
+    )
     for name in (*config.validation, *config.songs):
         if name not in found:
             raise ConfigError(f"song {name!r} is not in {root}; it holds {', '.join(found) or 'no folders'}")
@@ -88,15 +91,27 @@ def _decoded(path: Path, cache: Path, sample_rate: int, channels: int) -> NDArra
     identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{sample_rate}|{channels}"
     target = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
     if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
         with open_audio(path) as source:
             blocks = list(model_blocks(source, sample_rate, channels))
         audio = np.concatenate(blocks, axis=1) if blocks else np.zeros((channels, 0), np.float32)
-        work = target.with_name(f".{target.stem}-{os.getpid()}.npy")
-        np.save(work, audio)
-        os.replace(work, target)
+        _save(target, audio)
     mapped: NDArray[np.float32] = np.load(target, mmap_mode="r")
     return mapped
+
+
+def _save(target: Path, audio: NDArray[np.float32]) -> None:
+    work = target.with_name(f".{target.stem}-{os.getpid()}.npy")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            np.save(work, audio)
+            os.replace(work, target)
+        finally:
+            work.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"data.cache {target.parent} cannot be written ({error.strerror}): choose another"
+        ) from error
 
 
 def _default_cache() -> Path:
