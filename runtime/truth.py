@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.audio import model_blocks, open_audio
 from tfswa.runtime.errors import AudioError
+from tfswa.runtime.folders import audio_files
 from tfswa.runtime.spec import ModelSpec
 
 Audio = NDArray[np.float32]
@@ -59,16 +60,16 @@ def load_songs(path: Path, spec: ModelSpec) -> list[Song]:
     - a folder of such folders, or of audio files: several.
 
     Raises:
-        AudioError: nothing there that can be decoded.
+        AudioError: nothing there that can be decoded, or a song that lacks a stem of the model.
     """
-    if path.is_file() or not path.exists():
+    if not path.is_dir():
         return [_load_file(path, spec)]
     songs = [song for child in sorted(path.iterdir()) if child.is_dir() for song in _load_folder(child, spec)]
     songs += _load_folder(path, spec)
     if not songs:
-        songs = [_load_file(child, spec) for child in sorted(path.iterdir()) if child.is_file()]
+        songs = [_load_file(child, spec) for child in audio_files(path)]
     if not songs:
-        raise AudioError(f"{path} is empty: name an audio file, or a folder of stems")
+        raise AudioError(f"{path} holds no audio: name an audio file, or a folder of stems")
     return songs
 
 
@@ -128,13 +129,21 @@ def _load_file(path: Path, spec: ModelSpec) -> Song:
 
 
 def _load_folder(folder: Path, spec: ModelSpec) -> list[Song]:
-    """Return one song if the folder holds a file for each stem, none otherwise."""
-    found = {p.stem: p for p in sorted(folder.iterdir()) if p.is_file() and p.stem != "mixture"}
-    named = {name for name in found if name in {*STEM_FILE_STREAMS, *spec.stems}}
-    missing = [stem for stem in spec.stems if stem not in named and stem != REST]
-    if missing or len(named) < 2:
+    """Return one song if the folder holds files named as stems are, none otherwise."""
+    names = {*STEM_FILE_STREAMS[1:], REST, *spec.stems}
+    named = {path.stem: path for path in audio_files(folder) if path.stem in names}
+    if len(named) < 2:
         return []
-    return [_song(folder.name, {name: _decode(found[name], spec, 0) for name in sorted(named)}, spec)]
+    if REST in named:  # beside its parts it would count twice
+        twice = named.keys() - set(spec.stems) if REST in spec.stems else {REST}
+        named = {name: path for name, path in named.items() if name not in twice}
+    missing = [stem for stem in spec.stems if stem not in named and stem != REST]
+    if missing:
+        raise AudioError(
+            f"{folder} lacks {', '.join(missing)}, though it holds {', '.join(named)}: "
+            "add the files, or take the folder away"
+        )
+    return [_song(folder.name, {name: _decode(path, spec, 0) for name, path in named.items()}, spec)]
 
 
 def _song(name: str, sources: dict[str, Audio], spec: ModelSpec) -> Song:

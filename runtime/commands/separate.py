@@ -13,14 +13,6 @@ from tfswa.runtime.errors import TfxError
 if TYPE_CHECKING:
     from tfswa.runtime.separator import FileResult
 
-AUDIO_ENDINGS = frozenset(
-    f".{name}"
-    for name in (
-        *("wav", "w64", "rf64", "aif", "aiff", "aifc", "au", "caf", "flac", "ogg", "oga", "opus", "mp3"),
-        *("m4a", "m4b", "mp4", "aac", "ac3", "wma", "webm", "mka", "mkv", "mov"),
-    )
-)
-
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
@@ -115,6 +107,7 @@ def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]
         UsageError: a folder without audio, or two inputs that would write into one folder.
     """
     from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.folders import AUDIO_ENDINGS
 
     jobs: dict[Path, Path] = {}
     for given in inputs:
@@ -137,15 +130,12 @@ def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]
 
 
 def _audio_files(folder: Path, output: Path) -> list[Path]:
-    written = output.resolve()
-    inside = folder.resolve() in written.parents
+    from tfswa.runtime.folders import audio_files
 
-    def wanted(path: Path) -> bool:
-        if path.suffix.lower() not in AUDIO_ENDINGS or path.name.startswith(".") or not path.is_file():
-            return False
-        return not (inside and written in path.resolve().parents)
-
-    return sorted(filter(wanted, folder.rglob("*")))
+    found, written = audio_files(folder, recursive=True), output.resolve()
+    if folder.resolve() not in written.parents:
+        return found
+    return [path for path in found if written not in path.resolve().parents]
 
 
 def _naming(source: Path, error: Exception) -> str:
