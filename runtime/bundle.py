@@ -119,10 +119,10 @@ class Bundle:
             UsageError: ``path`` cannot be written, or there is no such precision.
             BundleError: a weight is not finite in that precision.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         with replacing_directory(path, force=force) as work:
-            save_file(_cast(weights, precision), work / WEIGHTS)
+            (work / WEIGHTS).write_bytes(save(_cast(weights, precision)))  # save_file gives mode 600
             entry = _entry(work / WEIGHTS, "weights", precision, {})
             _write_manifest(
                 work,
@@ -226,6 +226,12 @@ class Bundle:
             finally:
                 work.unlink(missing_ok=True)
         return target
+
+    def seal(self) -> None:
+        """Close the bundle: from now on additions go to the user's cache."""
+        with _writable(self.path), _locked(self.path):
+            _write_manifest(self.path, {**_read_manifest(self.path), "sealed": True}, self._own)
+        self.sealed = True
 
     def _record(self, name: str, entry: FileEntry) -> None:
         present = (self.home / MANIFEST).exists()

@@ -15,6 +15,9 @@ if ! "$python" -c 'import sys' 2>/dev/null; then
     { echo "$found cannot make a virtual environment: apt-get install python3-venv" >&2; exit 1; }
 fi
 
+# What setuptools left there of an earlier build would end up in the next wheel.
+rm -rf "$root/build"
+
 # install TARGET...: this project (as an editable install, so that a change is seen at once) and its extras.
 install() {
   "$python" -m pip install --quiet --constraint "$root/constraints.txt" -C editable_mode=strict --editable "$@"
