@@ -128,7 +128,7 @@ def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Ite
         staged = work / "staged"
         copy = Bundle.create(staged, source.spec, {}, provenance=source.provenance)
         for name, entry in files.items():
-            if name != WEIGHTS and entry.kind == "engine" and entry.details.get("onnx") not in hashes:
+            if name != WEIGHTS and entry.kind == "engine" and entry.details.get("onnx_sha256") not in hashes:
                 continue
             copy.add(
                 name,

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from tfswa.export.artifact import Exported
+    from tfswa.export.engine import Flavor
 
 MEGABYTE = 1e6
 
@@ -67,6 +68,66 @@ def export(
 
         made = export_torchscript(opened, output, audio=audio, force=force)
     _report(made, as_json=as_json)
+
+
+@click.command("build-engine")
+@click.argument("model")
+@click.option(
+    "--flavor",
+    type=click.Choice(["auto", "rtx", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Library; auto takes TensorRT where it and a GPU are there, otherwise TensorRT-RTX.",
+)
+@click.option(
+    "--batch",
+    default="1,1,1",
+    show_default=True,
+    metavar="MIN,OPT,MAX",
+    help="Chunks per call: smallest, best, largest.",
+)
+@click.option("--force", is_flag=True, help="Build even if the bundle holds this engine already.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def build_engine(model: str, flavor: Flavor, batch: str, force: bool, as_json: bool) -> None:
+    """Build a float32 TensorRT engine from the ONNX graph of MODEL (a bundle, or the name demo)."""
+    import json
+
+    import torch
+
+    from tfswa.export.engine import build_engine as run
+    from tfswa.runtime.models import open_model
+
+    sizes = _batch(batch)
+    opened = open_model(model)
+    click.echo(f"building an engine from {model}; this takes 5 to 30 s ...", err=True)
+    made = run(opened, flavor=flavor, batch=sizes, force=force)
+    gpu = torch.cuda.is_available()
+    if as_json:
+        report = {
+            "bundle": str(made.bundle),
+            "file": str(made.file),
+            "bytes": made.bytes,
+            "key": made.key,
+            "cached": made.cached,
+            "gpu_here": gpu,
+            "seconds": round(made.seconds, 2),
+            **made.details,
+        }
+        click.echo(json.dumps(report))
+        return
+    version = f"{made.details['flavor']} {made.details['version']}, {made.details['precision']}"
+    what = "in the bundle already, not built again (--force builds it)" if made.cached else "built"
+    click.echo(f"{made.file}  {made.bytes / MEGABYTE:.1f} MB, {version}: {what}, {made.seconds:.1f} s")
+    if not gpu:
+        click.echo("not run: no CUDA device here; measure it with `tfx parity` where there is one")
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    try:
+        smallest, best, largest = (int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not three numbers, e.g. 1,1,4", param_hint="--batch") from None
+    return smallest, best, largest
 
 
 def _report(made: Exported, *, as_json: bool) -> None:

@@ -61,7 +61,9 @@ def draw(song: Song, estimates: dict[str, np.ndarray], spec: ModelSpec, path: Pa
     panels = [("mixture", song.mixture)]
     for stem in spec.stems:
         panels += [(f"{stem}, estimate", estimates[stem]), (f"{stem}, truth", song.stems[stem])]
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 2.2 * len(panels)), sharex=True, sharey=True)
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(10, 2 * len(panels)), sharex=True, sharey=True, layout="constrained"
+    )
     seconds, top = song.mixture.shape[1] / spec.stft.sample_rate, spec.stft.sample_rate / 2000
     for axis, (title, signal) in zip(axes, panels, strict=True):
         power = np.square(np.abs(stft.forward(signal))).mean(axis=0)  # [T, F + 1]
@@ -71,8 +73,7 @@ def draw(song: Song, estimates: dict[str, np.ndarray], spec: ModelSpec, path: Pa
         )
         axis.set(title=title, ylabel="kHz", ylim=(0, 10))
     axes[-1].set_xlabel("seconds")
-    figure.tight_layout()
-    figure.colorbar(image, ax=axes, label="dB", fraction=0.03, pad=0.02)
+    figure.colorbar(image, ax=axes, label="dB")
     figure.savefig(path, dpi=110)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.errors import ConfigError, TrainingError
+from tfswa.runtime.errors import BundleError, ConfigError, TrainingError, UsageError
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.spec import ChunkSpec, ModelSpec
 from tfswa.train.config import OptimConfig, TrainConfig
@@ -42,6 +42,7 @@ from tfswa.train.spectral import TorchStft
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
+LOG = "log.csv"
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def train(
         Validation SDR in dB per stem at the end; empty where no song is held out.
 
     Raises:
-        ConfigError: data or network do not fit the configuration.
-        TrainingError: the loss is not finite, or there is nothing to resume.
+        ConfigError: data or network do not fit the configuration, or there is a run already.
+        UsageError: ``out`` cannot be written.
+        TrainingError: loss or gradient are not finite, or the checkpoint is missing or damaged.
     """
     spec = training_spec(config)
     songs, held_out = load_songs(config.data, spec.stft.sample_rate, spec.channels)
@@ -100,13 +102,16 @@ def train(
 def training_spec(config: TrainConfig) -> ModelSpec:
     """Spec of the model that a configuration trains, chunked as its family is made for."""
     family = get_family(config.model.family)
-    return new_spec(
-        family.name,
-        stems=config.model.stems,
-        hyper=config.model.hyper,
-        residual_stem=config.model.residual_stem or None,
-        weights_licence=config.model.licence,
-    )
+    try:
+        return new_spec(
+            family.name,
+            stems=config.model.stems,
+            hyper=config.model.hyper,
+            residual_stem=config.model.residual_stem or None,
+            weights_licence=config.model.licence,
+        )
+    except BundleError as error:
+        raise ConfigError(f"model: {error}") from error
 
 
 class Run:
@@ -122,7 +127,10 @@ class Run:
         device: torch.device,
     ):
         self.config, self.spec, self.held_out, self.out, self.device = config, spec, held_out, out, device
-        ChunkSpec(frames=config.optim.frames, context=0, fade=0, multiple=spec.chunk.multiple)
+        try:
+            ChunkSpec(frames=config.optim.frames, context=0, fade=0, multiple=spec.chunk.multiple)
+        except BundleError as error:
+            raise ConfigError(f"optim.frames: {error}") from error
         self.samples = (config.optim.frames - 1) * spec.stft.hop
         seed = config.optim.seed
         self.chunks = Chunks(songs, spec.stems, config.data, config.augment, self.samples, seed)
@@ -139,9 +147,13 @@ class Run:
 
     def start(self) -> None:
         """Begin a new run: fix the input statistics, write the configuration."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.out} cannot be made ({error.strerror}): choose another -o") from error
         if (self.out / CHECKPOINT).exists():
             raise ConfigError(f"{self.out} holds a run already: go on with --resume, or choose another -o")
+        (self.out / LOG).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         self._set_statistics()
         self.average.load_state_dict(self.network.state_dict())
         (self.out / "config.json").write_text(json.dumps(self.config.to_dict(), indent=1) + "\n")
@@ -151,15 +163,20 @@ class Run:
         path = self.out / CHECKPOINT
         if not path.is_file():
             raise TrainingError(f"{path} is missing: nothing to resume")
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        then = json.loads(state["config"])["model"]
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            then = json.loads(state["config"])["model"]
+        except Exception as error:  # torch.load has no error of its own for damage
+            reason = str(error).strip().splitlines()[:1]
+            raise TrainingError(f"{path} cannot be read ({''.join(reason)}): start anew") from error
         now = self._config_json()["model"]
         if then != now:
             raise ConfigError(f"{path} was made with model {then}, the configuration says {now}")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.sdr = state["step"], state["best"], state["sdr"]
+        self._forget_later_rows()
 
     def run(self, report: Callable[[Progress], None]) -> dict[str, float]:
         """Train to the last step."""
@@ -167,7 +184,7 @@ class Run:
 
         optim, every = self.config.optim, self.config.run
         clock, since = time.perf_counter(), self.step
-        with SummaryWriter(str(self.out)) as board:
+        with SummaryWriter(str(self.out), purge_step=self.step + 1) as board:
             for stems in self._batches():
                 rate = learning_rate(self.step, optim)
                 loss, parts, norm = self._optimise(stems, rate)
@@ -208,18 +225,22 @@ class Run:
         loss, parts = self._loss(stems)
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"loss is {float(loss)} at step {self.step}: lower optim.lr; batch of chunks "
+                f"loss is {float(loss.detach())} at step {self.step}: lower optim.lr; batch of chunks "
                 f"{self.step * self.config.optim.batch} and following, seed {self.config.optim.seed}"
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingError(f"gradient norm is {float(norm)} at step {self.step}: lower optim.lr")
         self.optimiser.step()
         # Early on the average forgets faster, or it would hold the untrained weights for long.
         decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
+            for kept, value in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                kept.copy_(value)  # running statistics, where a family has them
         return float(loss.detach()), parts, float(norm)
 
     def _loss(self, stems: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -307,21 +328,33 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "best": self.best,
+            "sdr": self.sdr,
         }
         work = self.out / f".{CHECKPOINT}.partial-{os.getpid()}"
-        torch.save(state, work)
-        os.replace(work, self.out / CHECKPOINT)
+        try:
+            torch.save(state, work)
+            os.replace(work, self.out / CHECKPOINT)
+        finally:
+            work.unlink(missing_ok=True)
 
     def _write_log(self, board: Any, row: dict[str, float]) -> None:
         for name, value in row.items():
             board.add_scalar(name, value, self.step)
-        path = self.out / "log.csv"
+        path = self.out / LOG
         fresh = not path.exists()
         with path.open("a", newline="") as stream:
             writer = csv.DictWriter(stream, ["step", *row])
             if fresh:
                 writer.writeheader()
             writer.writerow({"step": self.step, **row})
+
+    def _forget_later_rows(self) -> None:
+        """Drop what was logged after the checkpoint: those steps are done again."""
+        path = self.out / LOG
+        if path.exists():
+            header, *rows = path.read_bytes().splitlines(keepends=True) or [b""]
+            kept = (row for row in rows if row.endswith(b"\n") and int(row.split(b",")[0]) <= self.step)
+            path.write_bytes(b"".join((header, *kept)))
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

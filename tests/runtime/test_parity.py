@@ -212,7 +212,7 @@ class TestFigures:
         assert not report.passed
         assert measure(Fixed(lambda out: out * np.float32(1.001)), gate=Gate(55.0, 0.1)).passed
 
-    def test_drift_is_signed_and_gated_both_ways(self, measure: Measure, song: Song) -> None:
+    def test_drift_is_the_change_of_sdr_and_is_gated(self, measure: Measure) -> None:
         worse = measure(Fixed(lambda out: out * np.float32(0.9)), gate=Gate(0.0, 1e-6))
         drifts = [stem.drift_db for stem in worse.stems]
         for stem in worse.stems:
@@ -220,9 +220,7 @@ class TestFigures:
             assert stem.sdr_db is not None
             assert stem.reference_sdr_db is not None
             assert stem.drift_db == stem.sdr_db - stem.reference_sdr_db
-        assert any(drift is not None and drift < 0 for drift in drifts) or any(
-            drift is not None and drift > 0 for drift in drifts
-        )
+        assert max(abs(drift) for drift in drifts if drift is not None) > 1e-3
         assert not worse.passed
 
     def test_a_song_without_truth_is_measured_by_snr_alone(self, measure: Measure, song: Song) -> None:
@@ -304,7 +302,7 @@ class TestRefusals:
             compare(open_model(path), [song], backend="torchscript")
 
     def test_an_unknown_reference_is_named(self, model: BundleModel, song: Song) -> None:
-        with pytest.raises(UsageError, match="unknown reference 'jax': choose one of .*torch"):
+        with pytest.raises(UsageError, match=r"unknown reference 'jax': choose one of .*torch"):
             compare(model, [song], backend="torch", reference="jax")
 
     def test_a_reference_without_its_library(
