@@ -73,6 +73,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # a path too long, a folder that may not be read: the system's words will do
+        place = "" if error.filename is None else f"{error.filename}: "
+        click.echo(f"tfx: {place}{error.strerror or error}", err=True)
+        sys.exit(1)
 
 
 def _missing(what: str, error: ModuleNotFoundError) -> TfxError:

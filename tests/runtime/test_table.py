@@ -1,0 +1,43 @@
+"""Plain tables: columns that line up, nothing wider than it must be."""
+
+from tfswa.runtime.table import text_table
+
+
+def test_text_goes_left_numbers_right_and_none_is_a_dash() -> None:
+    table = text_table(
+        ("stem", "SDR dB", "chunks"), [("vocals", 7.123, 5), ("other", -12.0, 1000), ("bass", None, None)]
+    )
+    assert table.splitlines() == [
+        "stem    SDR dB  chunks",
+        "------  ------  ------",
+        "vocals    7.12       5",
+        "other   -12.00    1000",
+        "bass         -       -",
+    ]
+
+
+def test_digits() -> None:
+    assert text_table(("dB",), [(0.12345,)], digits=4).splitlines()[-1] == "0.1235"
+
+
+def test_one_text_makes_a_column_of_texts() -> None:
+    rows = text_table(("SNR dB", "x"), [("identical", 1), (130.5, 2)]).splitlines()
+    assert rows[2:] == ["identical  1", "130.50     2"]
+
+
+def test_no_rows() -> None:
+    assert text_table(("stem", "SDR dB"), []).splitlines() == ["stem  SDR dB", "----  ------"]
+
+
+def test_no_spaces_at_line_ends() -> None:
+    table = text_table(("name", "verdict"), [("a", "x"), ("b", "longer")])
+    assert all(line == line.rstrip() for line in table.splitlines())
+
+
+def test_columns_follow_the_widest_cell() -> None:
+    lines = text_table(("a", "b"), [("a long name", 1.0), ("s", 123456.0)]).splitlines()
+    assert {len(line) for line in lines} == {len("a long name  123456.00")}
+
+
+def test_wide_characters_and_empty_cells() -> None:
+    assert text_table(("a", "b"), [("", "ü")]).splitlines() == ["a  b", "-  -", "   ü"]
