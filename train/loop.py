@@ -102,16 +102,13 @@ def train(
 def training_spec(config: TrainConfig) -> ModelSpec:
     """Spec of the model that a configuration trains, chunked as its family is made for."""
     family = get_family(config.model.family)
-    try:
-        return new_spec(
-            family.name,
-            stems=config.model.stems,
-            hyper=config.model.hyper,
-            residual_stem=config.model.residual_stem or None,
-            weights_licence=config.model.licence,
-        )
-    except BundleError as error:
-        raise ConfigError(f"model: {error}") from error
+    return new_spec(
+        family.name,
+        stems=config.model.stems,
+        hyper=config.model.hyper,
+        residual_stem=config.model.residual_stem or None,
+        weights_licence=config.model.licence,
+    )
 
 
 class Run:

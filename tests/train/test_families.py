@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tfswa.runtime.errors import BundleError, ConfigError
+from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: families need it")
@@ -303,8 +303,9 @@ def test_an_unknown_family_is_refused_with_a_suggestion() -> None:
 
 
 def test_new_spec_refuses_numbers_that_contradict() -> None:
-    with pytest.raises(BundleError, match="distinct"):
-        new_spec("tfswa_lite", stems=("a", "a"))
+    for wrong in ({"stems": ("a", "a")}, {"residual_stem": "zzz"}, {"channels": 5}):
+        with pytest.raises(ConfigError, match=r"distinct|zzz|channels 5"):
+            new_spec("tfswa_lite", **wrong)
 
 
 def test_a_third_party_family_is_found(tiny_family: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
 
 GROUP = "tfswa.families"
@@ -87,20 +87,23 @@ def new_spec(
     """Make the spec of an untrained model, hyper-parameters completed and costs counted.
 
     Raises:
-        ConfigError: unknown family or hyper-parameter.
-        BundleError: numbers that contradict each other.
+        ConfigError: unknown family or hyper-parameter, or values that contradict each other.
     """
     entry = get_family(family)
-    spec = ModelSpec(
-        family=family,
-        stems=tuple(stems),
-        hyper=dataclasses.asdict(hyper_of(entry, hyper or {})),
-        channels=channels,
-        stft=stft or entry.stft,
-        chunk=chunk or entry.chunk,
-        residual_stem=residual_stem,
-        weights_licence=weights_licence,
-    )
+    completed = dataclasses.asdict(hyper_of(entry, hyper or {}))
+    try:
+        spec = ModelSpec(
+            family=family,
+            stems=tuple(stems),
+            hyper=completed,
+            channels=channels,
+            stft=stft or entry.stft,
+            chunk=chunk or entry.chunk,
+            residual_stem=residual_stem,
+            weights_licence=weights_licence,
+        )
+    except BundleError as error:
+        raise ConfigError(str(error)) from error
     parameters, gflop = count_costs(spec)
     return dataclasses.replace(spec, parameters=parameters, gflop_per_second=gflop)
 
