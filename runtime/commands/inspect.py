@@ -43,7 +43,8 @@ def describe(model: str) -> dict[str, Any]:
         return {"model": model, "kind": "family", **_describe_spec(_family_spec(model))}
     opened = open_model(model)
     if opened.bundle is None:
-        return {"model": model, "kind": opened.kind, **_describe_spec(opened.spec)}
+        carried = {"kind": opened.kind, "precision": opened.precision}
+        return {"model": model, **carried, **_describe_spec(opened.spec)}
     for name in opened.bundle.files:
         opened.bundle.file(name)
     return {

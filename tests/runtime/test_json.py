@@ -1,0 +1,207 @@
+"""docs/json.md against what the commands print: every key, every type, and nothing undocumented."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.cli import main
+from tfswa.runtime.models import METADATA, embed
+from tfswa.runtime.spec import ChunkSpec, StftSpec
+
+pytest.importorskip("torch", reason="torch is not installed: networks here are eager")
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
+RATE = 8000
+KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Type by key, of each section."""
+    found: dict[str, dict[str, str]] = {}
+    for section in DOCUMENT.read_text().split("\n## ")[1:]:
+        rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \|$", section, re.MULTILINE)
+        assert len(rows) == len(re.findall(r"^\| `", section, re.MULTILINE)), "a row that cannot be read"
+        assert len(rows) == len({key for key, _ in rows}), "a key twice"
+        found[section.splitlines()[0]] = {key: kind.strip() for key, kind in rows}
+    return found
+
+
+TABLES = tables()
+
+
+def leaves(value: Any, table: dict[str, str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Key, as the document writes it, and value of everything in an object."""
+    if table.get(path) == "object":
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            within = f"{path}." if path else ""
+            free = {row[len(within) :].split(">")[0] + ">" for row in table if row.startswith(f"{within}<")}
+            assert len(free) <= 1
+            yield from leaves(inner, table, within + (free.pop() if free else key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, table, f"{path}[]")
+    else:
+        yield path, value
+
+
+def check(printed: dict[str, Any], section: str, may_be_empty: tuple[str, ...] = ()) -> None:
+    """Every key documented and every documented key there, but for empty lists that are named."""
+    table = TABLES[section]
+    seen = set()
+    for key, value in leaves(printed, table):
+        assert key in table, f"{key} is not documented in {section}"
+        kinds = tuple(kind for word in table[key].split(" or ") for kind in KINDS[word])
+        assert isinstance(value, kinds), f"{key} is {value!r}, documented as {table[key]}"
+        assert not isinstance(value, bool) or table[key] == "boolean", key
+        seen.add(key)
+    missing = {key for key in table if key not in seen and not key.startswith(may_be_empty or ("?",))}
+    assert missing == set(), f"documented in {section} and not printed"
+    assert list(dict.fromkeys(key.split(".")[0].removesuffix("[]") for key in table)) == list(printed)
+
+
+Tfx = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tfx:
+    """``tfx("inspect", "demo", code=0)``: the one object that this prints with ``--json``."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    def run(*arguments: object, code: int = 0) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments), "--json"])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out = capsys.readouterr().out
+        assert caught.value.code == code
+        assert out.endswith("}\n")
+        printed = json.loads(out, parse_constant=refuse)  # one object, or this fails
+        assert isinstance(printed, dict)
+        return printed
+
+    return run
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    from tfswa.train.backend import new_bundle
+
+    hyper: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "decoder_depths": [1], "heads": [1, 2]}
+    hyper |= {"window": 4, "fold": 4}
+    stft, chunk = StftSpec(512, 128, RATE), ChunkSpec(16, 2, 2, 8)
+    return new_bundle("tfswa_lite", tmp_path / "tiny.tfx", hyper=hyper, stft=stft, chunk=chunk)
+
+
+@pytest.fixture
+def song(tmp_path: Path) -> Path:
+    """Half a second beyond full scale, so that something is clipped."""
+    path = tmp_path / "song.wav"
+    noise = np.random.default_rng(0).standard_normal((RATE // 2, 2)).astype(np.float32)
+    soundfile.write(path, noise * 3, RATE, subtype="FLOAT")
+    return path
+
+
+def test_separate(tfx: Tfx, bundle: Bundle, song: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no audio")
+    where = ("-m", bundle.path, "--backend", "torch", "-o", tmp_path / "out", "--format", "wav16")
+    printed = tfx("separate", song, bad, *where, code=1)
+    check(printed, "tfx separate")
+    assert printed["files"][0]["clipped"]["vocals"] > 0
+    assert printed["errors"][0]["input"] == str(bad)
+
+
+def test_separate_of_one_bad_file_prints_its_object_too(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:
+    where = ("-m", bundle.path, "--backend", "torch", "-o", tmp_path / "out")
+    printed = tfx("separate", tmp_path / "none.wav", *where, code=1)
+    check(printed, "tfx separate", may_be_empty=("files[]",))
+    assert "none.wav cannot be opened" in printed["errors"][0]["error"]
+
+
+def test_parity_and_the_evidence_it_stores(tfx: Tfx, bundle: Bundle) -> None:
+    printed = tfx("parity", bundle.path, "--backend", "torch")
+    check(printed, "tfx parity")
+    (run,) = json.loads(Path(printed["evidence"]).read_text())["runs"]
+    assert list(printed) == ["model", "evidence", *run]
+
+
+def test_parity_that_fails_prints_its_object_too(tfx: Tfx, bundle: Bundle) -> None:
+    printed = tfx("parity", bundle.path, "--backend", "torch", "--min-snr-db", "500", code=3)
+    check(printed, "tfx parity")
+    assert printed["passed"] is False
+
+
+def test_inspect_a_bundle(tfx: Tfx, bundle: Bundle) -> None:
+    check(tfx("inspect", bundle.path), "tfx inspect: a bundle", may_be_empty=("parity[]",))
+    tfx("parity", bundle.path, "--backend", "torch")
+    check(tfx("inspect", bundle.path), "tfx inspect: a bundle")
+
+
+def test_inspect_a_file(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:
+    import zipfile
+
+    path = tmp_path / "model.ts"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"model/extra/{METADATA}.json", embed(bundle.spec, "fp32", bundle.digest))
+    check(tfx("inspect", path), "tfx inspect: an exported file")
+
+
+def test_inspect_a_family(tfx: Tfx) -> None:
+    check(tfx("inspect", "tfswa_lite"), "tfx inspect: a family")
+
+
+def test_models(tfx: Tfx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfswa.runtime import models
+
+    monkeypatch.setattr(models, "model_names", lambda: {"demo": bundle.path, "gone": bundle.path / "x"})
+    printed = tfx("models")
+    check(printed, "tfx models")
+    assert [entry["model"] for entry in printed["models"]] == ["demo"]
+
+
+def test_new(tfx: Tfx, tmp_path: Path) -> None:
+    hyper = ("dims=[8,16]", "depths=[1,1]", "decoder_depths=[1]", "heads=[1,2]")
+    given = [text for pair in hyper for text in ("--hyper", pair)]
+    check(tfx("new", "tfswa_lite", "-o", tmp_path / "new.tfx", "--seed", "3", *given), "tfx new")
+
+
+def test_train(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfswa.train import config, loop
+
+    # What a run scores is the loop's to test; here it is told, without one song held out too.
+    monkeypatch.setattr(config, "load_config", lambda *_: None)
+    for scores in ({"vocals": 6.5}, {}):
+        monkeypatch.setattr(loop, "train", lambda *_, scores=scores, **__: scores)
+        printed = tfx("train", tmp_path / "config.toml", "-o", tmp_path / "run")
+        check(printed, "tfx train", may_be_empty=() if scores else ("sdr_db",))
+
+
+def test_every_section_is_compared() -> None:
+    assert list(TABLES) == [
+        "tfx separate",
+        "tfx parity",
+        "tfx inspect: a bundle",
+        "tfx inspect: an exported file",
+        "tfx inspect: a family",
+        "tfx models",
+        "tfx train",
+        "tfx new",
+    ]
