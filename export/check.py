@@ -7,9 +7,7 @@ as a batch, and compared with the eager network on the same planes.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +125,6 @@ def music(channels: int, samples: int, sample_rate: int, seed: int) -> NDArray[n
     return signal.astype(np.float32)
 
 
-@contextmanager
-def quiet_jit() -> Iterator[None]:
-    """Silence torch 2.13's deprecation of all of torch.jit: nothing else writes what plain libtorch loads."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        yield
-
-
 def _loud_chunks(spec: ModelSpec, audio: Path) -> list[NDArray[np.float32]]:
     """Read no further than the second chunk with energy."""
     found: list[NDArray[np.float32]] = []
@@ -167,8 +157,7 @@ def _chunks(spec: ModelSpec, audio: Path) -> Iterator[NDArray[np.float32]]:
 def _open(model: FileModel) -> Session:
     if model.kind == "onnx":
         return OrtSession(model, BackendOptions())
-    with quiet_jit():
-        return TorchScriptSession(model, BackendOptions())
+    return TorchScriptSession(model, BackendOptions())
 
 
 def _snr_db(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:

@@ -138,7 +138,7 @@ def _simplify(model: ir.Model) -> None:
         transpose_transpose_rule,
     )
     common.InlinePass()(model)
-    fold_constants(model)
+    fold_constants(model, should_fold=_worth_folding)
     rewrite(model, rules)
     common.IdentityEliminationPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -150,6 +150,19 @@ def _simplify(model: ir.Model) -> None:
     # Where in Python each node came from: a quarter of the file, and names of folders.
     common.ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "tfx", version("tfswa")
+
+
+def _worth_folding(node: ir.Node) -> bool | None:
+    """Keep repetitions of a tensor as such: a level's window masks are 20 KB, their plane up to 32 MB.
+
+    Returns:
+        False to keep a node, None to let the folder decide.
+    """
+    import onnx_ir as ir
+
+    whole = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
+    repeats = node.op_type in ("Expand", "Tile") and node.outputs[0].dtype not in whole
+    return False if repeats else None
 
 
 def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelProto:
