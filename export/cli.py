@@ -99,8 +99,9 @@ def build_engine(model: str, flavor: Flavor, batch: str, force: bool, as_json: b
 
     sizes = _batch(batch)
     opened = open_model(model)
-    click.echo(f"building an engine from {model}; this takes 5 to 30 s ...", err=True)
-    made = run(opened, flavor=flavor, batch=sizes, force=force)
+    made = run(
+        opened, flavor=flavor, batch=sizes, force=force, report=lambda line: click.echo(line, err=True)
+    )
     gpu = torch.cuda.is_available()
     if as_json:
         report = {
