@@ -236,8 +236,8 @@ class Run:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
-            for kept, value in zip(self.average.buffers(), self.network.buffers(), strict=True):
-                kept.copy_(value)  # running statistics, where a family has them
+            for kept, current in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                kept.copy_(current)  # running statistics, where a family has them
         return float(loss.detach()), parts, float(norm)
 
     def _loss(self, stems: Tensor) -> tuple[Tensor, dict[str, float]]:

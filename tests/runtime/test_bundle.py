@@ -22,7 +22,7 @@ from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.spec import ModelSpec
 
 Weights = dict[str, NDArray[Any]]
-as_root = pytest.mark.skipif(os.geteuid() == 0, reason="file permissions do not bind root")
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="file permissions do not bind root")
 
 
 def writes(content: bytes) -> Callable[[Path], None]:
@@ -268,7 +268,7 @@ def test_a_place_below_a_file_is_a_usage_error(tmp_path: Path, tiny_spec: ModelS
             Bundle.create(tmp_path / "file" / below, tiny_spec, {})
 
 
-@as_root
+@not_as_root
 def test_a_read_only_place_is_a_usage_error(tmp_path: Path, tiny_spec: ModelSpec) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UsageError, match="Permission denied"):
