@@ -108,7 +108,7 @@ def build_engine(
     else:
         graph = model.file(name)
         report(
-            f"building with {library.__name__} {library.__version__}: some 10 s for a network of 1M weights"
+            f"building with {library.__name__} {library.__version__}: 10 s or so for 1M weights"
         )
         plan = _build(library, graph, model.spec, batch)
         file = bundle.add(target, _writer(plan), kind="engine", precision="fp32", details=details)
