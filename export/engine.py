@@ -107,9 +107,7 @@ def build_engine(
         file = bundle.file(target)
     else:
         graph = model.file(name)
-        report(
-            f"building with {library.__name__} {library.__version__}: 10 s or so for 1M weights"
-        )
+        report(f"building with {library.__name__} {library.__version__}: 10 s or so for 1M weights")
         plan = _build(library, graph, model.spec, batch)
         file = bundle.add(target, _writer(plan), kind="engine", precision="fp32", details=details)
     return Engine(bundle.home, file, file.stat().st_size, key, details, cached, time.perf_counter() - start)
