@@ -84,9 +84,7 @@ class TestHelp:
         assert not HEAVY & set(modules.split())
 
     @pytest.mark.parametrize("command", COMMANDS)
-    def test_every_command_has_help(
-        self, run: Run, capsys: pytest.CaptureFixture[str], command: str
-    ) -> None:
+    def test_every_command_has_help(self, run: Run, capsys: pytest.CaptureFixture[str], command: str) -> None:
         pytest.importorskip("torch", reason="torch is not installed: some commands need it")
         assert run(command, "--help") == 0
         assert capsys.readouterr().out.startswith(f"Usage: tfx {command}")

@@ -309,6 +309,11 @@ class TestBadInputs:
         done = tfx("separate", "song.wav", "-m", bundle, "--device", "cuda:63")
         assert_refused(done, 4, "no backend can run", "ort: ", "torchscript: ", "torch: ")
 
+    def test_an_unknown_stem_is_said_once_for_all_inputs(self, tfx: Tfx, bundle: Path) -> None:
+        write("a.wav")
+        write("b.wav")
+        assert_refused(tfx("separate", "a.wav", "b.wav", "-m", bundle, "--stems", "x"), 2, "no stem 'x'")
+
     def test_a_format_that_cannot_hold_the_rate(self, tfx: Tfx, bundle: Path) -> None:
         write("song.wav", rate=96_000)
         done = tfx("separate", "song.wav", "-m", bundle, "--format", "mp3")

@@ -19,6 +19,7 @@ from tfswa.runtime.parity import (
     EVIDENCE,
     Gate,
     ParityReport,
+    StemParity,
     compare,
     describe_evidence,
     gate_for,
@@ -81,7 +82,8 @@ class Itself:
         engine.model, engine.spec, engine.batch = self.model, self.model.spec, 1
         engine.session, engine._stft = Fixed(), Stft(self.model.spec.stft)
         engine._network_thread_seconds = 0.0
-        return engine.separate(mixture).astype(np.float64)
+        # A reference computes in float64: what it has beyond float32 is no difference.
+        return engine.separate(mixture).astype(np.float64) * (1 + 1e-12)
 
 
 @pytest.fixture
@@ -240,6 +242,32 @@ class TestFigures:
             assert stem.non_finite == 4
             assert not stem.identical
             assert stem.snr_db is stem.drift_db is stem.sdr_db is None
+
+    def test_nan_that_the_inverse_never_looks_at_fails_too(self, measure: Measure) -> None:
+        def spoil(out: Planes) -> Planes:
+            out[0, 0, 1, 3, 0] = np.nan  # imaginary part of the first bin: no real signal has one
+            return out
+
+        report = measure(Fixed(spoil))
+        assert [stem.identical for stem in report.stems] == [True, True]
+        assert [stem.non_finite > 0 for stem in report.stems] == [True, True]
+        assert not report.passed
+
+    @pytest.mark.parametrize(
+        ("snr_db", "drift_db", "passes"),
+        [
+            (80.0, None, True),
+            (79.9, None, False),
+            (None, None, False),
+            (90.0, 0.01, True),
+            (90.0, -0.01, True),
+            (90.0, 0.011, False),
+            (90.0, -0.011, False),
+        ],
+    )
+    def test_a_gate_holds_both_ways(self, snr_db: Any, drift_db: Any, passes: bool) -> None:
+        stem = StemParity("song", "vocals", snr_db, False, None, None, drift_db, 0)
+        assert stem.passes(Gate(80.0, 0.01)) is passes
 
     def test_nan_in_one_song_does_not_count_for_the_next(self, measure: Measure, song: Song) -> None:
         calls = []
