@@ -121,7 +121,7 @@ def speed(name: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def host(work: Path) -> dict[str, Any]:
-    """Share of everything but the network in a separation with the 14.9M default."""
+    """Share of everything but the network in a separation with the 15.0M default."""
     bundle, song = work / "default.tfx", work / "minute.wav"
     run("new", "tfswa_unet", "-o", str(bundle))
     run("export", str(bundle), "--format", "onnx")

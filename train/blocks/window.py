@@ -52,12 +52,18 @@ class WindowAttention(nn.Module):
         tokens = self.qkv(self.norm(x))
         if self.shift:
             tokens = tokens.roll((-self.shift, -self.shift), dims=(1, 2))
-        # [B, rows, size, columns, size, 3, heads, D/heads] -> 3 x [B, rows*columns*heads, size*size, D/heads]
+        # [B, rows, size, columns, size, 3, heads, d] -> [3, B, rows, columns, heads, size, size, d]
         tokens = tokens.reshape(b, rows, size, columns, size, 3, heads, d // heads)
         tokens = tokens.permute(5, 0, 1, 3, 6, 2, 4, 7)
-        tokens = tokens.reshape(3, b, rows * columns * heads, size * size, d // heads)
+        scores = self.bias[self.relative].permute(2, 0, 1)  # [heads, size^2, size^2]
+        if self.shift:
+            # Fused attention wants four axes: windows, which differ in their mask, join the heads.
+            scores = self._shifted_scores(scores, rows, columns)
+            tokens = tokens.reshape(3, b, rows * columns * heads, size * size, d // heads)
+        else:
+            tokens = tokens.reshape(3, b * rows * columns, heads, size * size, d // heads)
         mixed = functional.scaled_dot_product_attention(
-            tokens[0], tokens[1], tokens[2], attn_mask=self._scores(rows, columns).to(tokens.dtype)
+            tokens[0], tokens[1], tokens[2], attn_mask=scores[None].to(tokens.dtype)
         )
         mixed = mixed.reshape(b, rows, columns, heads, size, size, d // heads)
         mixed = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, f, d)
@@ -66,17 +72,13 @@ class WindowAttention(nn.Module):
         out: Tensor = x + self.out(mixed)
         return out
 
-    def _scores(self, rows: int, columns: int) -> Tensor:
-        """What is added to the scores, ``[1, rows*columns*heads, size^2, size^2]``."""
-        area = self.size * self.size
-        bias = self.bias[self.relative].permute(2, 0, 1)  # [heads, size^2, size^2]
-        if not self.shift:
-            return bias.expand(rows * columns, -1, -1, -1).reshape(1, -1, area, area)
+    def _shifted_scores(self, bias: Tensor, rows: int, columns: int) -> Tensor:
+        """Bias and mask of every window, ``[rows*columns*heads, size^2, size^2]``."""
         four = self.masks[:, None] + bias  # [4, heads, size^2, size^2]
         inner = torch.cat((four[:1].expand(columns - 1, -1, -1, -1), four[1:2]))
         last = torch.cat((four[2:3].expand(columns - 1, -1, -1, -1), four[3:]))
         plane = torch.cat((inner.repeat(rows - 1, 1, 1, 1), last))
-        return plane.reshape(1, -1, area, area)
+        return plane.reshape(-1, *bias.shape[1:])
 
 
 def relative_index(size: int) -> Tensor:

@@ -265,11 +265,11 @@ def _check(spec: ModelSpec, hyper: TfswaHyper, levels: int) -> None:
 
 
 TFSWA_UNET = Family(
-    "tfswa_unet", "time-frequency and shifted-window attention U-Net, 14.9M", TfswaHyper, TfswaUnet
+    "tfswa_unet", "time-frequency and shifted-window attention U-Net, 15.0M", TfswaHyper, TfswaUnet
 )
 TFSWA_LITE = Family(
     "tfswa_lite",
-    "the same at a tenth of the cost, 1.4M",
+    "the same at a tenth of the cost, 1.5M",
     TfswaLiteHyper,
     TfswaUnet,
     chunk=ChunkSpec(frames=256, context=16, fade=8, multiple=64),
