@@ -20,5 +20,5 @@ rm -rf "$root/build"
 
 # install TARGET...: this project (as an editable install, so that a change is seen at once) and its extras.
 install() {
-  "$python" -m pip install --quiet --constraint "$root/constraints.txt" -C editable_mode=strict --editable "$@"
+  "$python" -m pip install --quiet --constraint "$root/constraints.txt" --config-settings editable_mode=strict --editable "$@"
 }
