@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tfswa.runtime.commands import options
+
 if TYPE_CHECKING:
     from tfswa.export.artifact import Exported
     from tfswa.export.engine import Flavor
@@ -15,7 +17,7 @@ MEGABYTE = 1e6
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", default="demo")
 @click.option(
     "--format",
     "kind",
@@ -30,14 +32,9 @@ MEGABYTE = 1e6
     type=click.Path(path_type=Path, dir_okay=False),
     help="Compare on this file's first chunks with energy; default: generated music.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Add to a copy of the bundle made here; default: to the bundle itself.",
-)
-@click.option("--force", is_flag=True, help="Replace the artifact, or with -o the bundle, that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@options.output_option("Add to a copy of the bundle made here; default: to the bundle itself.")
+@options.force
+@options.as_json
 def export(
     model: str,
     kind: str,
@@ -71,7 +68,7 @@ def export(
 
 
 @click.command("build-engine")
-@click.argument("model")
+@click.argument("model", default="demo")
 @click.option(
     "--flavor",
     type=click.Choice(["auto", "rtx", "tensorrt"]),
@@ -86,8 +83,8 @@ def export(
     metavar="MIN,OPT,MAX",
     help="Chunks per call: smallest, best, largest.",
 )
-@click.option("--force", is_flag=True, help="Build even if the bundle holds this engine already.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@options.force
+@options.as_json
 def build_engine(model: str, flavor: Flavor, batch: str, force: bool, as_json: bool) -> None:
     """Build a float32 TensorRT engine from the ONNX graph of MODEL (a bundle, or the name demo)."""
     import json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -54,7 +55,11 @@ def tfx() -> None:
 
 
 def main() -> None:
-    """Run ``tfx``: 0 done, 1 failure, 2 usage, 3 gate not met, 4 backend or device missing, 130 Ctrl-C."""
+    """Run ``tfx``: 0 done, 1 failure, 2 usage, 3 gate not met, 4 backend or device missing, 130 Ctrl-C.
+
+    SIGTERM unwinds like Ctrl-C, so that a stopped service leaves no half file either, and exits with 143.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:

@@ -498,7 +498,12 @@ class TestProcess:
         out, err = process.communicate(timeout=START_SECONDS)
         assert_refused(Done(process.returncode, out, err), 1, "nothing.wav cannot be opened")
 
-    def test_ctrl_c_leaves_nothing(self, bundle: Path) -> None:
+    @pytest.mark.parametrize(
+        ("number", "code", "last"), [(signal.SIGINT, 130, "tfx: interrupted"), (signal.SIGTERM, 143, None)]
+    )
+    def test_ctrl_c_and_a_stopped_service_leave_nothing(
+        self, bundle: Path, number: signal.Signals, code: int, last: str | None
+    ) -> None:
         size = 2 * RATE * 3600  # an hour of silence, most of it a hole in the file
         with Path("long.wav").open("wb") as file:
             file.write(
@@ -513,10 +518,10 @@ class TestProcess:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=START_SECONDS)
-        assert process.returncode == 130
+        assert process.returncode == code
         assert out == ""
-        assert err.splitlines()[-1] == "tfx: interrupted"
+        assert last is None or err.splitlines()[-1] == last
         assert "Traceback" not in err
         assert everything() == before

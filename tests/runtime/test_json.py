@@ -194,6 +194,14 @@ def test_train(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         check(printed, "tfx train", may_be_empty=() if scores else ("sdr_db",))
 
 
+@pytest.mark.slow
+def test_export_and_build_engine(tfx: Tfx, bundle: Bundle) -> None:
+    check(tfx("export", bundle.path, "--format", "torchscript"), "tfx export")
+    check(tfx("export", bundle.path, "--format", "onnx"), "tfx export")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    check(tfx("build-engine", bundle.path, "--flavor", "rtx"), "tfx build-engine")
+
+
 def test_every_section_is_compared() -> None:
     assert list(TABLES) == [
         "tfx separate",
@@ -204,4 +212,6 @@ def test_every_section_is_compared() -> None:
         "tfx models",
         "tfx train",
         "tfx new",
+        "tfx export",
+        "tfx build-engine",
     ]
