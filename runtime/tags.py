@@ -13,6 +13,7 @@ same, and RIFF chunks behind it.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -105,7 +106,7 @@ def read_tags(path: Path) -> Tags:
     from tfswa.runtime.ffmpeg import open_container
 
     try:
-        with path.open("rb") as file, open_container(file) as container:
+        with _Budgeted(path, _LARGEST_COVER + (8 << 20)) as file, open_container(file) as container:
             found = dict(container.metadata)
             for audio in container.streams.audio[:1]:
                 found.update(audio.metadata)  # Ogg keeps its comments with the stream
@@ -121,6 +122,20 @@ def read_tags(path: Path) -> Tags:
         logger.debug("cover of %s left out: %d bytes", path, len(cover))
         cover = None
     return Tags({name: lowered[name] for name in ID3_FRAMES if name in lowered}, cover)
+
+
+class _Budgeted(io.FileIO):
+    """A file that ends once so many bytes were read: FFmpeg walks through any junk after a WAV's samples."""
+
+    def __init__(self, path: Path, budget: int) -> None:
+        super().__init__(path, "rb")
+        self._budget = budget
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        size = self._budget if size is None or size < 0 else min(size, self._budget)
+        block = super().read(size) or b""
+        self._budget -= len(block)
+        return block
 
 
 def uncarried(container: str, tags: Tags) -> str | None:

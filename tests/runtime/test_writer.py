@@ -599,3 +599,12 @@ class TestTags:
         assert Tags(cover=png()).cover_type == "image/png"
         assert Tags(cover=b"\xff\xd8\xff\xe0").cover_type == "image/jpeg"
         assert Tags(cover=b"what").cover_type == Tags().cover_type == ""
+
+
+def test_reading_tags_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "junk.wav"
+    path.write_bytes(bytes(range(100)))
+    with tags._Budgeted(path, 10) as file:
+        assert file.read(4) == bytes(range(4))
+        assert file.read() == bytes(range(4, 10))
+        assert file.read(1) == b""
