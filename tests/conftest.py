@@ -7,6 +7,7 @@ run where torch is not installed.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RATE = 8000
 STFT = StftSpec(n_fft=512, hop=128, sample_rate=RATE)
