@@ -37,10 +37,12 @@ def main() -> None:
     parser.add_argument("--only", choices=["speed", "host", "memory"], help="one part; default: all")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of the speed part (7)")
     parser.add_argument("--minutes", type=float, default=60, help="length of the long file (60)")
-    parser.add_argument("--output", type=Path, help="write the figures here as JSON; default: print only")
+    parser.add_argument(
+        "--output", type=Path, metavar="NAME", help="also write NAME.json and NAME.md; default: print only"
+    )
     arguments = parser.parse_args()
     results: dict[str, Any] = {"machine": machine()}
-    print(" ".join(f"{key}={value}" for key, value in results["machine"].items()), end="\n\n")
+    print(", ".join(f"{key} {value}" for key, value in results["machine"].items()), end="\n\n")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if arguments.only in (None, "speed"):
@@ -50,7 +52,29 @@ def main() -> None:
         if arguments.only in (None, "memory"):
             results["memory"] = memory(work, arguments.minutes)
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+        arguments.output.with_suffix(".md").write_text(page(results))
+
+
+TITLES = {
+    "speed": "Speed of the embedded model, one chunk, backends interleaved",
+    "host": "Work outside the network: decode, STFT, iSTFT, overlap-add, encode",
+    "memory": "Peak resident memory of `tfx separate` by length of the file",
+}
+
+
+def page(results: dict[str, Any]) -> str:
+    """The figures as Markdown, machine and commit included."""
+    lines = ["# Measured by `scripts/bench`", ""]
+    lines.append(", ".join(f"{key} {value}" for key, value in results["machine"].items()))
+    for part, title in TITLES.items():
+        if part in results:
+            rows = results[part] if isinstance(results[part], list) else [results[part]]
+            lines += ["", f"## {title}", "", "| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
+            lines += [
+                "| " + " | ".join("-" if v is None else str(v) for v in row.values()) + " |" for row in rows
+            ]
+    return "\n".join(lines) + "\n"
 
 
 def machine() -> dict[str, Any]:
