@@ -52,6 +52,7 @@ def main() -> None:
         if arguments.only in (None, "memory"):
             results["memory"] = memory(work, arguments.minutes)
     if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
         arguments.output.with_suffix(".md").write_text(page(results))
 
@@ -104,6 +105,8 @@ def machine() -> dict[str, Any]:
 def speed(name: str, rounds: int) -> list[dict[str, Any]]:
     """Time one chunk per backend, interleaved; SNR of its output against eager torch."""
     model = open_model(name)
+    if model.bundle is not None and model.bundle.find("torchscript") is None:
+        run("export", name, "--format", "torchscript")
     spec = model.spec
     random = np.random.default_rng(0)
     planes = random.standard_normal(spec.input_shape(1), dtype=np.float32)
