@@ -137,14 +137,20 @@ def speed(name: str, rounds: int) -> list[dict[str, Any]]:
                 "p95_ms": round(float(np.percentile(times[backend], 95)) * 1e3, 1),
                 "x_realtime": round(seconds / median, 2),
                 f"x_{first}": round(statistics.median(paired), 3),
-                "snr_db": None
-                if backend == first
-                else round(snr_db(outputs[first], outputs[backend]) or 0, 1),
+                "snr_db": distance(outputs[first], outputs[backend]),
             }
         )
     print(f"{name} ({spec.family}), one chunk of {seconds:.2f} s, {rounds} interleaved rounds")
     print(text_table(list(rows[0]), [list(row.values()) for row in rows], digits=3), end="\n\n")
     return rows
+
+
+def distance(reference: np.ndarray, found: np.ndarray) -> float | str | None:
+    """SNR in dB, or a word where it has no number."""
+    if np.array_equal(reference, found):
+        return "identical"
+    value = snr_db(reference, found)
+    return None if value is None else round(value, 1)
 
 
 def host(work: Path) -> dict[str, Any]:
