@@ -525,3 +525,11 @@ class TestProcess:
         assert last is None or err.splitlines()[-1] == last
         assert "Traceback" not in err
         assert everything() == before
+
+
+def test_peak_memory_is_not_that_of_the_parent() -> None:
+    """What ``getrusage`` says of a new process starts at the size of the one that started it."""
+    ballast = np.ones(60_000_000, np.float32)  # 240 MB, all touched
+    code = "from tfswa.runtime.commands.separate import peak_memory_mb; print(peak_memory_mb())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) < ballast.nbytes / 1e6 / 2
