@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tfswa.runtime.commands import options
+
 if TYPE_CHECKING:
     from tfswa.train.loop import Progress
 
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint; default: start anew.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all.")
-@click.option("--json", "as_json", is_flag=True, help="Print the final scores as one JSON object.")
+@options.device
+@options.threads
+@options.as_json
 def train(
     config: Path,
     overrides: tuple[str, ...],
@@ -108,8 +110,8 @@ class _Bar:
 @click.option(
     "--hyper", multiple=True, metavar="KEY=VALUE", help="A hyper-parameter, TOML syntax; repeatable."
 )
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.force
+@options.as_json
 def new(
     family: str,
     seed: int,
