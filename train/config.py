@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.train.families import did_you_mean
+from tfswa.train.strict import config_from_dict, read_toml
 
-T = TypeVar("T")
+Duration = int | str
+"""A number of optimiser steps, or a string: ``"300 epochs"``, ``"1.5 epochs"``, ``"200 steps"``.
+
+An epoch is as many chunks as the training songs hold end to end.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class ModelConfig:
         hyper: hyper-parameters that differ from the family's defaults.
         residual_stem: stem replaced by mixture minus the others at separation; empty for none.
         licence: licence of the resulting weights, SPDX where there is one.
+        init: weights to start from: a bundle, or what a pre-training run left (``pretrained.safetensors``);
+            empty for random ones. Relative to the configuration file.
+        init_skip: beginnings of the names of weights that ``init`` does not give.
     """
 
     family: str = "tfswa_unet"
@@ -38,51 +43,82 @@ class ModelConfig:
     hyper: Mapping[str, Any] = field(default_factory=dict)
     residual_stem: str = ""
     licence: str = "unknown"
+    init: str = ""
+    init_skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the audio is: one folder a song, one file a source (MUSDB18-HQ's layout).
+    """Where the audio is, and how it is read.
 
     Attributes:
-        root: folder of song folders; relative to the configuration file.
-        sources: per stem the files (without ending) that are summed to it.
+        root: MUSDB18 (stem files), MUSDB18-HQ, or any folder of song folders or stem files; for
+            pre-training also a folder of audio files. Relative to the configuration file.
+        split: subfolder of ``root`` to train on, where it has the two of MUSDB (train, test); the songs of
+            ``validation`` come from the same.
+        sources: per stem the sources that are summed to it.
         validation: names of the songs held out.
         songs: names of the songs to train on; empty for all that are not held out.
         cache: folder for decoded audio; empty for the user's cache.
+        cache_gb: limit of that folder, shared by all runs that use it.
         activity_db: a chunk of a source quieter than this (dBFS, RMS) is drawn again, up to ``draws`` times.
         draws: see ``activity_db``.
-        workers: loader processes.
+        workers: loader processes; 0 loads in the training process.
     """
 
     root: str = "data"
+    split: str = "train"
     sources: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"vocals": ("vocals",), "accompaniment": ("drums", "bass", "other")}
     )
     validation: tuple[str, ...] = ()
     songs: tuple[str, ...] = ()
     cache: str = ""
+    cache_gb: float = 64.0
     activity_db: float = -45.0
     draws: int = 4
-    workers: int = 0
+    workers: int = 1
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to the sources of a training chunk, each independently.
+    """What is done to the sources of a training chunk.
+
+    A name alone is a probability. Tempo, pitch and speed are drawn once a chunk where its sources belong
+    together, and once a source where ``remix`` mixed them; everything else once a source.
 
     Attributes:
-        remix: probability that the sources of a chunk come from different songs and places.
-        gain_db: gain is uniform in plus or minus this many dB.
-        channel_swap: probability of swapping left and right.
-        speed: resampling factor, log-uniform in [1/speed, speed]; pitch and tempo move together; 1 for none.
-        silence: probability that a source is left out.
+        remix: that the sources of a chunk come from different songs and places.
+        tempo: that the tempo changes, pitch kept (Signalsmith Stretch).
+        tempo_range: factor, uniform; above 1 is faster.
+        pitch: that the pitch changes, tempo kept.
+        pitch_semitones: largest shift either way, uniform.
+        speed: that it is played faster or slower, pitch and tempo together (resampled).
+        speed_range: factor, log-uniform; above 1 is faster and higher.
+        gain: that the level changes.
+        gain_range: factor, uniform.
+        frequency_mask: that one band is removed.
+        frequency_mask_hz: widest band, uniform from 0, anywhere below half the sample rate.
+        time_mask: that one span is silenced.
+        time_mask_seconds: longest span, uniform from 0.
+        channel_swap: that left and right change places.
+        silence: that the source is left out.
     """
 
     remix: float = 0.5
-    gain_db: float = 3.0
+    tempo: float = 0.0
+    tempo_range: tuple[float, float] = (0.9, 1.1)
+    pitch: float = 0.0
+    pitch_semitones: float = 2.0
+    speed: float = 0.0
+    speed_range: tuple[float, float] = (0.87, 1.15)
+    gain: float = 1.0
+    gain_range: tuple[float, float] = (0.7, 1.3)
+    frequency_mask: float = 0.0
+    frequency_mask_hz: float = 2000.0
+    time_mask: float = 0.0
+    time_mask_seconds: float = 0.3
     channel_swap: float = 0.5
-    speed: float = 1.0
     silence: float = 0.0
 
 
@@ -91,47 +127,110 @@ class LossConfig:
     """Weights of the loss terms; 0 leaves a term out.
 
     Attributes:
-        spectrogram_l1: mean absolute error of the network's planes.
-        multi_resolution_stft: mean absolute error of magnitudes at ``windows``, hop a quarter.
+        magnitude_l1: mean absolute error of the magnitudes of the network's planes.
+        spectrogram_l1: mean absolute error of the network's planes (real and imaginary parts).
+        spectrogram_mse: mean squared error of the same.
         waveform_l1: mean absolute error of the waveform.
+        multi_resolution_stft: mean absolute error of magnitudes at ``windows``, hop a quarter.
         windows: window lengths of the multi-resolution term, in samples.
+        perceptual: mean absolute error of the features of ``perceptual_network``; those of ``log_mel`` are
+            some hundred times the other terms, so 0.01 is a sensible weight.
+        perceptual_network: ``log_mel`` (built in), a TorchScript file, or ``package.module:attribute``.
     """
 
+    magnitude_l1: float = 0.0
     spectrogram_l1: float = 1.0
-    multi_resolution_stft: float = 0.5
+    spectrogram_mse: float = 0.0
     waveform_l1: float = 0.0
+    multi_resolution_stft: float = 0.5
     windows: tuple[int, ...] = (512, 1024, 2048)
+    perceptual: float = 0.0
+    perceptual_network: str = "log_mel"
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a cosine to ``lr_end``.
+    """How the weights are found.
 
     Attributes:
-        steps: optimiser steps in all.
-        batch: chunks a step.
+        length: of the training, all phases of a curriculum together.
+        batch: chunks a step, over all processes and accumulated parts together.
         frames: T of a training chunk.
+        optimiser: ``adamw`` (decoupled weight decay) or ``adam`` (decay as part of the gradient).
         lr: peak learning rate.
-        lr_end: learning rate at the last step.
-        warmup: steps of linear warm-up.
-        weight_decay: decoupled weight decay.
-        clip: gradient norm limit.
+        weight_decay: see ``optimiser``.
+        schedule: after the warm-up, ``cosine`` to ``lr_end``; ``decay`` by ``decay_factor`` every
+            ``decay_every``; ``plateau`` by ``decay_factor`` when the validation score has not risen for
+            ``patience`` validations; or ``constant``.
+        lr_end: learning rate at the last step of the cosine, floor of the others.
+        decay_factor: see ``schedule``.
+        decay_every: see ``schedule``.
+        patience: see ``schedule``.
+        warmup: linear, from 0 to ``lr``.
+        clip: gradient norm limit; 0 for none.
         ema: decay of the weight average that is validated and shipped; 0 for the raw weights.
-        precision: ``fp32`` or ``bf16`` (autocast).
+        accumulate: parts that a process does its share of a batch in, one after another.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast; fp16 with loss scaling).
+        checkpointing: compute activations again in the backward pass instead of keeping them.
+        compile: torch.compile the network.
+        strategy: of several processes: ``ddp``, or ``fsdp`` where a model does not fit into one.
+        nonfinite: a loss or gradient that is NaN or Inf: ``stop``, or ``skip`` the step and count it.
         seed: of weights, data order and augmentation.
     """
 
-    steps: int = 100_000
+    length: Duration = "300 epochs"
     batch: int = 12
     frames: int = 256
+    optimiser: Literal["adamw", "adam"] = "adamw"
     lr: float = 1e-3
-    lr_end: float = 1e-5
-    warmup: int = 1000
     weight_decay: float = 1e-4
+    schedule: Literal["cosine", "decay", "plateau", "constant"] = "cosine"
+    lr_end: float = 1e-5
+    decay_factor: float = 0.3
+    decay_every: Duration = "1 epoch"
+    patience: int = 3
+    warmup: Duration = 1000
     clip: float = 1.0
     ema: float = 0.999
-    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpointing: bool = False
+    compile: bool = False
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    nonfinite: Literal["stop", "skip"] = "stop"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of a curriculum, from where the one before it ended.
+
+    Attributes:
+        until: end of the phase, counted from the start of the training.
+        frames: T of a chunk during it; 0 for ``optim.frames``.
+        bandwidth_hz: what lies above is filtered out of the stems; 0 for everything.
+    """
+
+    until: Duration
+    frames: int = 0
+    bandwidth_hz: float = 0.0
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Self-supervised pre-training: patches of the normalised features are hidden and guessed.
+
+    Needs no stems: ``data.sources`` may name any one source, ``mixture`` for a folder of audio files.
+
+    Attributes:
+        share: of the plane that is hidden; 0 trains separation instead.
+        patch_frames: height of a patch.
+        patch_bins: width of a patch.
+    """
+
+    share: float = 0.0
+    patch_frames: int = 8
+    patch_bins: int = 64
 
 
 @dataclass(frozen=True)
@@ -139,16 +238,24 @@ class RunConfig:
     """Bookkeeping.
 
     Attributes:
-        log_every: steps between two log lines.
-        validate_every: steps between two validations; a checkpoint is written with each.
+        log_every: between two rows of the log.
+        validate_every: between two validations; ``best.tfx`` is chosen there.
+        checkpoint_every: between two checkpoints, which ``--resume`` goes on from.
+        keep: checkpoints kept, the newest.
         validation_seconds: of each held-out song, from its middle; 0 for all.
         statistics_batches: batches from which the input normalisation is taken.
+        pictures: write audio, spectrograms and attention maps of a held-out song with each validation.
+        wandb: project to log to as well; empty for none.
     """
 
-    log_every: int = 20
-    validate_every: int = 500
+    log_every: Duration = 100
+    validate_every: Duration = "5 epochs"
+    checkpoint_every: Duration = "1 epoch"
+    keep: int = 3
     validation_seconds: float = 0.0
     statistics_batches: int = 8
+    pictures: bool = True
+    wandb: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,6 +267,8 @@ class TrainConfig:
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    curriculum: tuple[PhaseConfig, ...] = ()
+    pretrain: PretrainConfig = PretrainConfig()
     run: RunConfig = RunConfig()
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,111 +279,73 @@ class TrainConfig:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a TOML file and apply ``section.key=value`` overrides, values in TOML's syntax.
 
+    Paths in the file are relative to it, paths in overrides to the working directory.
+
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, impossible value.
     """
-    try:
-        data = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-    for override in overrides:
-        _override(data, override)
-    config = config_from_dict(TrainConfig, data)
-    root = Path(config.data.root)
-    if not root.is_absolute():
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, root=str((path.parent / root).resolve()))
-        )
+    config = config_from_dict(TrainConfig, read_toml(path, overrides))
+    typed = {override.partition("=")[0].strip() for override in overrides}
+
+    def absolute(key: str, name: str) -> str:
+        base = Path.cwd() if key in typed else path.parent
+        return str((base / name).resolve()) if name else ""
+
+    data, model, loss = config.data, config.model, config.loss
+    features = loss.perceptual_network
+    if features != "log_mel" and ":" not in features:  # a file
+        features = absolute("loss.perceptual_network", features)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            data, root=absolute("data.root", data.root), cache=absolute("data.cache", data.cache)
+        ),
+        model=dataclasses.replace(model, init=absolute("model.init", model.init)),
+        loss=dataclasses.replace(loss, perceptual_network=features),
+    )
     _check(config)
     return config
 
 
-def config_from_dict(kind: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """Build a dataclass from nested dictionaries, checking every key and type.
+def steps_of(duration: Duration, epoch_steps: int) -> int:
+    """Optimiser steps of a duration; an epoch's fraction is rounded, to 1 step at least.
 
     Raises:
-        ConfigError: naming the key, with a suggestion.
+        ConfigError: neither a number of steps nor ``"N epochs"``, or not above 0.
     """
-    hints = get_type_hints(kind)
-    values = {}
-    for key, value in data.items():
-        name = f"{where}{key}"
-        if key not in hints:
-            raise ConfigError(f"unknown key {name!r}{did_you_mean(key, list(hints))}")
-        values[key] = _convert(name, value, hints[key])
-    return kind(**values)
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}, not a table")
-        return config_from_dict(hint, value, f"{name}.")
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{name} is {value!r}{did_you_mean(str(value), [str(a) for a in arguments])}")
-        return value
-    if origin in (Union, types.UnionType):
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name} is {value!r}, not a list")
-        return tuple(_convert(f"{name}[{i}]", item, arguments[0]) for i, item in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}, not a table")
-        return {key: _convert(f"{name}.{key}", item, arguments[1]) for key, item in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{name} is {value!r}, a {type(value).__name__}; it must be a {hint.__name__}")
-    return value
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``section.key=value`` strings into nested dictionaries, values in TOML's syntax.
-
-    Raises:
-        ConfigError: no '=', or a section that is a value already.
-    """
-    data: dict[str, Any] = {}
-    for override in overrides:
-        _override(data, override)
-    return data
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override {override!r} has no '=': write section.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"override {override!r}: {section} is not a table")
-    data[last] = value
+        number, unit = (duration, "steps") if isinstance(duration, int) else duration.split()
+        amount = float(number)
+        known = unit in ("epoch", "epochs") or (unit in ("step", "steps") and amount == int(amount))
+        if not (known and 0 < amount < math.inf):
+            raise ValueError
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f'{duration!r} is no duration: write 500, "500 steps" or "1.5 epochs"') from error
+    return max(1, round(amount * (epoch_steps if unit.startswith("epoch") else 1)))
 
 
 _ABOVE_0 = {
-    "optim": ("steps", "batch", "frames", "lr", "clip"),
-    "data": ("draws",),
-    "run": ("log_every", "validate_every", "statistics_batches"),
+    "optim": ("batch", "frames", "lr", "accumulate", "patience", "decay_factor"),
+    "data": ("draws", "cache_gb"),
+    "run": ("statistics_batches", "keep"),
+    "pretrain": ("patch_frames", "patch_bins"),
 }
 _FROM_0 = {
-    "optim": ("lr_end", "warmup", "weight_decay", "seed"),
+    "optim": ("lr_end", "weight_decay", "seed", "clip"),
     "data": ("workers",),
-    "augment": ("gain_db",),
+    "augment": ("pitch_semitones", "frequency_mask_hz", "time_mask_seconds"),
     "run": ("validation_seconds",),
-    "loss": ("spectrogram_l1", "multi_resolution_stft", "waveform_l1"),
+    "loss": (
+        *("magnitude_l1", "spectrogram_l1", "spectrogram_mse", "waveform_l1"),
+        *("multi_resolution_stft", "perceptual"),
+    ),
+}
+_PROBABILITIES = (
+    *("remix", "tempo", "pitch", "speed", "gain", "frequency_mask", "time_mask", "channel_swap", "silence"),
+)
+_DURATIONS = {
+    "optim": ("length", "decay_every"),
+    "run": ("log_every", "validate_every", "checkpoint_every"),
 }
 
 
@@ -286,22 +357,69 @@ def _check(config: TrainConfig) -> None:
                 value = getattr(getattr(config, section), key)
                 if not (0 < value < math.inf or (value == 0 and names is _FROM_0)):
                     raise ConfigError(f"{section}.{key} {value} must be {words}, and finite")
+    for section, keys in _DURATIONS.items():
+        for key in keys:
+            _check_duration(f"{section}.{key}", getattr(getattr(config, section), key))
+    if config.optim.warmup != 0:
+        _check_duration("optim.warmup", config.optim.warmup)
     if not 0 <= config.optim.ema < 1:
         raise ConfigError(f"optim.ema {config.optim.ema} must be in [0, 1)")
-    for name in ("remix", "channel_swap", "silence"):
-        if not 0 <= getattr(config.augment, name) <= 1:
-            raise ConfigError(f"augment.{name} {getattr(config.augment, name)} is not a probability")
-    if not 1 <= config.augment.speed < math.inf:
-        raise ConfigError(f"augment.speed {config.augment.speed} must be at least 1")
-    _check_loss(config.loss)
-    _check_stems(config.model, config.data)
+    if not config.optim.decay_factor < 1:
+        raise ConfigError(f"optim.decay_factor {config.optim.decay_factor} must be below 1")
+    _check_augment(config.augment)
+    _check_curriculum(config.curriculum)
+    if not 0 <= config.pretrain.share < 1:
+        raise ConfigError(f"pretrain.share {config.pretrain.share} must be in [0, 1)")
+    if config.pretrain.share:
+        _check_unlabelled(config)
+    else:
+        _check_loss(config.loss)
+        _check_stems(config.model, config.data)
+
+
+def _check_duration(name: str, value: Duration) -> None:
+    try:
+        steps_of(value, 1)
+    except ConfigError as error:
+        raise ConfigError(f"{name} {error}") from error
+
+
+def _check_augment(augment: AugmentConfig) -> None:
+    for name in _PROBABILITIES:
+        if not 0 <= getattr(augment, name) <= 1:
+            raise ConfigError(f"augment.{name} {getattr(augment, name)} is not a probability")
+    for name, least in (("tempo_range", 0.25), ("speed_range", 0.25), ("gain_range", 0.0)):
+        low, high = getattr(augment, name)
+        if not least <= low <= high < math.inf or (least and high > 1 / least):
+            bounds = f"{least:g} or above" if not least else f"between {least:g} and {1 / least:g}"
+            raise ConfigError(f"augment.{name} [{low}, {high}] must rise, and be {bounds}")
+    if augment.pitch_semitones > 12:
+        raise ConfigError(f"augment.pitch_semitones {augment.pitch_semitones} is more than an octave, 12")
+
+
+def _check_curriculum(curriculum: Sequence[PhaseConfig]) -> None:
+    for index, phase in enumerate(curriculum):
+        _check_duration(f"curriculum[{index}].until", phase.until)
+        if phase.frames < 0 or not 0 <= phase.bandwidth_hz < math.inf:
+            raise ConfigError(
+                f"curriculum[{index}] has frames {phase.frames}, bandwidth_hz {phase.bandwidth_hz}: "
+                "both must be 0 or above"
+            )
 
 
 def _check_loss(loss: LossConfig) -> None:
-    if not (loss.spectrogram_l1 or loss.multi_resolution_stft or loss.waveform_l1):
+    if not any(getattr(loss, name) for name in _FROM_0["loss"]):
         raise ConfigError("loss has no term: give one of its weights a value above 0")
     if loss.multi_resolution_stft and not (loss.windows and min(loss.windows) >= 4):
         raise ConfigError(f"loss.windows {list(loss.windows)} must be window lengths, 4 samples or more")
+
+
+def _check_unlabelled(config: TrainConfig) -> None:
+    if len(config.data.sources) != 1:
+        raise ConfigError(
+            f"data.sources has {', '.join(config.data.sources)}: pre-training hears one signal, "
+            'for example sources = {mixture = ["mixture"]}'
+        )
 
 
 def _check_stems(model: ModelConfig, data: DataConfig) -> None:

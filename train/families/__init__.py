@@ -6,7 +6,6 @@ A family is found through the entry-point group ``tfswa.families``, so a third p
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -19,12 +18,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.train.strict import config_from_dict, did_you_mean
 
 GROUP = "tfswa.families"
 
 
 class SeparationNetwork(Protocol):
-    """What every family's network can do, besides being an ``nn.Module``."""
+    """What every family's network can do, besides being an ``nn.Module``.
+
+    Attributes:
+        checkpointing: compute activations again in the backward pass instead of keeping them.
+    """
+
+    checkpointing: bool
 
     def forward(self, mixture: Tensor) -> Tensor:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
@@ -34,6 +40,17 @@ class SeparationNetwork(Protocol):
 
     def features(self, mixture: Tensor) -> Tensor:
         """Return what is normalised, ``[B, P, T, F]``."""
+
+    def reconstruct(self, mixture: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Guess normalised features of which the network does not see those that are hidden.
+
+        Args:
+            mixture: ``[B, 2*C, T, F]``.
+            hidden: ``[B, 1, T, F]``, true where the network sees 0, the mean.
+
+        Returns:
+            A guess per stem ``[B, S, P, T, F]``, and the truth ``[B, 1, P, T, F]``.
+        """
 
 
 @dataclass(frozen=True)
@@ -125,8 +142,6 @@ def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: unknown name, wrong type, or a word that is not one of the choices.
     """
-    from tfswa.train.config import config_from_dict  # which imports this module
-
     known = [field.name for field in dataclasses.fields(family.hyper)]
     for name in values:
         if name not in known:
@@ -145,9 +160,3 @@ def count_costs(spec: ModelSpec) -> tuple[int, float]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     seconds = spec.chunk_samples / spec.stft.sample_rate
     return parameters, round(counter.get_total_flops() / seconds / 1e9, 2)
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """``: did you mean 'x'?`` where something is close, otherwise the list of what there is."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(known)}"

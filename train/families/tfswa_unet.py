@@ -24,6 +24,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.spec import ChunkSpec, ModelSpec
@@ -114,6 +115,7 @@ class Stage(nn.Module):
 
     def __init__(self, level: int, bins: int, depth: int, hyper: TfswaHyper, *, decoder: bool):
         super().__init__()
+        self.checkpointing = False
         dim, heads = hyper.dims[level], hyper.heads[level]
         self.conv = ResidualConv(dim)
         # Shifts alternate; the decoder starts shifted, so that stages of depth 1 still meet both.
@@ -130,7 +132,10 @@ class Stage(nn.Module):
         """``[B, D, T, F] -> [B, D, T, F]``."""
         x = self.conv(x).permute(0, 2, 3, 1)  # [B, T, F, D]
         for block in self.blocks:
-            x = block(x, self.embedding)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, self.embedding, use_reentrant=False)
+            else:
+                x = block(x, self.embedding)
         return x.permute(0, 3, 1, 2)
 
 
@@ -188,7 +193,26 @@ class TfswaUnet(nn.Module):
 
     def forward(self, mixture: Tensor) -> Tensor:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        x = self._normalise(self.features(mixture))
+        return self._apply_mask(mixture, self._planes(self._normalise(self.features(mixture))))
+
+    def reconstruct(self, mixture: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Guess hidden features; see ``SeparationNetwork``."""
+        truth = self._normalise(self.features(mixture))
+        out = self._planes(truth.masked_fill(hidden, 0.0))
+        return out.unflatten(1, (self.stems, -1)), truth[:, None]
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass instead of being kept."""
+        return any(stage.checkpointing for stage in (*self.encoder, *self.decoder))
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        for stage in (*self.encoder, *self.decoder):
+            stage.checkpointing = on
+
+    def _planes(self, x: Tensor) -> Tensor:
+        """Normalised features ``[B, P, T, F]`` to the network's output ``[B, S*P, T, F]``."""
         x = self.stem(fold(x, self.hyper.fold, self.hyper.fold_layout))
         skips = []
         for stage, down in zip(self.encoder, self.down, strict=False):
@@ -198,8 +222,7 @@ class TfswaUnet(nn.Module):
         x = self.encoder[-1](x)
         for stage, up, skip in zip(self.decoder, self.up, self.skip, strict=True):
             x = stage(up(x) + skip(skips.pop()))
-        out = unfold(self.head(x), self.hyper.fold, self.hyper.fold_layout)
-        return self._apply_mask(mixture, out)
+        return unfold(self.head(x), self.hyper.fold, self.hyper.fold_layout)
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self.hyper.normalisation == "fixed":
