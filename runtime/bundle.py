@@ -25,6 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.atomic import PARTIAL, exchange
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.spec import ModelSpec
 
@@ -262,25 +263,19 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
         if not _is_ours(path):
             raise OutputExists(f"{path} is there and is not a bundle: not replaced, choose another name")
     place = path.resolve()  # of a link, the folder behind it
-    work, old = (place.with_name(f".{place.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
+    work = place.with_name(f".{place.name}{PARTIAL}{os.getpid()}")
     with _writable(path):
         # A process of this number may have been killed here: in a container numbers repeat.
-        for left in (work, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
             yield work
             if place.exists():
-                place.rename(old)
-            try:
+                exchange(work, place)
+            else:
                 work.rename(place)
-            except OSError:
-                with suppress(OSError):
-                    old.rename(place)
-                raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _cast(weights: Mapping[str, NDArray[Any]], precision: str) -> dict[str, NDArray[Any]]:

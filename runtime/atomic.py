@@ -1,0 +1,67 @@
+"""Files and directories that change from old to new in one step, whenever the process is killed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
+RENAME_EXCHANGE = 2  # linux/fs.h
+
+PARTIAL = ".partial-"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file that takes the place of ``path`` when the block ends well, and is on the disk then.
+
+    Raises:
+        OSError: as writing to it does; ``path`` is as it was.
+    """
+    work = path.with_name(f".{path.name}{PARTIAL}{os.getpid()}")
+    try:
+        with work.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(work, path)
+    finally:
+        with suppress(OSError):
+            work.unlink(missing_ok=True)
+
+
+def exchange(one: Path, two: Path) -> None:
+    """Let two paths change places: there is no moment at which one of them is missing.
+
+    A file system that cannot do it (some network ones) gets three renames instead.
+
+    Raises:
+        OSError: a path is missing or cannot be renamed; both are as they were.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    rename = getattr(libc, "renameat2", None)  # glibc 2.28 and newer
+    names = os.fsencode(one.absolute()), os.fsencode(two.absolute())
+    if rename is not None and rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return
+    aside = two.with_name(f".{two.name}.aside-{os.getpid()}")
+    two.rename(aside)
+    try:
+        one.rename(two)
+    except OSError:
+        aside.rename(two)
+        raise
+    aside.rename(one)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written directly in a folder that nobody else writes to now."""
+    for left in folder.glob(f".*{PARTIAL}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
