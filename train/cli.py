@@ -32,9 +32,11 @@ def train(
 ) -> None:
     """Train a network as CONFIG (a TOML file) says.
 
-    Values can be overridden by dotted name: optim.steps=200 data.root=/music.
+    Values can be overridden by dotted name: optim.length=200 data.root=/music. Several processes, on one
+    machine or more: torchrun --nproc-per-node 4 -m tfswa.runtime train CONFIG -o RUN
     """
     import json
+    import os
 
     import torch
 
@@ -48,12 +50,20 @@ def train(
         torch.set_num_threads(threads)
     with _Bar() as bar:
         scores = run(settings, output, device=target, resume=resume, report=bar.report)
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
-        click.echo(json.dumps({"run": str(output), "sdr_db": scores}))
+        click.echo(json.dumps({"run": str(output), "scores": scores}))
     else:
-        for stem, value in scores.items():
-            click.echo(f"validation SDR {stem}: {value:.2f} dB")
-        click.echo(f"bundles: {output / 'best.tfx'}, {output / 'last.tfx'}")
+        for name, value in scores.items():
+            click.echo(f"validation {_scored(name, value)}")
+        made = [output / name for name in ("best.tfx", "last.tfx", "pretrained.safetensors")]
+        click.echo(f"written: {', '.join(str(path) for path in made if path.exists())}")
+
+
+def _scored(name: str, value: float) -> str:
+    """``SDR vocals 6.32 dB``; what is not a stem's SDR is a plain number."""
+    return f"{name} {value:.4f}" if name == "reconstruction" else f"SDR {name} {value:.2f} dB"
 
 
 class _Bar:
@@ -87,11 +97,9 @@ class _Bar:
         self.bar.update(
             self.task, completed=progress.step, total=progress.steps, loss=progress.loss, speed=speed
         )
-        if progress.sdr_db is not None:
-            scores = "  ".join(f"{stem} {value:.2f} dB" for stem, value in progress.sdr_db.items())
-            line = (
-                f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  validation SDR  {scores}"
-            )
+        if progress.scores is not None:
+            scores = "  ".join(_scored(name, value) for name, value in progress.scores.items())
+            line = f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  validation  {scores}"
             self.bar.console.print(line, highlight=False) if self.live else click.echo(line, err=True)
 
 
@@ -126,7 +134,7 @@ def new(
     import json
 
     from tfswa.train.backend import new_bundle
-    from tfswa.train.config import parse_overrides
+    from tfswa.train.strict import parse_overrides
 
     bundle = new_bundle(
         family,

@@ -48,8 +48,14 @@ class TorchReference:
             out: NDArray[np.float32] = self.network(torch.from_numpy(planes)).numpy()
         return out
 
+    def attention_maps(self, planes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Attention weights by module, of one item ``[1, 2*C, T, F]``; see ``train.attention``."""
+        from tfswa.train.attention import attention_maps
 
-@torch.inference_mode()
+        return attention_maps(self.network, torch.from_numpy(planes))
+
+
+@torch.no_grad()
 def separate_whole(
     network: nn.Module, spec: ModelSpec, mixture: Tensor, device: torch.device | str = "cpu"
 ) -> Tensor:

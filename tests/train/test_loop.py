@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import itertools
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tfswa.runtime.models import open_model
 torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: training writes its events")
 
-from tfswa.train import loop  # noqa: E402
+from tfswa.train import checkpoint, loop  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 from tfswa.train.config import (  # noqa: E402
     AugmentConfig,
@@ -33,10 +35,14 @@ from tfswa.train.config import (  # noqa: E402
     TrainConfig,
 )
 from tfswa.train.data.songs import load_songs  # noqa: E402
-from tfswa.train.loop import Progress, learning_rate, train  # noqa: E402
+from tfswa.train.loop import Progress, train  # noqa: E402
 from tfswa.train.reference import separate_whole  # noqa: E402
+from tfswa.train.schedule import Schedule  # noqa: E402
+from tfswa.train.tasks import Separation  # noqa: E402
+from tfswa.train.trainer import Trainer  # noqa: E402
 
 CPU = torch.device("cpu")
+TIMINGS = ("x_realtime", "loader_wait_share", "loader_x_realtime_each")
 Make = Callable[..., TrainConfig]
 
 
@@ -46,15 +52,22 @@ def config(song_root: Path, tiny_family: str, tiny_hyper: dict[str, Any], privat
     return TrainConfig(
         model=ModelConfig(family=tiny_family, hyper=tiny_hyper, licence="MIT"),
         data=DataConfig(root=str(song_root), validation=("C",), cache=str(private_cache)),
-        augment=AugmentConfig(remix=0.5, gain_db=3, speed=1.1, silence=0.05),
+        augment=AugmentConfig(remix=0.5, speed=1.0, speed_range=(0.9, 1.1), silence=0.05),
         loss=LossConfig(windows=(128, 512), waveform_l1=0.1),
-        optim=OptimConfig(steps=6, batch=2, frames=16, lr=3e-3, warmup=2, ema=0.9),
-        run=RunConfig(log_every=1, validate_every=3, validation_seconds=1, statistics_batches=2),
+        optim=OptimConfig(length=6, batch=2, frames=16, lr=3e-3, warmup=2, ema=0.9),
+        run=RunConfig(
+            log_every=1,
+            validate_every=3,
+            checkpoint_every=3,
+            validation_seconds=1,
+            statistics_batches=2,
+            pictures=False,
+        ),
     )
 
 
 def changed(config: TrainConfig, **sections: dict[str, Any]) -> TrainConfig:
-    """``changed(config, optim={"steps": 3})``."""
+    """``changed(config, optim={"length": 3})``."""
     parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     return dataclasses.replace(config, **parts)
 
@@ -76,14 +89,31 @@ class Recorder:
         return {report.step: report.loss for report in self.reports}
 
 
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``spoil(1, 4)``: the losses of these steps are NaN."""
+
+    def spoil(*steps: int) -> None:
+        real = Separation.loss
+        indices = {2 * step for step in steps}
+
+        def loss(self: Any, network: Any, signals: Any, given: Any) -> Any:
+            value, parts = real(self, network, signals, given)
+            return (value * torch.nan if given[0] in indices else value), parts
+
+        monkeypatch.setattr(Separation, "loss", loss)
+
+    return spoil
+
+
 def rows(out: Path) -> list[dict[str, str]]:
     with (out / "log.csv").open(newline="") as stream:
-        return [{k: v for k, v in row.items() if k != "x_realtime"} for row in csv.DictReader(stream)]
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(stream)]
 
 
 def assert_same(one: Any, two: Any, where: str = "") -> None:
-    """Equal bit for bit, at every depth."""
-    assert type(one) is type(two), where
+    """Equal bit for bit, at every depth; a tuple may have come back as a list."""
+    assert type(one) is type(two) or {type(one), type(two)} == {list, tuple}, where
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two), where
     elif isinstance(one, dict):
@@ -98,13 +128,17 @@ def assert_same(one: Any, two: Any, where: str = "") -> None:
         assert one == two, where
 
 
-def checkpoint(out: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(out / "last.ckpt", weights_only=True)
+def newest(out: Path) -> Path:
+    return checkpoint.checkpoints(out)[-1]
+
+
+def trainer_state(out: Path) -> dict[str, Any]:
+    state: dict[str, Any] = checkpoint.load_newest(out)["trainer"]
     return state
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    first, second = checkpoint(one), checkpoint(two)
+    first, second = checkpoint.load_newest(one), checkpoint.load_newest(two)
     for state in (first, second):
         del state["config"]  # holds the number of loader processes
     assert_same(first, second)
@@ -118,8 +152,8 @@ def test_a_tiny_network_learns(config: TrainConfig, tmp_path: Path) -> None:
     told = Recorder()
     longer = changed(
         config,
-        optim={"steps": 60, "batch": 6, "lr": 1e-2, "warmup": 3, "ema": 0.8},
-        augment={"silence": 0.0, "remix": 1.0, "gain_db": 0.0, "speed": 1.0},
+        optim={"length": 60, "batch": 6, "lr": 1e-2, "warmup": 3, "ema": 0.8},
+        augment={"silence": 0.0, "remix": 1.0, "gain": 0.0, "speed": 0.0},
         run={"validate_every": 60, "validation_seconds": 0},
     )
     scores = train(longer, tmp_path / "run", device=CPU, report=told)
@@ -139,18 +173,18 @@ def test_what_a_run_leaves(config: TrainConfig, tmp_path: Path) -> None:
     told, out = Recorder(), tmp_path / "deep" / "run"
     scores = train(config, out, device=CPU, report=told)
     assert [report.step for report in told.reports] == [1, 2, 3, 4, 5, 6]
-    assert [report.sdr_db is not None for report in told.reports] == [False, False, True, False, False, True]
+    assert [report.scores is not None for report in told.reports] == [False, False, True, False, False, True]
     assert all(report.steps == 6 and report.audio_seconds_per_second > 0 for report in told.reports)
-    assert told.reports[-1].sdr_db == scores
+    assert told.reports[-1].scores == scores
     assert scores.keys() == {"vocals", "accompaniment"}
-    assert json.loads((out / "config.json").read_text())["optim"]["steps"] == 6
+    assert json.loads((out / "config.json").read_text())["optim"]["length"] == 6
     logged = rows(out)
     assert [int(row["step"]) for row in logged] == [1, 2, 3, 4, 5, 6]
     assert [float(row["loss"]) for row in logged] == list(told.losses.values())
     terms = ("spectrogram_l1", "multi_resolution_stft", "waveform_l1")
     for row in logged:
         assert sum(float(row[term]) for term in terms) == pytest.approx(float(row["loss"]), rel=1e-5)
-        assert float(row["lr"]) == learning_rate(int(row["step"]) - 1, config.optim)
+        assert float(row["lr"]) == Schedule(config.optim, 1).rate(int(row["step"]) - 1)
         assert float(row["gradient_norm"]) > 0
     assert sum(path.stat().st_size for path in out.glob("events.out.tfevents.*")) > 500
     assert not [path.name for path in out.iterdir() if "partial" in path.name]
@@ -160,7 +194,7 @@ def test_bundles_open_and_score_what_was_logged(config: TrainConfig, tmp_path: P
     out = tmp_path / "run"
     told = Recorder()
     train(config, out, device=CPU, report=told)
-    validated = [report.sdr_db for report in told.reports if report.sdr_db]
+    validated = [report.scores for report in told.reports if report.scores]
     best = max(validated, key=lambda scores: np.mean(list(scores.values())))
     song = load_songs(config.data, 8000, 2)[1][0]
     middle = slice((song.samples - 8000) // 2, (song.samples - 8000) // 2 + 8000)
@@ -183,14 +217,14 @@ def test_bundles_open_and_score_what_was_logged(config: TrainConfig, tmp_path: P
 
 def test_the_average_is_what_is_shipped(config: TrainConfig, tmp_path: Path) -> None:
     train(config, tmp_path / "run", device=CPU)
-    state = checkpoint(tmp_path / "run")
+    state = trainer_state(tmp_path / "run")
     shipped = Bundle.open(tmp_path / "run" / "last.tfx").weights()
     name = "head.weight"
     assert torch.equal(state["average"][name], torch.from_numpy(shipped[name]))
     assert not torch.equal(state["average"][name], state["network"][name])
     raw = changed(config, optim={"ema": 0.0})
     train(raw, tmp_path / "raw", device=CPU)
-    state = checkpoint(tmp_path / "raw")
+    state = trainer_state(tmp_path / "raw")
     assert_same(state["average"], state["network"])
 
 
@@ -200,7 +234,7 @@ def test_the_average_is_the_recurrence(config: TrainConfig, tmp_path: Path) -> N
     seen: list[tuple[Any, Any]] = []
 
     def look(progress: Progress) -> None:
-        state = checkpoint(out)
+        state = trainer_state(out)
         seen.append((state["network"]["head.bias"], state["average"]["head.bias"]))
 
     train(each, out, device=CPU, report=look)
@@ -214,9 +248,10 @@ def test_the_average_is_the_recurrence(config: TrainConfig, tmp_path: Path) -> N
 def test_statistics_are_those_of_the_mixture(config: TrainConfig, tmp_path: Path) -> None:
     train(config, tmp_path / "run", device=CPU)
     weights = Bundle.open(tmp_path / "run" / "best.tfx").weights()
-    run = loop.Run(config, loop.training_spec(config), *load_songs(config.data, 8000, 2), tmp_path / "x", CPU)
-    mixtures = torch.stack([run.chunks[index].sum(dim=0) for index in range(4)])
-    features = run.network.features(run.stft.forward(mixtures)[0])
+    run = loop.Run(config, tmp_path / "x", CPU)
+    samples = run.curriculum.samples
+    mixtures = torch.stack([run.chunks[index, samples].stems.sum(dim=0) for index in range(4)])
+    features = run.trainer.network.features(run.task.stft.forward(mixtures)[0])
     np.testing.assert_allclose(weights["mean"], features.mean(dim=(0, 1, 2)).numpy(), atol=1e-4)
     expected = features.std(dim=(0, 1, 2), correction=0).numpy()
     np.testing.assert_allclose(weights["std"], expected, atol=1e-4)
@@ -237,7 +272,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     scores = train(resumed, tmp_path / "halves", device=CPU, resume=True, report=rest)
     assert [report.step for report in rest.reports] == [4, 5, 6]
     assert {**halves.losses, **rest.losses} == whole.losses
-    assert scores == whole.reports[-1].sdr_db
+    assert scores == whole.reports[-1].scores
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
@@ -246,7 +281,7 @@ def test_a_better_score_of_before_is_not_forgotten(
 ) -> None:
     out = tmp_path / "run"
     scores = iter([{"vocals": 5.0}, {"vocals": 2.0}])
-    monkeypatch.setattr(loop.Run, "validate", lambda self: next(scores))
+    monkeypatch.setattr(Separation, "validate", lambda self, network, song: next(scores))
     with pytest.raises(KeyboardInterrupt):
         train(config, out, device=CPU, report=Recorder(3))
     best = Bundle.open(out / "best.tfx").digest
@@ -258,11 +293,11 @@ def test_a_better_score_of_before_is_not_forgotten(
 
 def test_resuming_a_finished_run_gives_its_scores_again(config: TrainConfig, tmp_path: Path) -> None:
     scores = train(config, tmp_path / "run", device=CPU)
-    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    before = newest(tmp_path / "run").read_bytes()
     told = Recorder()
     assert train(config, tmp_path / "run", device=CPU, resume=True, report=told) == scores
     assert told.reports == []
-    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    assert newest(tmp_path / "run").read_bytes() == before
 
 
 def test_a_run_is_never_overwritten(config: TrainConfig, tmp_path: Path) -> None:
@@ -281,7 +316,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(config: TrainCo
 
 
 def test_there_must_be_something_to_resume(config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"last\.ckpt is missing: nothing to resume"):
+    with pytest.raises(TrainingError, match=r"checkpoints holds no checkpoint: nothing to resume"):
         train(config, tmp_path / "run", device=CPU, resume=True)
     assert not (tmp_path / "run").exists()
 
@@ -289,7 +324,7 @@ def test_there_must_be_something_to_resume(config: TrainConfig, tmp_path: Path) 
 def test_another_model_is_not_resumed(
     config: TrainConfig, tmp_path: Path, tiny_hyper: dict[str, Any]
 ) -> None:
-    train(changed(config, optim={"steps": 1}), tmp_path / "run", device=CPU)
+    train(changed(config, optim={"length": 1, "warmup": 0}), tmp_path / "run", device=CPU)
     other = changed(config, model={"hyper": {**tiny_hyper, "mask": "complex"}})
     with pytest.raises(ConfigError, match=r"magnitude.*complex"):
         train(other, tmp_path / "run", device=CPU, resume=True)
@@ -297,10 +332,18 @@ def test_another_model_is_not_resumed(
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04"])
 def test_a_damaged_checkpoint_is_said_so(config: TrainConfig, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(TrainingError, match=r"last\.ckpt cannot be read") as error:
-        train(config, tmp_path, device=CPU, resume=True)
+    out = tmp_path / "run"
+    train(config, out, device=CPU)
+    newest(out).write_bytes(content)
+    with pytest.raises(
+        TrainingError, match=r"00000006\.ckpt cannot be read .* remove it to go on from 00000003\.ckpt"
+    ) as error:
+        train(config, out, device=CPU, resume=True)
     assert "\n" not in str(error.value)
+    newest(out).unlink()
+    told = Recorder()
+    train(config, out, device=CPU, resume=True, report=told)
+    assert [report.step for report in told.reports] == [4, 5, 6]
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(config: TrainConfig, tmp_path: Path) -> None:
@@ -308,31 +351,43 @@ def test_a_checkpoint_with_code_in_it_is_not_run(config: TrainConfig, tmp_path: 
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "pwned",)
 
-    torch.save({"config": Evil()}, tmp_path / "last.ckpt")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"config": Evil()}, tmp_path / "checkpoints" / "00000001.ckpt")
     with pytest.raises(TrainingError, match="cannot be read"):
         train(config, tmp_path, device=CPU, resume=True)
     assert not (tmp_path / "pwned").exists()
 
 
-def test_dying_while_saving_leaves_the_checkpoint_of_before(
+def test_only_the_newest_checkpoints_are_kept(config: TrainConfig, tmp_path: Path) -> None:
+    train(changed(config, run={"checkpoint_every": 1, "keep": 2}), tmp_path, device=CPU)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["00000005.ckpt", "00000006.ckpt"]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The file system takes 100 kB a file from the second checkpoint on."""
     out = tmp_path / "run"
-    real, calls = torch.save, []
+    train(config, tmp_path / "whole", device=CPU)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    real = checkpoint.save
 
-    def save(state: Any, path: Path) -> None:
-        calls.append(path)
-        if len(calls) == 2:
-            Path(path).write_bytes(b"half a checkpoint")
-            raise RuntimeError("killed")
-        real(state, path)
+    def save(run: Path, step: int, state: Any, keep: int) -> Path:
+        if step > 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            return real(run, step, state, keep)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(RuntimeError, match="killed"):
-        train(config, out, device=CPU)
-    monkeypatch.undo()
-    assert checkpoint(out)["step"] == 3
-    assert not [path.name for path in out.iterdir() if "partial" in path.name]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(TrainingError, match=r"00000006\.ckpt cannot be written .*--resume") as error:
+            train(config, out, device=CPU)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["00000003.ckpt"]
+    train(config, out, device=CPU, resume=True)
+    assert_same_run(tmp_path / "whole", out)
 
 
 def test_a_run_whose_save_failed_can_be_resumed(
@@ -340,53 +395,100 @@ def test_a_run_whose_save_failed_can_be_resumed(
 ) -> None:
     train(config, tmp_path / "whole", device=CPU)
     with monkeypatch.context() as patch:
-        real = loop.Run._save_checkpoint
+        real = loop.Run._save
 
         def save(self: Any) -> None:
-            if self.step == 6:
+            if self.trainer.step == 6:
                 raise RuntimeError("killed")
             real(self)
 
-        patch.setattr(loop.Run, "_save_checkpoint", save)
+        patch.setattr(loop.Run, "_save", save)
         with pytest.raises(RuntimeError, match="killed"):
             train(config, tmp_path / "run", device=CPU)
     train(config, tmp_path / "run", device=CPU, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_two_trainings_do_not_share_a_folder(config: TrainConfig, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with (out / ".lock").open("w") as stream:
+        holder = subprocess.Popen(
+            [sys.executable, "-c", "import fcntl, sys; fcntl.lockf(0, 2); print(flush=True); sys.stderr.read()"],
+            stdin=stream,
+            stdout=subprocess.PIPE,
+        )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        with pytest.raises(UsageError, match="in use by another training"):
+            train(config, out, device=CPU)
+    finally:
+        holder.kill()
+        holder.communicate()
+    train(changed(config, optim={"length": 1, "warmup": 0}), out, device=CPU)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step(config: TrainConfig, tmp_path: Path) -> None:
-    wild = changed(config, optim={"lr": 1e30, "warmup": 0})
+    wild = changed(config, optim={"lr": 1e30, "lr_end": 1e30, "warmup": 0, "schedule": "constant"})
     told = Recorder()
-    with pytest.raises(
-        TrainingError, match=r"(loss|gradient norm) is (nan|inf) at step \d+: lower optim\.lr"
-    ):
+    with pytest.raises(TrainingError, match=r"loss is .* at step \d+: lower optim\.lr"):
         train(wild, tmp_path / "run", device=CPU, report=told)
     assert len(told.reports) < 4
-    assert not (tmp_path / "run" / "last.ckpt").exists()
+    assert not checkpoint.checkpoints(tmp_path / "run")
 
 
 @pytest.mark.parametrize("step", [0, 4])
-def test_nan_from_the_loss_names_its_step_and_keeps_the_checkpoint(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+def test_nan_from_the_loss_names_its_step_and_keeps_its_batch(
+    config: TrainConfig, tmp_path: Path, spoil: Callable[..., None], step: int
 ) -> None:
-    real = loop.Run._loss
-
-    def loss(self: Any, stems: Any) -> Any:
-        value, parts = real(self, stems)
-        return (value * torch.nan if self.step == step else value), parts
-
-    monkeypatch.setattr(loop.Run, "_loss", loss)
-    with pytest.raises(TrainingError, match=f"loss is nan at step {step}"):
+    spoil(step)
+    with pytest.raises(TrainingError, match=rf"loss is nan.* at step {step}: .*nonfinite-{step}\.json") as error:
         train(config, tmp_path, device=CPU)
-    assert (tmp_path / "last.ckpt").exists() == (step > 3)
+    assert "\n" not in str(error.value)
+    assert bool(checkpoint.checkpoints(tmp_path)) == (step > 3)
+    batch = json.loads((tmp_path / f"nonfinite-{step}.json").read_text())
+    assert [chunk["index"] for chunk in batch["chunks"]] == [2 * step, 2 * step + 1]
+    assert all(chunk["sources"] for chunk in batch["chunks"])
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted_where_asked_for(
+    config: TrainConfig, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    spoil(1, 4)
+    train(changed(config, optim={"nonfinite": "skip"}), tmp_path, device=CPU)
+    logged = rows(tmp_path)
+    assert [int(float(row["skipped"])) for row in logged] == [0, 1, 1, 1, 2, 2]
+    assert [row["loss"] for row in logged].count("nan") == 2
+    weights = Bundle.open(tmp_path / "last.tfx").weights()
+    assert all(np.isfinite(value).all() for value in weights.values())
+    assert trainer_state(tmp_path)["skipped"] == 2
+    assert not list(tmp_path.glob("nonfinite-*"))
+
+
+def test_skipping_forever_stops(
+    config: TrainConfig, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfswa.train.trainer.SKIPS_IN_A_ROW", 3)
+    spoil(1, 2, 3, 4)
+    with pytest.raises(TrainingError, match="for 3 steps in a row at step 3"):
+        train(changed(config, optim={"nonfinite": "skip"}), tmp_path, device=CPU)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
-    with pytest.raises(TrainingError, match="gradient norm is inf at step 0"):
-        train(config, tmp_path, device=CPU)
+    def backward(self: Any, batch: Any, bandwidth_hz: float) -> dict[str, float]:
+        for parameter in self.network.parameters():
+            parameter.grad = torch.full_like(parameter, torch.inf)
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(Trainer, "_backward", backward)
+    run = loop.Run(config, tmp_path, CPU)
+    before = run.trainer.weights()
+    with pytest.raises(TrainingError, match="gradient norm inf at step 0"):
+        run._step(next(iter(run._batches())), logs=False)
+    assert_same(before, run.trainer.weights())
 
 
 def test_without_held_out_songs_the_last_is_the_best(config: TrainConfig, tmp_path: Path) -> None:
@@ -394,11 +496,12 @@ def test_without_held_out_songs_the_last_is_the_best(config: TrainConfig, tmp_pa
     assert train(changed(config, data={"validation": ()}), tmp_path, device=CPU, report=told) == {}
     assert Bundle.open(tmp_path / "best.tfx").digest == Bundle.open(tmp_path / "last.tfx").digest
     assert Bundle.open(tmp_path / "best.tfx").provenance["step"] == 6
-    assert told.reports[-1].sdr_db == {}
+    assert told.reports[-1].scores == {}
 
 
-def test_bf16_trains(config: TrainConfig, tmp_path: Path) -> None:
-    short = changed(config, optim={"steps": 2, "precision": "bf16"})
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(config: TrainConfig, tmp_path: Path, precision: str) -> None:
+    short = changed(config, optim={"length": 2, "precision": precision})
     train(short, tmp_path / "half", device=CPU)
     train(changed(short, optim={"precision": "fp32"}), tmp_path / "full", device=CPU)
     half, full = (float(rows(tmp_path / name)[0]["loss"]) for name in ("half", "full"))
@@ -410,11 +513,14 @@ def test_bf16_trains(config: TrainConfig, tmp_path: Path) -> None:
     ("changes", "match"),
     [
         ({"optim": {"frames": 20}}, r"optim\.frames: chunk of 20 frames is not a multiple of 8: use 24"),
-        ({"optim": {"frames": 8000}}, r"a chunk needs"),
+        ({"optim": {"frames": 360, "batch": 1}}, r"song 'A' has 48000 samples, a chunk needs"),
         ({"model": {"family": "tinny"}}, "unknown family 'tinny': did you mean 'tiny'"),
         ({"model": {"hyper": {"zzz": 1}}}, "no hyper-parameter 'zzz'"),
         ({"model": {"stems": ("a/b",)}}, r"stems .*file names"),
         ({"data": {"validation": ("Z",)}}, "song 'Z'"),
+        ({"optim": {"batch": 500}}, r"optim\.batch 500 is more than the \d+ chunks that the training songs hold"),
+        ({"optim": {"batch": 3, "accumulate": 2}}, r"optim\.batch 3 is not a multiple of 2"),
+        ({"optim": {"warmup": 7}}, r"optim\.warmup 7 .* more than optim\.length"),
     ],
 )
 def test_what_does_not_fit_is_a_configuration_error_and_writes_nothing(
@@ -431,14 +537,3 @@ def test_a_place_below_a_file_is_a_usage_error(config: TrainConfig, tmp_path: Pa
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UsageError, match=r"file.*choose another -o"):
             train(config, out, device=CPU)
-
-
-def test_the_learning_rate_rises_then_falls_to_its_end() -> None:
-    optim = OptimConfig(steps=1000, lr=1.0, lr_end=0.01, warmup=10)
-    rates = [learning_rate(step, optim) for step in range(1000)]
-    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert max(rates) == rates[9] == rates[10] == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert rates[-1] == pytest.approx(0.01, abs=1e-4)
-    assert learning_rate(505, optim) == pytest.approx(0.505, abs=1e-6)
-    assert learning_rate(0, OptimConfig(steps=5, lr=1.0, warmup=0)) == 1.0

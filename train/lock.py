@@ -1,0 +1,47 @@
+"""One process at a time trains into a folder."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from types import TracebackType
+
+from tfswa.runtime.errors import UsageError
+
+
+class RunLock:
+    """Holds a run's folder, and makes it; the lock ends with the process, however it ends.
+
+    Args:
+        out: folder of the run.
+
+    Raises:
+        UsageError: the folder cannot be made, or another process holds it.
+    """
+
+    def __init__(self, out: Path):
+        self._path = out / ".lock"
+        self._made = [place for place in (out, *out.parents) if not place.exists()]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._stream = self._path.open("w")
+        except OSError as error:
+            raise UsageError(f"{out} cannot be made ({error.strerror}): choose another -o") from error
+        try:
+            # A record lock: the loader's processes do not inherit it, so it ends with this process alone.
+            fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._stream.close()
+            raise UsageError(f"{out} is in use by another training: wait, or choose another -o") from error
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        if self._made and [path.name for path in self._path.parent.iterdir()] == [self._path.name]:
+            self._path.unlink()  # nothing came of it
+            for place in self._made:
+                place.rmdir()

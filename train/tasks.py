@@ -1,0 +1,215 @@
+"""What a network is trained for: to separate, or to guess what was hidden from it.
+
+The loop knows a task by ``Task``; what a task does to the data, how it scores, and what it leaves behind
+is in here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from tfswa.runtime.atomic import writing
+from tfswa.runtime.bundle import WEIGHTS, Bundle
+from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.metrics import sdr_db
+from tfswa.runtime.spec import ModelSpec
+from tfswa.train.config import ModelConfig, PretrainConfig, TrainConfig
+from tfswa.train.data.songs import Song
+from tfswa.train.losses import SeparationLoss
+from tfswa.train.reference import separate_whole
+from tfswa.train.spectral import TorchStft
+
+PRETRAINED = "pretrained.safetensors"
+
+
+class Task(Protocol):
+    """What the loop asks of a task.
+
+    Attributes:
+        groups: per signal of a chunk, the sources that are summed to it.
+        stft: the model's transform, on the task's device.
+    """
+
+    groups: Sequence[tuple[str, ...]]
+    stft: TorchStft
+
+    def loss(
+        self, network: Any, signals: Tensor, indices: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of chunks ``[B, S, C, N]`` of these indices, and its parts; ``network`` is the wrapped one."""
+
+    def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
+        """Scores of one held-out song by name, higher is better; a score that is undefined is left out."""
+
+    def save(
+        self, out: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any], best: bool
+    ) -> None:
+        """Write what the training is for."""
+
+
+class Separation:
+    """Stems from their mixture.
+
+    Args:
+        config: losses, sources, how much of a held-out song is separated.
+        spec: the contract.
+        device: where losses are computed.
+    """
+
+    def __init__(self, config: TrainConfig, spec: ModelSpec, device: torch.device):
+        self.spec, self.device = spec, device
+        self.groups = [config.data.sources[stem] for stem in spec.stems]
+        self.seconds = config.run.validation_seconds or math.inf
+        self.stft = TorchStft(spec.stft, device)
+        self.terms = SeparationLoss(config.loss, spec.stft.sample_rate, device)
+
+    def loss(
+        self, network: Any, signals: Tensor, indices: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of true stems ``[B, S, C, N]``; see ``Task``."""
+        true_planes, nyquist = self.stft.forward(signals)
+        planes = network(true_planes.sum(dim=1))
+        wave = None
+        if self.terms.needs_waveform:
+            wave = self.stft.inverse(planes, torch.zeros_like(nyquist), signals.shape[-1])
+        return self.terms(planes, true_planes, wave, signals)
+
+    def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
+        """SDR in dB per stem of a song, or of its middle."""
+        stems = self.excerpt(song)
+        estimate = self.separate(network, stems)
+        values = {stem: sdr_db(stems[i], estimate[i]) for i, stem in enumerate(self.spec.stems)}
+        return {stem: value for stem, value in values.items() if value is not None}
+
+    def separate(self, network: nn.Module, stems: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Separate the sum of true stems ``[S, C, N]``, through the reference's plain host."""
+        mixture = torch.from_numpy(stems.sum(axis=0))
+        return separate_whole(network, self.spec, mixture, self.device).numpy()
+
+    def excerpt(self, song: Song, seconds: float = math.inf) -> NDArray[np.float32]:
+        """True stems ``[S, C, N]`` from the middle of a song."""
+        wanted = min(seconds, self.seconds) * self.spec.stft.sample_rate
+        length = int(min(song.samples, wanted))
+        start = (song.samples - length) // 2
+        cut = slice(start, start + length)
+        stems = [np.sum([song.sources[source][:, cut] for source in group], axis=0) for group in self.groups]
+        return np.stack(stems).astype(np.float32)
+
+    def save(
+        self, out: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any], best: bool
+    ) -> None:
+        """Write ``last.tfx``, and ``best.tfx`` where this is the best so far."""
+        arrays = {name: value.numpy() for name, value in weights.items()}
+        for name in ("best.tfx", "last.tfx") if best else ("last.tfx",):
+            Bundle.create(out / name, self.spec, arrays, provenance=provenance, force=True)
+
+
+class Reconstruction:
+    """Patches of the normalised features are hidden and guessed; the loss is that of the hidden part alone.
+
+    After K. He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, with a U-Net that sees
+    the hidden patches as the mean of the training set.
+
+    Args:
+        config: share and size of the patches.
+        spec: the contract.
+        device: where losses are computed.
+    """
+
+    def __init__(self, config: TrainConfig, spec: ModelSpec, device: torch.device):
+        self.config: PretrainConfig = config.pretrain
+        self.spec, self.device, self.seed = spec, device, config.optim.seed
+        self.groups = list(config.data.sources.values())
+        self.seconds = config.run.validation_seconds or math.inf
+        self.stft = TorchStft(spec.stft, device)
+
+    def loss(
+        self, network: Any, signals: Tensor, indices: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of signals ``[B, 1, C, N]``; see ``Task``."""
+        planes, _ = self.stft.forward(signals[:, 0])
+        hidden = self._hidden(planes, indices)
+        guess, truth = network.reconstruct(planes, hidden)
+        distance = ((guess - truth).abs() * hidden[:, None]).mean(dim=(1, 2)).sum() / hidden.sum()
+        return distance, {}
+
+    def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
+        """How well hidden features of a song's first chunks are guessed: minus the loss."""
+        length = (self.spec.chunk.frames - 1) * self.spec.stft.hop
+        chunks = min(8, int(min(song.samples, self.seconds * self.spec.stft.sample_rate)) // length)
+        if chunks == 0:
+            return {}
+        mixture = np.sum([song.sources[source][:, : chunks * length] for source in self.groups[0]], axis=0)
+        signals = torch.from_numpy(mixture.astype(np.float32)).unflatten(-1, (chunks, length))
+        with torch.no_grad():
+            values = [
+                float(self.loss(network, signals[None, None, :, k].to(self.device), [k])[0])
+                for k in range(chunks)
+            ]
+        return {"reconstruction": -float(np.mean(values))}
+
+    def save(
+        self, out: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any], best: bool
+    ) -> None:
+        """Write the best weights; a bundle would promise that they separate."""
+        if best:
+            metadata = {"family": self.spec.family, "provenance": json.dumps(provenance)}
+            contiguous = {name: value.contiguous() for name, value in weights.items()}
+            with writing(out / PRETRAINED) as stream:
+                stream.write(save(contiguous, metadata))
+
+    def _hidden(self, planes: Tensor, indices: Sequence[int]) -> Tensor:
+        """Draw which patches are hidden, ``[B, 1, T, F]``, the same share of every chunk."""
+        t, f = planes.shape[-2:]
+        rows, columns = -(-t // self.config.patch_frames), -(-f // self.config.patch_bins)
+        count = max(1, round(self.config.share * rows * columns))
+        patches = np.zeros((len(indices), rows * columns), bool)
+        for item, index in zip(patches, indices, strict=True):
+            item[np.random.default_rng((self.seed, index)).permutation(rows * columns)[:count]] = True
+        grid = torch.from_numpy(patches).reshape(-1, 1, rows, columns)
+        grid = grid.repeat_interleave(self.config.patch_frames, 2)[:, :, :t]
+        return grid.repeat_interleave(self.config.patch_bins, 3)[..., :f].to(planes.device)
+
+
+def new_task(config: TrainConfig, spec: ModelSpec, device: torch.device) -> Separation | Reconstruction:
+    """Make the task that a configuration asks for."""
+    return (Reconstruction if config.pretrain.share else Separation)(config, spec, device)
+
+
+def initialise(network: nn.Module, config: ModelConfig) -> list[str]:
+    """Give a network the weights of ``model.init``.
+
+    Returns:
+        Names of the weights that were given.
+
+    Raises:
+        ConfigError: no such file, or weights that do not fit.
+    """
+    path = Path(config.init)
+    try:
+        weights = load_file(path / WEIGHTS if path.is_dir() else path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.init {path} cannot be read ({error}): name a bundle or {PRETRAINED}") from error
+    given = {k: v.float() for k, v in weights.items() if not k.startswith(config.init_skip or ("\0",))}
+    own = network.state_dict()
+    for name, value in given.items():
+        shape = tuple(own[name].shape) if name in own else None
+        if shape != tuple(value.shape):
+            expects = "has none of that name" if shape is None else f"expects {list(shape)}"
+            raise ConfigError(
+                f"model.init {path}: {name} is {list(value.shape)}, {config.family} {expects}: "
+                "choose the same family and hyper-parameters, or leave it out with model.init_skip"
+            )
+    network.load_state_dict(given, strict=False)
+    return sorted(given)
