@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 # Networks of a few thousand weights gain nothing from threads, and busy machines lose by them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# matplotlib looks through the system's fonts where it finds no cache of its own: once, not once a test.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "tfx-tests-matplotlib"))
 
 import numpy as np
 import pytest

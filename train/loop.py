@@ -26,7 +26,7 @@ from torch import nn
 from tfswa.runtime.atomic import sweep, writing
 from tfswa.runtime.errors import ConfigError, TrainingError
 from tfswa.runtime.spec import ModelSpec
-from tfswa.train import checkpoint
+from tfswa.train import checkpoint, pictures
 from tfswa.train.attention import attention_maps
 from tfswa.train.config import TrainConfig, steps_of
 from tfswa.train.curriculum import Curriculum
@@ -126,6 +126,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, out: Path, device: torch.device):
         self.config, self.out, optim = config, out, config.optim
+        if config.run.pictures:
+            pictures.require()  # now rather than at the first validation
         self.spec = training_spec(config)
         self.curriculum = Curriculum(config, self.spec)
         rate = self.spec.stft.sample_rate

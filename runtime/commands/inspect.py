@@ -16,14 +16,37 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", default="demo")
+@click.option(
+    "--attention",
+    "song",
+    metavar="SONG",
+    type=click.Path(path_type=Path),
+    help="Draw instead where MODEL's attention looks, in the loudest chunk of SONG; default: no pictures.",
+)
+@options.output_option("Folder of the pictures of --attention; default: attention.")
+@options.force
 @options.as_json
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, song: Path | None, output: Path | None, force: bool, as_json: bool) -> None:
     """Describe MODEL: a bundle, a model file, a name, or a family (default: demo).
 
-    Every file of a bundle is checked against its hash.
+    Every file of a bundle is checked against its hash. With --attention the attention weights of its network
+    are drawn: a picture per module, and an overview per kind (time, frequency, window).
     """
     import json
 
+    if song is not None:
+        from tfswa.runtime.attention import draw_attention
+
+        drawn = draw_attention(model, song, output or Path("attention"), force=force)
+        if as_json:
+            click.echo(json.dumps(drawn))
+        else:
+            _print_drawn(drawn)
+        return
+    if output is not None or force:
+        from tfswa.runtime.errors import UsageError
+
+        raise UsageError("-o and --force are for pictures, and none are asked for: add --attention SONG")
     description = describe(model)
     if as_json:
         click.echo(json.dumps(description))
@@ -123,3 +146,10 @@ def _print(description: Mapping[str, Any]) -> None:
             click.echo(f"GFLOP per second of audio: {value}")
         elif key != "weights_mb":
             click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _print_drawn(drawn: Mapping[str, Any]) -> None:
+    end = drawn["start_seconds"] + drawn["seconds"]
+    click.echo(f"attention of {drawn['model']} in {drawn['song']}, {drawn['start_seconds']:g} to {end:g} s")
+    for file in drawn["files"]:
+        click.echo(f"  {file['path']}" + (f"  ({len(file['modules'])} modules)" if file["overview"] else ""))
