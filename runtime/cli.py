@@ -15,10 +15,12 @@ from tfswa.runtime.errors import BackendUnavailable, TfxError
 COMMANDS = {
     "separate": ("tfswa.runtime.commands.separate", "Separate songs into stems."),
     "parity": ("tfswa.runtime.commands.parity", "Measure in dB what an artifact lost against eager torch."),
+    "evaluate": ("tfswa.runtime.commands.evaluate", "Measure SDR, ISR, SIR, SAR on songs with true stems."),
     "inspect": ("tfswa.runtime.commands.inspect", "Describe a bundle, a model file or a family."),
     "models": ("tfswa.runtime.commands.models", "List the models and families that are at hand."),
     "train": ("tfswa.train.cli", "Train a network from a configuration file."),
     "new": ("tfswa.train.cli", "Make a bundle with untrained weights."),
+    "data": ("tfswa.train.data.cli", "Check, hear and fetch training data."),
     "export": ("tfswa.export.cli", "Export a bundle to ONNX or TorchScript."),
     "build-engine": ("tfswa.export.cli", "Build a TensorRT engine from a bundle's ONNX graph."),
 }
@@ -87,6 +89,8 @@ def main() -> None:
 def _missing(what: str, error: ModuleNotFoundError) -> TfxError:
     """Name the extra that brings a missing package."""
     extras = {"torch": "train", "tensorboard": "train", "onnx": "export", "onnxscript": "export"}
+    extras |= {"museval": "eval", "matplotlib": "plots"}
+    extras |= {"python_stretch": "train", "musdb": "eval"}
     name = (error.name or "").partition(".")[0]
     if name in extras:
         return BackendUnavailable(f"{what} needs {name}: pip install 'tfswa[{extras[name]}]'")

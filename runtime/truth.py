@@ -1,4 +1,4 @@
-"""Songs whose true stems are known: a folder of stem files, or a stem file (``.stem.mp4``).
+"""Songs whose true stems are known, decoded; ``stems.py`` finds them on disk.
 
 The mixture is always the sum of the stems. What a stem file holds as its mixture is mastered apart, and
 differs from that sum.
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.audio import model_blocks, open_audio
 from tfswa.runtime.errors import AudioError
-from tfswa.runtime.folders import audio_files
 from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.stems import MIXTURE, REST, SongFiles, find_songs
+from tfswa.runtime.stems import STEM_FILE_STREAMS as STEM_FILE_STREAMS
 
 Audio = NDArray[np.float32]
 
-STEM_FILE_STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # Native Instruments' order
-REST = "accompaniment"
+MIXTURES = frozenset((MIXTURE, "linear_mixture"))  # sources that are sums of the others
 SYNTHETIC_SECONDS = 12.0
 
 
@@ -52,25 +52,58 @@ class Song:
 
 
 def load_songs(path: Path, spec: ModelSpec) -> list[Song]:
-    """Load what a user points at.
-
-    - a ``.mp4`` with five audio streams: a stem file;
-    - any other audio file: a mixture without truth;
-    - a folder of stem files (``vocals.wav``, ``drums.flac`` ...): one song;
-    - a folder of such folders, or of audio files: several.
+    """Load all that a user points at; ``stems.find_songs`` draws the layouts.
 
     Raises:
         AudioError: nothing there that can be decoded, or a song that lacks a stem of the model.
     """
-    if not path.is_dir():
-        return [_load_file(path, spec)]
-    songs = [song for child in sorted(path.iterdir()) if child.is_dir() for song in _load_folder(child, spec)]
-    songs += _load_folder(path, spec)
-    if not songs:
-        songs = [_load_file(child, spec) for child in audio_files(path)]
-    if not songs:
-        raise AudioError(f"{path} holds no audio: name an audio file, or a folder of stems")
-    return songs
+    return [load(song, spec) for song in find_songs(path, names=spec.stems)]
+
+
+def load(song: SongFiles, spec: ModelSpec) -> Song:
+    """Decode one song to the model's stems, rate and channels; the mixture is the sum of all sources.
+
+    The accompaniment is all that is no stem of the model, unless the song brings a file of that name. A
+    song without known sources is its mixture alone; so is an ``.mp4`` that has not a stem file's streams.
+
+    Raises:
+        AudioError: a file that cannot be decoded, or a stem of the model that the song lacks.
+    """
+    names = true_sources(song, spec) if _has_streams(song) else []
+    if not names:
+        return Song(song.name, _decode(*song.sources[MIXTURE], spec), {})
+    return _song(song.name, {name: load_source(song, name, spec) for name in names}, spec)
+
+
+def load_source(song: SongFiles, name: str, spec: ModelSpec) -> Audio:
+    """Decode one source of a song, ``[C, N]`` at the model's rate.
+
+    Raises:
+        AudioError: a file that cannot be decoded.
+    """
+    path, stream = song.sources[name]
+    return _decode(path, stream, spec)
+
+
+def true_sources(song: SongFiles, spec: ModelSpec) -> list[str]:
+    """Sources that sum to the mixture; empty where nothing but the mixture is known.
+
+    Raises:
+        AudioError: a stem of the model is not among them.
+    """
+    names = [name for name in song.sources if name not in MIXTURES]
+    if REST in names:  # beside its parts it would count twice
+        twice = set(names) - set(spec.stems) if REST in spec.stems else {REST}
+        names = [name for name in names if name not in twice]
+    missing = [stem for stem in spec.stems if stem not in names and stem != REST]
+    if MIXTURE in song.sources and not names:
+        return []
+    if missing:
+        raise AudioError(
+            f"{song.name} lacks {', '.join(missing)}, though it holds {', '.join(sorted(song.sources))}: "
+            "add the files, or take the song away"
+        )
+    return names
 
 
 def load_stem_file(path: Path, spec: ModelSpec) -> Song:
@@ -79,7 +112,7 @@ def load_stem_file(path: Path, spec: ModelSpec) -> Song:
     Raises:
         AudioError: not a stem file.
     """
-    stems = {name: _decode(path, spec, index) for index, name in enumerate(STEM_FILE_STREAMS) if index > 0}
+    stems = {name: _decode(path, index, spec) for index, name in enumerate(STEM_FILE_STREAMS) if index > 0}
     return _song(path.name.removesuffix(".stem.mp4"), stems, spec)
 
 
@@ -120,30 +153,13 @@ def synthetic_song(spec: ModelSpec, seconds: float = SYNTHETIC_SECONDS, seed: in
     return Song(f"synthetic, seed {seed}", mixture, stems if known else {})
 
 
-def _load_file(path: Path, spec: ModelSpec) -> Song:
-    with open_audio(path) as audio:
-        streams = audio.streams
-    if streams == len(STEM_FILE_STREAMS):
-        return load_stem_file(path, spec)
-    return Song(path.name, _decode(path, spec, 0), {})
-
-
-def _load_folder(folder: Path, spec: ModelSpec) -> list[Song]:
-    """Return one song if the folder holds files named as stems are, none otherwise."""
-    names = {*STEM_FILE_STREAMS[1:], REST, *spec.stems}
-    named = {path.stem: path for path in audio_files(folder) if path.stem in names}
-    if len(named) < 2:
-        return []
-    if REST in named:  # beside its parts it would count twice
-        twice = named.keys() - set(spec.stems) if REST in spec.stems else {REST}
-        named = {name: path for name, path in named.items() if name not in twice}
-    missing = [stem for stem in spec.stems if stem not in named and stem != REST]
-    if missing:
-        raise AudioError(
-            f"{folder} lacks {', '.join(missing)}, though it holds {', '.join(named)}: "
-            "add the files, or take the folder away"
-        )
-    return [_song(folder.name, {name: _decode(path, spec, 0) for name, path in named.items()}, spec)]
+def _has_streams(song: SongFiles) -> bool:
+    """Whether a file that is taken for a stem file has the streams of one."""
+    shared = [path for path, stream in song.sources.values() if stream > 0]
+    if not shared:
+        return True
+    with open_audio(shared[0]) as audio:
+        return audio.streams == len(STEM_FILE_STREAMS)
 
 
 def _song(name: str, sources: dict[str, Audio], spec: ModelSpec) -> Song:
@@ -165,7 +181,7 @@ def _sum(parts: Sequence[Audio]) -> Audio:
     return total
 
 
-def _decode(path: Path, spec: ModelSpec, stream: int) -> Audio:
+def _decode(path: Path, stream: int, spec: ModelSpec) -> Audio:
     with open_audio(path, stream=stream) as audio:
         blocks = list(model_blocks(audio, spec.stft.sample_rate, spec.channels))
     return np.concatenate(blocks, axis=1) if blocks else np.zeros((spec.channels, 0), np.float32)

@@ -149,6 +149,26 @@ def test_parity_that_fails_prints_its_object_too(tfx: Tfx, bundle: Bundle) -> No
     assert printed["passed"] is False
 
 
+@pytest.mark.slow
+def test_evaluate(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
+    from tfswa.runtime import boxplot, bsseval
+    from tfswa.runtime.errors import BackendUnavailable
+
+    try:
+        bsseval.require()
+        boxplot.require()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    where = ("--data", song_root, "--songs", "A", "-o", tmp_path / "out", "--backend", "torch")
+    printed = tfx("evaluate", bundle.path, *where)
+    check(printed, "tfx evaluate")
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["scores"] == printed["scores"]
+    assert stored["identity"] == printed["identity"]
+    (song,) = stored["songs"]
+    assert [score["sdr_u_db"] for score in song["scores"]] == [s["sdr_u_db"] for s in printed["scores"]]
+
+
 def test_inspect_a_bundle(tfx: Tfx, bundle: Bundle) -> None:
     check(tfx("inspect", bundle.path), "tfx inspect: a bundle", may_be_empty=("parity[]",))
     tfx("parity", bundle.path, "--backend", "torch")
@@ -206,6 +226,7 @@ def test_every_section_is_compared() -> None:
     assert list(TABLES) == [
         "tfx separate",
         "tfx parity",
+        "tfx evaluate",
         "tfx inspect: a bundle",
         "tfx inspect: an exported file",
         "tfx inspect: a family",

@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 from tfswa.runtime.errors import AudioError, UsageError
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.stems import find_songs
 from tfswa.runtime.truth import (
     STEM_FILE_STREAMS,
     Song,
     example_stem_file,
+    load,
     load_songs,
+    load_source,
     load_stem_file,
     synthetic_song,
+    true_sources,
 )
 
 Audio = NDArray[np.float32]
@@ -215,6 +219,47 @@ class TestFiles:
         put(tmp_path / "song.wav")
         with pytest.raises(UsageError, match="stream 1 is not there"):
             load_stem_file(tmp_path / "song.wav", FOUR)
+
+    def test_an_mp4_of_one_stream_is_a_mixture(self, tmp_path: Path) -> None:
+        write_stem_file(tmp_path / "video.mp4", {"sound": 500})
+        for spec in (TWO, spec_of("piano", "rest")):
+            (song,) = load_songs(tmp_path / "video.mp4", spec)
+            assert (song.name, song.stems) == ("video.mp4", {})
+            assert song.mixture.shape[1] > RATE
+
+    def test_an_mp4_of_five_streams_is_a_stem_file(self, tmp_path: Path) -> None:
+        write_stem_file(tmp_path / "song.mp4", dict.fromkeys(STEM_FILE_STREAMS, 500))
+        (song,) = load_songs(tmp_path, TWO)
+        assert list(song.stems) == ["vocals", "accompaniment"]
+
+
+class TestOneSong:
+    def test_nothing_is_decoded_before_it_is_asked_for(self, tmp_path: Path, put: Put) -> None:
+        for name in PARTS:
+            put(tmp_path / "good" / f"{name}.wav")
+            (tmp_path / "bad").mkdir(exist_ok=True)
+            (tmp_path / "bad" / f"{name}.wav").write_text("no audio")
+        bad, good = find_songs(tmp_path)
+        assert load(good, FOUR).name == "good"
+        with pytest.raises(AudioError, match="bad"):
+            load(bad, FOUR)
+
+    def test_all_sources_are_in_the_mixture_whatever_their_names(self, tmp_path: Path, put: Put) -> None:
+        names = ("vocals", "piano", "guitar", "mixture", "linear_mixture")
+        sources = {name: put(tmp_path / f"{name}.wav") for name in names}
+        (files,) = find_songs(tmp_path)
+        assert true_sources(files, TWO) == ["guitar", "piano", "vocals"]
+        song = load(files, TWO)
+        rest = sources["piano"] + sources["guitar"]
+        np.testing.assert_allclose(song.stems["accompaniment"], rest, atol=1e-6)
+        assert_sums(song)
+        np.testing.assert_array_equal(load_source(files, "piano", TWO), sources["piano"])
+
+    def test_a_mixture_alone_has_no_true_sources(self, tmp_path: Path, put: Put) -> None:
+        audio = put(tmp_path / "song" / "mixture.wav")
+        (files,) = find_songs(tmp_path)
+        assert true_sources(files, FOUR) == []
+        np.testing.assert_array_equal(load(files, FOUR).mixture, audio)
 
 
 class TestSynthetic:

@@ -1,0 +1,67 @@
+"""A picture of an evaluation: for each stem, how a figure spreads over songs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.scores import Score
+
+FIGURE, LABEL = "sdr_c_db", "SDR c of each song, dB (median over windows of 1 s)"
+
+
+def require() -> None:
+    """See that there is something to draw with.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BackendUnavailable("the box plot needs matplotlib: pip install 'tfswa[plots]', or --no-plot")
+
+
+def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
+    """Draw a box for each estimator of each stem, and write a PNG.
+
+    Args:
+        songs: scores of each song.
+        title: above the picture.
+        path: where the picture goes, whatever its ending.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would keep the picture, and look for a screen
+
+    scores = [score for song in songs for score in song]
+    stems = list(dict.fromkeys(score.stem for score in scores))
+    drawn = [
+        (estimator, [_values(scores, estimator, stem) for stem in stems])
+        for estimator in dict.fromkeys(score.estimator for score in scores)
+    ]
+    drawn = [(estimator, values) for estimator, values in drawn if any(values)]
+    figure = Figure(figsize=(max(5.0, 1.0 + 1.6 * len(stems)), 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(drawn))
+    for number, (estimator, values) in enumerate(drawn):
+        places = [place + (number - (len(drawn) - 1) / 2) * width for place in range(len(stems))]
+        colour = f"C{number}"
+        parts = axes.boxplot(
+            values, positions=places, widths=0.85 * width, patch_artist=True, manage_ticks=False
+        )
+        for box in parts["boxes"]:
+            box.set(facecolor=colour, alpha=0.6)
+        for line in parts["medians"]:
+            line.set(color="black")
+        axes.plot([], [], color=colour, linewidth=8, alpha=0.6, label=estimator)
+    axes.set_xticks(range(len(stems)), stems)
+    axes.set_ylabel(LABEL)
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    if drawn:
+        axes.legend()
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _values(scores: Sequence[Score], estimator: str, stem: str) -> list[float]:
+    found = [score.figures[FIGURE] for score in scores if (score.estimator, score.stem) == (estimator, stem)]
+    return [value for value in found if value is not None]

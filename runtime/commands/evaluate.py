@@ -1,0 +1,222 @@
+"""``tfx evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfswa.runtime.commands import options
+
+if TYPE_CHECKING:
+    from tfswa.runtime.evaluate import Evaluation, Progress
+    from tfswa.runtime.stems import SongFiles
+
+COLUMNS = {
+    "SDR c": "sdr_c_db",
+    "ISR c": "isr_c_db",
+    "SIR c": "sir_c_db",
+    "SAR c": "sar_c_db",
+    "SDR 10s c": "sdr_10s_c_db",
+    "SDR u": "sdr_u_db",
+    "SI-SDR u": "si_sdr_u_db",
+}
+LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: mean over songs of whole songs"
+
+
+@click.command()
+@click.argument("model", default="demo")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Songs with true stems: MUSDB18 or MUSDB18-HQ, a folder of song folders or stem files, one of "
+    "either; or musdb, for the folder in MUSDB_PATH, else ~/MUSDB18/MUSDB18-7.",
+)
+@click.option("--split", help="train or test; default: test where the folder has splits.")
+@click.option("--songs", multiple=True, metavar="NAME", help="A song to take, repeatable; default: all.")
+@options.output_option("Folder for the results; default: evaluation/<model>.")
+@options.backend_options
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes that measure; default: one a core.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Measure the mixture, silence and the ideal ratio mask too.",
+)
+@click.option(
+    "--estimates",
+    type=click.Path(path_type=Path),
+    help="Folder for the model's stems, DIR/<split>/<song>/<stem>.wav in 32-bit float; default: none.",
+)
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw boxplot.png.")
+@click.option(
+    "--force", is_flag=True, help="Compute anew what another model or setting left; default: refuse."
+)
+@options.as_json
+def evaluate(
+    model: str,
+    data: Path,
+    split: str | None,
+    songs: tuple[str, ...],
+    output: Path | None,
+    backend: str,
+    precision: str | None,
+    device: str,
+    threads: int | None,
+    batch: int,
+    jobs: int | None,
+    baselines: bool,
+    estimates: Path | None,
+    plot: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on songs with true stems: SDR, ISR, SIR and SAR as museval, global SDR and SI-SDR.
+
+    Finished songs stay in the output folder; a second run goes on where the first was stopped.
+    """
+    import json
+
+    from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.evaluate import Choices
+    from tfswa.runtime.evaluate import evaluate as measure
+    from tfswa.runtime.models import open_model
+
+    opened = open_model(model)
+    found = pick_songs(data, split, songs, opened.spec.stems)
+    place = output or Path("evaluation") / (Path(model).resolve().stem or "model")
+    with _Watch() as watch:
+        result = measure(
+            opened,
+            found,
+            place,
+            backend=backend,
+            options=BackendOptions(precision=precision, device=device, threads=threads),
+            batch=batch,
+            choices=Choices(baselines, estimates, jobs, force, plot),
+            report=watch.report,
+        )
+    if as_json:
+        click.echo(json.dumps(describe(model, data, result), allow_nan=False))
+    else:
+        _print(model, result)
+
+
+def pick_songs(
+    data: Path, split: str | None, wanted: tuple[str, ...], stems: tuple[str, ...]
+) -> list[SongFiles]:
+    """Find the songs to measure.
+
+    Raises:
+        UsageError: no such song, or no MUSDB here.
+        AudioError: no songs, or no such split.
+    """
+    from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.stems import find_songs, musdb_root
+
+    root = musdb_root() if str(data) == "musdb" and not data.exists() else data
+    has_test = (root / "test").is_dir()
+    found = find_songs(root, split or ("test" if has_test else None), names=stems)
+    names = [song.name for song in found]
+    for name in wanted:
+        if name not in names:
+            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise UsageError(f"no song {name!r} in {root}, it holds {listed}: choose one of those")
+    found = [song for song in found if not wanted or song.name in wanted]
+    if len({song.name for song in found}) < len(found):
+        raise UsageError(f"{root} has songs of one name in two splits: choose one with --split")
+    return found
+
+
+def describe(model: str, data: Path, result: Evaluation) -> dict[str, Any]:
+    """The object of ``--json``; keys are documented in docs/json.md."""
+    reused = sum(song.reused for song in result.songs)
+    return {
+        "model": model,
+        "data": str(data),
+        "files": {kind: str(path) for kind, path in result.files.items()},
+        "identity": dict(result.identity),
+        "songs": len(result.songs),
+        "reused": reused,
+        "scores": [summary.to_dict() for summary in result.summaries],
+    }
+
+
+def _print(model: str, result: Evaluation) -> None:
+    from tfswa.runtime.table import text_table
+
+    rows = [
+        (summary.stem, summary.estimator, *(summary.figures[name] for name in COLUMNS.values()))
+        for summary in result.summaries
+    ]
+    songs = f"{len(result.songs)} song{'s' if len(result.songs) > 1 else ''}"
+    click.echo(f"{model}, {result.identity['backend']} {result.identity['precision']}, {songs}")
+    click.echo(text_table(("stem", "estimator", *COLUMNS), rows))
+    click.echo(LEGEND)
+    click.echo(f"results: {', '.join(str(path) for path in result.files.values())}")
+
+
+class _Watch:
+    """Progress on stderr: a bar on a terminal, elsewhere a line for each song."""
+
+    def __init__(self) -> None:
+        import time
+
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        console = Console(stderr=True)
+        self.clock, self.began, self.computed = time.monotonic, time.monotonic(), 0
+        self.on_terminal = console.is_terminal
+        self.bar = Progress(
+            TextColumn("{task.fields[state]}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[songs]} songs  {task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=None, state="", songs="-", left="")
+
+    def __enter__(self) -> _Watch:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def report(self, now: Progress) -> None:
+        if now.finished is not None:
+            self.computed += 1
+            if not self.on_terminal:
+                click.echo(
+                    f"{now.done}/{now.total} {now.finished.song}: {_figures(now)}{self._left(now)}", err=True
+                )
+        state = f"{now.song}: separating, {now.separated:.0%}" if now.song else "measuring"
+        self.bar.update(
+            self.task,
+            completed=now.done,
+            total=now.total,
+            state=state,
+            songs=f"{now.done}/{now.total}",
+            left=self._left(now).lstrip(", "),
+        )
+
+    def _left(self, now: Progress) -> str:
+        """Time left, from the songs of this run."""
+        remaining = now.total - now.done
+        if not self.computed or not remaining:
+            return ""
+        minutes = (self.clock() - self.began) / self.computed * remaining / 60
+        if minutes < 1:
+            return ", less than a minute left"
+        return f", {minutes:.0f} min left" if minutes < 90 else f", {minutes / 60:.1f} h left"
+
+
+def _figures(now: Progress) -> str:
+    assert now.finished is not None
+    found = [(s.stem, s.figures["sdr_u_db"]) for s in now.finished.scores if s.estimator == "model"]
+    texts = [f"{stem} {'-' if value is None else f'{value:.2f}'}" for stem, value in found]
+    return f"SDR u {', '.join(texts)} dB"

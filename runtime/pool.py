@@ -1,0 +1,54 @@
+"""Processes that compute beside this one, one core each; they end with the block, however it ends.
+
+This file imports no numpy: what a process sets before its first import decides how many threads BLAS starts.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Workers:
+    """A pool of fresh processes; a context manager.
+
+    A block that ends well waits for all that was submitted. One that ends in an error, Ctrl-C included,
+    kills the processes instead: what they compute would take minutes and be of use to nobody.
+
+    Args:
+        count: processes, at least 1.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._before = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")  # a fork would copy the backend's threads and locks
+        self._pool = ProcessPoolExecutor(count, context, initializer=_prepare)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+        """Run a module's function in one of the processes."""
+        return self._pool.submit(function, *arguments, **named)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - self._before:
+                child.kill()
+        self._pool.shutdown(wait=True)
+
+
+def _prepare() -> None:
+    for name in THREAD_VARIABLES:
+        os.environ[name] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides

@@ -1,0 +1,183 @@
+"""The record of each finished song, and when one that lies on disk may be used again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.bundle import sha256_of
+from tfswa.runtime.errors import OutputExists
+from tfswa.runtime.scores import WINDOWS, Score
+from tfswa.runtime.separator import Separator
+from tfswa.runtime.stems import SongFiles
+
+SCHEMA = 1
+
+Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SongResult:
+    """A finished song.
+
+    Attributes:
+        song: its name.
+        split: where it came from.
+        seconds: its length.
+        audio_sha256: of its files, see ``audio_sha256``.
+        scores: figures of each stem and estimator.
+        reused: an earlier run computed it.
+    """
+
+    song: str
+    split: str
+    seconds: float
+    audio_sha256: str
+    scores: Sequence[Score]
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Records:
+    """Where songs' records and estimates go, and what decides the numbers in them.
+
+    Attributes:
+        output: records are ``<output>/songs/<song>.json``.
+        identity: all that decides a song's numbers, the song apart.
+        stems: the model's.
+        estimates: folder for ``<split>/<song>/<stem>.wav``, which museval and musdb read; None for none.
+        force: a record of another identity counts as none, and estimates are replaced.
+    """
+
+    output: Path
+    identity: Identity
+    stems: Sequence[str]
+    estimates: Path | None
+    force: bool
+
+    def path(self, song: SongFiles) -> Path:
+        """Where a song's record lies."""
+        return self.output / "songs" / f"{song.name}.json"
+
+    def estimate_paths(self, song: SongFiles) -> dict[str, Path]:
+        """Where a song's estimates lie, by stem; empty if they are not wanted."""
+        if self.estimates is None:
+            return {}
+        return {stem: self.estimates / song.split / song.name / f"{stem}.wav" for stem in self.stems}
+
+    def find(self, songs: Sequence[SongFiles], names: Mapping[str, Sequence[str]]) -> dict[str, SongResult]:
+        """Songs that need not be computed, by name.
+
+        Args:
+            songs: what is asked for.
+            names: sources that are read, by the song's name.
+
+        Raises:
+            OutputExists: something is in the way, and ``force`` is false.
+        """
+        found = {}
+        for song in songs:
+            result, paths = self._read(song, names[song.name]), self.estimate_paths(song).values()
+            there = [path for path in paths if path.exists()]
+            if result is not None and len(there) == len(paths):
+                found[song.name] = result
+            elif result is None and there and not self.force:
+                raise OutputExists(
+                    f"{there[0]} is there already, and no record of {song.name} in {self.output}: "
+                    "add --force to replace it, or choose another --estimates"
+                )
+        return found
+
+    def text(self, result: SongResult) -> str:
+        """A song's record."""
+        whole = {
+            "schema": SCHEMA,
+            "song": result.song,
+            "split": result.split,
+            "seconds": result.seconds,
+            "identity": {**self.identity, "audio_sha256": result.audio_sha256},
+            "scores": [score.to_dict() for score in result.scores],
+        }
+        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+    def _read(self, song: SongFiles, names: Sequence[str]) -> SongResult | None:
+        path = self.path(song)
+        if not path.exists():
+            return None
+        audio = audio_sha256(song, names)
+        try:
+            data = json.loads(path.read_text())
+            different = differences(data["identity"], {**self.identity, "audio_sha256": audio})
+            scores = [Score.from_dict(score) for score in data["scores"]]
+            result = SongResult(song.name, song.split, data["seconds"], audio, scores, reused=True)
+        except (ValueError, KeyError, TypeError) as error:
+            different = [f"it is damaged ({type(error).__name__}: {error})"]
+        if different and not self.force:
+            raise another(path, different)
+        return None if different else result
+
+
+def identify(separator: Separator, options: BackendOptions, *, baselines: bool) -> dict[str, Any]:
+    """All that decides a song's numbers, the song apart."""
+    session, bundle = separator.session, separator.model.bundle
+    return {
+        "artifact": session.artifact[0],
+        "artifact_sha256": session.artifact[1],
+        "source": None if bundle is None else bundle.digest,
+        "stems": list(separator.spec.stems),
+        "backend": session.name,
+        "precision": options.precision or "fp32",
+        "device": options.device,
+        "baselines": baselines,
+        "windows_seconds": list(WINDOWS.values()),
+        "versions": {**_versions("tfswa", "museval", "av", "soundfile", "soxr"), **session.versions},
+    }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def audio_sha256(song: SongFiles, names: Sequence[str]) -> str:
+    """Hash of a song's files, with the sources and streams that are read from them."""
+    hashes = {path: sha256_of(path) for path in {song.sources[name][0] for name in names}}
+    parts = [f"{name} {song.sources[name][1]} {hashes[song.sources[name][0]]}" for name in sorted(names)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def differences(then: Identity, now: Identity, prefix: str = "") -> list[str]:
+    """What differs, in words: ``precision fp32, now fp16``."""
+    found = []
+    for key in dict.fromkeys((*then, *now)):
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key} of ")
+        elif old != new:
+            found.append(f"{prefix}{key} {_short(old)}, now {_short(new)}")
+    return found
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    is_hash = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return f"{text[:12]}..." if is_hash else text
+
+
+def another(path: Path, different: Sequence[str]) -> OutputExists:
+    """The error for a file whose numbers came about otherwise."""
+    return OutputExists(
+        f"{path} is of another evaluation: {'; '.join(different)}: "
+        "add --force to compute it anew, or choose another -o"
+    )

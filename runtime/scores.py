@@ -1,0 +1,168 @@
+"""Figures of one song, and of a data set, in two conventions that their names keep apart.
+
+    ..._c_db   median over songs of the median over windows of 1 s (``_10s_c``: of 10 s), museval's
+    ..._u_db   mean over songs of one figure for each whole song
+
+A song's own figures have the same names: its median over windows, its global figure. What is undefined or
+infinite is None and takes no part in a median or a mean; so does museval's own aggregation.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.baselines import BASELINES, baseline
+from tfswa.runtime.bsseval import MEASURES, BssEval
+from tfswa.runtime.metrics import sdr_db, si_sdr_db
+from tfswa.runtime.spec import ModelSpec
+
+MODEL = "model"
+WINDOWS = {"": 1.0, "_10s": 10.0}  # length in seconds by what it adds to a figure's name
+MEDIANS = tuple(f"{measure}{window}_c_db" for window in WINDOWS for measure in MEASURES)
+MEANS = ("sdr_u_db", "si_sdr_u_db")
+FIGURES = (*MEDIANS, *MEANS)
+
+Values = list[float | None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One estimate of one stem of one song.
+
+    Attributes:
+        stem: its name.
+        estimator: ``model``, or one of ``baselines.BASELINES``.
+        figures: dB by each name of ``FIGURES``.
+        windows: dB of each window, by ``sdr_1s_db`` ... ``sar_10s_db``; empty for a song below 1 s.
+    """
+
+    stem: str
+    estimator: str
+    figures: Mapping[str, float | None]
+    windows: Mapping[str, Values]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {"stem": self.stem, "estimator": self.estimator, **self.figures, "windows": dict(self.windows)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Score:
+        """Read what ``to_dict`` wrote."""
+        figures = {name: data[name] for name in FIGURES}
+        return cls(data["stem"], data["estimator"], figures, data["windows"])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One estimator's figures of one stem over all songs."""
+
+    stem: str
+    estimator: str
+    figures: Mapping[str, float | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {"stem": self.stem, "estimator": self.estimator, **self.figures}
+
+
+def summarise(songs: Sequence[Sequence[Score]]) -> list[Summary]:
+    """Aggregate songs, estimator by estimator, stem by stem."""
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for scores in songs:
+        for score in scores:
+            groups.setdefault((score.estimator, score.stem), []).append(score)
+    return [
+        Summary(stem, estimator, {name: _over_songs(name, group) for name in FIGURES})
+        for (estimator, stem), group in sorted(groups.items(), key=lambda item: _order(item[0][0]))
+    ]
+
+
+def score_song(folder: Path, spec: ModelSpec, *, baselines: bool) -> list[Score]:
+    """Measure one song, all of it in this process.
+
+    Args:
+        folder: holds ``mixture.npy [C, N]``, ``references.npy`` and ``estimates.npy``, ``[S, C, N]``.
+        spec: the model's; stems are in its order.
+        baselines: measure those too.
+    """
+    mixture, references, estimates = (
+        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mixture", "references", "estimates")
+    )
+    rate = spec.stft.sample_rate
+    bsseval = _bsseval(mixture, references, rate)
+    scores = []
+    for estimator in (MODEL, *(BASELINES if baselines else ())):
+        if estimator != MODEL:
+            estimates = baseline(estimator, mixture, references, spec.stft)
+        windows = _windows(bsseval, mixture, estimates)
+        for index, stem in enumerate(spec.stems):
+            scores.append(_score(stem, estimator, references[index], estimates[index], windows, index))
+    return scores
+
+
+def _bsseval(mixture: NDArray[Any], references: NDArray[Any], rate: int) -> BssEval | None:
+    """None for a song too short for one window of a second."""
+    if mixture.shape[-1] < min(WINDOWS.values()) * rate:
+        return None
+    return BssEval(_with_rest(mixture, references), [int(seconds * rate) for seconds in WINDOWS.values()])
+
+
+def _windows(
+    bsseval: BssEval | None, mixture: NDArray[Any], estimates: NDArray[Any]
+) -> list[NDArray[np.float64]]:
+    return [] if bsseval is None else bsseval.evaluate(_with_rest(mixture, estimates))
+
+
+def _with_rest(mixture: NDArray[Any], stems: NDArray[Any]) -> NDArray[Any]:
+    """A single stem gets all else as its companion, as museval pairs vocals and accompaniment."""
+    return stems if len(stems) > 1 else np.concatenate((stems, mixture[None] - stems))
+
+
+def _score(
+    stem: str,
+    estimator: str,
+    reference: NDArray[Any],
+    estimate: NDArray[Any],
+    windows: Sequence[NDArray[np.float64]],
+    index: int,
+) -> Score:
+    figures: dict[str, float | None] = dict.fromkeys(FIGURES)
+    listed: dict[str, Values] = {}
+    for (added, seconds), values in zip(WINDOWS.items(), windows, strict=False):
+        for measure, row in zip(MEASURES, values[:, index], strict=True):
+            listed[f"{measure}_{seconds:g}s_db"] = found = [_finite(float(value)) for value in row]
+            figures[f"{measure}{added}_c_db"] = _median(found)
+    figures["sdr_u_db"] = _finite(sdr_db(reference, estimate))
+    figures["si_sdr_u_db"] = _finite(si_sdr_db(reference, estimate))
+    return Score(stem, estimator, figures, listed)
+
+
+def _over_songs(name: str, scores: Sequence[Score]) -> float | None:
+    values = [score.figures[name] for score in scores]
+    return _median(values) if name in MEDIANS else _mean(values)
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _order(estimator: str) -> int:
+    return (MODEL, *BASELINES).index(estimator)
