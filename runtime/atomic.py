@@ -6,7 +6,7 @@ import ctypes
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +14,7 @@ AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
 RENAME_EXCHANGE = 2  # linux/fs.h
 
 PARTIAL = ".partial-"
+ASIDE = ".aside-"
 
 
 @contextmanager
@@ -48,20 +49,33 @@ def exchange(one: Path, two: Path) -> None:
     names = os.fsencode(one.absolute()), os.fsencode(two.absolute())
     if rename is not None and rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
         return
-    aside = two.with_name(f".{two.name}.aside-{os.getpid()}")
-    two.rename(aside)
-    try:
+    aside = two.with_name(f".{two.name}{ASIDE}{os.getpid()}")
+    with ExitStack() as undo:
+        two.rename(aside)
+        undo.callback(aside.rename, two)
         one.rename(two)
-    except OSError:
-        aside.rename(two)
-        raise
-    aside.rename(one)
+        undo.callback(two.rename, one)
+        aside.rename(one)
+        undo.pop_all()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written directly in a folder that nobody else writes to now."""
-    for left in folder.glob(f".*{PARTIAL}*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove what killed processes left half-written directly in a folder that nobody else writes to now.
+
+    What was put aside by an exchange that was cut off, and has no successor, gets its name back.
+    """
+    for left in folder.glob(f".*{ASIDE}*"):
+        place = left.with_name(left.name[1:].rpartition(ASIDE)[0])
+        if place.exists():
+            _remove(left)
         else:
-            left.unlink(missing_ok=True)
+            left.rename(place)
+    for left in folder.glob(f".*{PARTIAL}*"):
+        _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -32,9 +32,8 @@ def save(run: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
         for old in checkpoints(run)[:-keep]:
             old.unlink()
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise TrainingError(
-            f"{path} cannot be written ({reason}): make room there and go on with --resume"
+            f"{path} cannot be written ({_reason(error)}): make room there and go on with --resume"
         ) from error
     return path
 
@@ -57,6 +56,11 @@ def load_newest(run: Path) -> dict[str, Any]:
     try:
         return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load has no error of its own for damage
-        reason = "".join(str(error).strip().splitlines()[:1])[:120]
         older = f"remove it to go on from {found[-2].name}" if len(found) > 1 else "start anew"
-        raise TrainingError(f"{path} cannot be read ({reason}): {older}") from error
+        raise TrainingError(f"{path} cannot be read ({_reason(error)}): {older}") from error
+
+
+def _reason(error: Exception) -> str:
+    """First line of what an error says; its name where it says nothing, as of an empty file."""
+    said = getattr(error, "strerror", None) or str(error).strip()
+    return str(said).splitlines()[0][:120] if said else type(error).__name__

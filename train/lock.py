@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -40,8 +41,9 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
-        if self._made and [path.name for path in self._path.parent.iterdir()] == [self._path.name]:
-            self._path.unlink()  # nothing came of it
-            for place in self._made:
-                place.rmdir()
+        # The file goes before the lock does, or another process could hold a file that is about to go.
+        with self._stream, suppress(OSError):  # somebody came to live in what was made here, or removed it
+            if self._made and [path.name for path in self._path.parent.iterdir()] == [self._path.name]:
+                self._path.unlink()  # nothing came of it
+                for place in self._made:
+                    place.rmdir()

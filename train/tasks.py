@@ -44,9 +44,7 @@ class Task(Protocol):
     groups: Sequence[tuple[str, ...]]
     stft: TorchStft
 
-    def loss(
-        self, network: Any, signals: Tensor, indices: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of chunks ``[B, S, C, N]`` of these indices, and its parts; ``network`` is the wrapped one."""
 
     def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
@@ -74,9 +72,7 @@ class Separation:
         self.stft = TorchStft(spec.stft, device)
         self.terms = SeparationLoss(config.loss, spec.stft.sample_rate, device)
 
-    def loss(
-        self, network: Any, signals: Tensor, indices: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of true stems ``[B, S, C, N]``; see ``Task``."""
         true_planes, nyquist = self.stft.forward(signals)
         planes = network(true_planes.sum(dim=1))
@@ -134,15 +130,15 @@ class Reconstruction:
         self.seconds = config.run.validation_seconds or math.inf
         self.stft = TorchStft(spec.stft, device)
 
-    def loss(
-        self, network: Any, signals: Tensor, indices: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of signals ``[B, 1, C, N]``; see ``Task``."""
         planes, _ = self.stft.forward(signals[:, 0])
         hidden = self._hidden(planes, indices)
         guess, truth = network.reconstruct(planes, hidden)
-        distance = ((guess - truth).abs() * hidden[:, None]).mean(dim=(1, 2)).sum() / hidden.sum()
-        return distance, {}
+        distance = ((guess - truth).abs() * hidden[:, None]).mean(dim=(1, 2))  # [B, T, F]
+        # Patches cut by the edge are smaller: a mean per chunk, so that all chunks weigh alike.
+        each = distance.sum(dim=(1, 2)) / hidden.sum(dim=(1, 2, 3))
+        return each.mean(), {}
 
     def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
         """How well hidden features of a song's first chunks are guessed: minus the loss."""
@@ -170,7 +166,7 @@ class Reconstruction:
                 stream.write(save(contiguous, metadata))
 
     def _hidden(self, planes: Tensor, indices: Sequence[int]) -> Tensor:
-        """Draw which patches are hidden, ``[B, 1, T, F]``, the same share of every chunk."""
+        """Draw which patches are hidden, ``[B, 1, T, F]``, as many of every chunk."""
         t, f = planes.shape[-2:]
         rows, columns = -(-t // self.config.patch_frames), -(-f // self.config.patch_bins)
         count = max(1, round(self.config.share * rows * columns))
@@ -200,7 +196,9 @@ def initialise(network: nn.Module, config: ModelConfig) -> list[str]:
     try:
         weights = load_file(path / WEIGHTS if path.is_dir() else path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"model.init {path} cannot be read ({error}): name a bundle or {PRETRAINED}") from error
+        raise ConfigError(
+            f"model.init {path} cannot be read ({error}): name a bundle or {PRETRAINED}"
+        ) from error
     given = {k: v.float() for k, v in weights.items() if not k.startswith(config.init_skip or ("\0",))}
     own = network.state_dict()
     for name, value in given.items():

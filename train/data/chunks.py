@@ -1,14 +1,19 @@
-"""Training chunks: drawn, augmented and mixed, each a pure function of (seed, index).
+"""Training chunks: drawn, augmented and mixed, each a pure function of (seed, index, samples).
 
-Because a chunk depends on nothing but its index, a resumed run, another number of loader processes, or
-another machine sees the same data in the same order.
+    plan     every random draw, made from seed and index: which songs, where, what is done
+    render   the audio of a plan
+
+Because a chunk depends on nothing else, a resumed run, another number of loader processes, or another
+machine sees the same data in the same order.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,102 +23,208 @@ from torch.utils.data import Dataset
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.train.config import AugmentConfig, DataConfig
+from tfswa.train.data.augment import (
+    Change,
+    Motion,
+    changed,
+    draw_change,
+    draw_motion,
+    longest_span,
+    moved,
+    needed,
+    stretcher,
+)
+from tfswa.train.data.places import Places
 from tfswa.train.data.songs import Song
 
 Audio = NDArray[np.float32]
 
 
+class Item(NamedTuple):
+    """A chunk that was loaded.
+
+    Attributes:
+        stems: ``[S, C, N]`` float32; their sum over S is the mixture.
+        index: of the chunk.
+        seconds: spent on it.
+    """
+
+    stems: Tensor
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name
+    seconds: float
+
+
 @dataclass(frozen=True)
-class Cut:
-    """A place in a song: ``length`` samples from ``start``, played ``speed`` times as fast."""
+class SourcePlan:
+    """One source of a chunk.
 
-    song: Song
+    Attributes:
+        stem: index of the stem that it goes into.
+        source: name.
+        song: index of the song.
+        song_name: its name.
+        start: first sample in the song.
+        start_seconds: the same in seconds.
+        motion: how time runs.
+        change: what is done then.
+    """
+
+    stem: int
+    source: str
+    song: int
+    song_name: str
     start: int
-    length: int
-    speed: float
+    start_seconds: float
+    motion: Motion
+    change: Change
+
+    def __str__(self) -> str:
+        what = ", ".join(_words(self.motion, self.change)) or "as it is"
+        return f"{self.source}: {self.song_name!r} at {self.start_seconds:.3f} s, {what}"
 
 
-class Chunks(Dataset[Tensor]):
-    """An endless set of true stems ``[S, C, N]`` float32; their sum over S is the mixture.
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Everything random about a chunk.
+
+    Attributes:
+        index: of the chunk.
+        samples: N.
+        remix: whether its sources come from different songs and places.
+        sources: of all stems.
+    """
+
+    index: int
+    samples: int
+    remix: bool
+    sources: tuple[SourcePlan, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return dataclasses.asdict(self)
+
+
+class Chunks(Dataset[Item]):
+    """An endless set of true stems.
 
     Args:
         songs: to draw from.
-        stems: names of the stems, in order.
-        data: sources of each stem, and what counts as active.
-        augment: what is done to each source.
-        samples: N.
+        groups: per stem the sources summed to it.
+        data: what counts as active.
+        augment: what is done to the sources.
+        sample_rate: of the songs, in Hz.
         seed: of every draw.
 
     Raises:
-        ConfigError: a song is shorter than a chunk.
+        BackendUnavailable: what changes tempo and pitch is missing, though it is asked for.
     """
 
     def __init__(
         self,
         songs: Sequence[Song],
-        stems: Sequence[str],
+        groups: Sequence[tuple[str, ...]],
         data: DataConfig,
         augment: AugmentConfig,
-        samples: int,
+        sample_rate: int,
         seed: int,
     ):
-        longest = math.ceil(samples * augment.speed) + 1
-        for song in songs:
+        self.songs, self.groups, self.augment = list(songs), [tuple(group) for group in groups], augment
+        self.sample_rate, self.seed = sample_rate, seed
+        if augment.tempo or augment.pitch:
+            stretcher()
+        sources = sorted({source for group in self.groups for source in group})
+        self.places = Places(self.songs, sources, data.activity_db, data.draws)
+        self.channels = int(self.songs[0].sources[sources[0]].shape[0])
+
+    def check(self, samples: int) -> None:
+        """See that every song is long enough for a chunk.
+
+        Raises:
+            ConfigError: naming the song.
+        """
+        longest = longest_span(self.augment, samples)
+        for song in self.songs:
             if song.samples < longest:
                 raise ConfigError(
-                    f"{song.name} has {song.samples} samples, a chunk needs {longest}: lower optim.frames"
+                    f"song {song.name!r} has {song.samples} samples, a chunk needs {longest}: "
+                    "lower optim.frames, or leave the song out of data.songs"
                 )
-        self.songs, self.augment, self.data = list(songs), augment, data
-        self.sources = [data.sources[stem] for stem in stems]
-        self.samples, self.seed = samples, seed
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Draw chunk ``index``."""
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        """Draw and render chunk ``(index, samples)``."""
+        begun = time.perf_counter()
+        stems = torch.from_numpy(self.render(self.plan(*key)))
+        return Item(stems, key[0], time.perf_counter() - begun)
+
+    def plan(self, index: int, samples: int) -> ChunkPlan:
+        """Make every draw of a chunk.
+
+        Raises:
+            ConfigError: a song is too short for the chunk.
+        """
+        self.check(samples)
         random = np.random.default_rng((self.seed, index))
-        remix = random.random() < self.augment.remix
-        shared = self._draw(random, self.sources[0][0])
-        channels = self.songs[0].sources[self.sources[0][0]].shape[0]
-        stems = np.zeros((len(self.sources), channels, self.samples), np.float32)
-        for s, group in enumerate(self.sources):
+        remix = bool(random.random() < self.augment.remix)
+        motion, place = self._draw_place(random, self.groups, samples)
+        sources = []
+        for stem, group in enumerate(self.groups):
             for source in group:
-                cut = self._draw(random, source) if remix else shared
-                stems[s] += self._augmented(random, cut, source)
-        return torch.from_numpy(stems)
+                if remix:
+                    motion, place = self._draw_place(random, [(source,)], samples)
+                change = draw_change(random, self.augment, samples, self.sample_rate)
+                song, start = place
+                name, seconds = self.songs[song].name, start / self.sample_rate
+                sources.append(SourcePlan(stem, source, song, name, start, seconds, motion, change))
+        return ChunkPlan(index, samples, remix, tuple(sources))
 
-    def _draw(self, random: np.random.Generator, source: str) -> Cut:
-        """Draw a place where the source sounds, so far as ``draws`` tries find one."""
-        for _ in range(self.data.draws):
-            song = self.songs[random.integers(len(self.songs))]
-            speed = float(self.augment.speed ** random.uniform(-1, 1))
-            length = math.ceil(self.samples * speed)
-            start = int(random.integers(song.samples - length + 1))
-            if _level_db(song.sources[source][:, start : start + length]) > self.data.activity_db:
-                break
-        return Cut(song, start, length, speed)
+    def render(self, plan: ChunkPlan) -> Audio:
+        """Make the stems of a plan, ``[S, C, N]``."""
+        stems = np.zeros((len(self.groups), self.channels, plan.samples), np.float32)
+        together: dict[tuple[int, int, Motion], list[SourcePlan]] = {}
+        for source in plan.sources:
+            if not source.change.silence:
+                together.setdefault((source.song, source.start, source.motion), []).append(source)
+        for (song, start, motion), sources in together.items():
+            before, length = needed(motion, plan.samples)
+            names = [source.source for source in sources]
+            audio = np.concatenate([_cut(self.songs[song].sources[n], start - before, length) for n in names])
+            audio = moved(audio, motion, plan.samples, self.sample_rate)  # [sources * C, N]
+            for source, each in zip(sources, audio.reshape(len(names), self.channels, -1), strict=True):
+                stems[source.stem] += changed(each, source.change, self.sample_rate)
+        return stems
 
-    def _augmented(self, random: np.random.Generator, cut: Cut, source: str) -> Audio:
-        """Cut one source and augment it, ``[C, N]``."""
-        audio = cut.song.sources[source][:, cut.start : cut.start + cut.length]
-        chunk = _resampled(audio, cut.speed, self.samples)
-        gain = 10 ** (random.uniform(-1, 1) * self.augment.gain_db / 20)
-        if random.random() < self.augment.silence:
-            gain = 0.0
-        if random.random() < self.augment.channel_swap:
-            chunk = chunk[::-1]
-        return chunk * np.float32(gain)
-
-
-def _level_db(audio: Audio) -> float:
-    return float(10 * np.log10(np.mean(np.square(audio, dtype=np.float64)) + 1e-12))
+    def _draw_place(
+        self, random: np.random.Generator, groups: Sequence[tuple[str, ...]], samples: int
+    ) -> tuple[Motion, tuple[int, int]]:
+        motion = draw_motion(random, self.augment)
+        return motion, self.places.draw(random, groups, motion.span(samples))
 
 
-def _resampled(audio: Audio, speed: float, samples: int) -> Audio:
-    """Read ``audio`` at ``speed`` times its rate: pitch and tempo move together."""
-    if speed == 1.0:
-        return audio[:, :samples]
-    import soxr
+def _cut(audio: Audio, start: int, length: int) -> Audio:
+    """Samples of ``[C, N]`` from ``start``, zeros where the song has none; contiguous."""
+    out = np.zeros((audio.shape[0], length), np.float32)
+    first, after = max(start, 0), min(start + length, audio.shape[1])
+    out[:, first - start : after - start] = audio[:, first:after]
+    return out
 
-    out = soxr.resample(np.ascontiguousarray(audio.T), speed, 1.0, quality="MQ").T[:, :samples]
-    if out.shape[1] < samples:
-        out = np.pad(out, ((0, 0), (0, samples - out.shape[1])))
-    return np.asarray(out, dtype=np.float32)
+
+def _words(motion: Motion, change: Change) -> list[str]:
+    """What is done, for people."""
+    if change.silence:
+        return ["left out"]
+    words = []
+    if motion.speed != 1:
+        words.append(f"speed {motion.speed:.3f}")
+    if motion.tempo != 1:
+        words.append(f"tempo {motion.tempo:.3f}")
+    if motion.semitones:
+        words.append(f"pitch {motion.semitones:+.2f} semitones")
+    if change.gain != 1:
+        words.append(f"gain {change.gain:.3f}")
+    if change.channel_swap:
+        words.append("channels swapped")
+    if change.frequency_mask is not None:
+        words.append("without {:.0f} to {:.0f} Hz".format(*change.frequency_mask))
+    if change.time_mask is not None:
+        words.append("silent from sample {} to {}".format(*change.time_mask))
+    return words

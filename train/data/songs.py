@@ -1,38 +1,36 @@
-"""Song folders, MUSDB18-HQ's layout: one folder a song, one file a source; decoded once, then mapped.
-
-root/
-  Song A/  vocals.wav  drums.wav  bass.wav  other.wav
-  Song B/  ...
-"""
+"""Songs for training: found on disk, decoded once into the cache, mapped."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio import model_blocks, open_audio
-from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.errors import AudioError, ConfigError
+from tfswa.runtime.stems import MIXTURE, REST, SPLITS, SongFiles, find_songs
 from tfswa.train.config import DataConfig
+from tfswa.train.data.cache import decoded, default_folder
+from tfswa.train.data.decode import Decoded, Recording
 
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus", ".aiff")
+MOST_DIFFERENCE_SECONDS = 0.1  # between the sources of a song
 
 
 @dataclass(frozen=True)
 class Song:
-    """One song's sources, each ``[C, N]`` float32 mapped from disk, all of equal length.
+    """One song's sources, all of equal length.
 
     Attributes:
-        name: its folder's name.
-        sources: audio by source name.
+        name: as ``runtime/stems.py`` names it.
+        sources: audio by source name, each ``[C, N]`` float32, mapped from disk.
+        levels: mean square per span of each source (``decode.Decoded``); measured where it is missing.
     """
 
     name: str
-    sources: dict[str, NDArray[np.float32]]
+    sources: Mapping[str, NDArray[np.float32]]
+    levels: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -40,81 +38,102 @@ class Song:
         return int(next(iter(self.sources.values())).shape[1])
 
 
-def load_songs(config: DataConfig, sample_rate: int, channels: int) -> tuple[list[Song], list[Song]]:
+def load_songs(
+    config: DataConfig,
+    sample_rate: int,
+    channels: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Song], list[Song]]:
     """Open the songs to train on and those held out.
+
+    Args:
+        config: where they are.
+        sample_rate: in Hz.
+        channels: 1 or 2.
+        report: called with the number of sources ready, and of all.
 
     Raises:
         ConfigError: no such folder or song, a source that is missing, sources of different length, a cache
-            that cannot be written.
-        AudioError: a file that cannot be decoded.
+            that is too small or cannot be written.
+        AudioError: nothing to be found, or a file that cannot be decoded.
     """
-    root = Path(config.root)
-    if not root.is_dir():
-        raise ConfigError(f"data.root {root} is not a folder")
-    found = sorted(
-        folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")
-    )
-    for name in (*config.validation, *config.songs):
-        if name not in found:
-            raise ConfigError(f"song {name!r} is not in {root}; it holds {', '.join(found) or 'no folders'}")
+    sources = sorted({source for group in config.sources.values() for source in group})
+    found = _find(config, sources)
     names = [name for name in config.songs or found if name not in config.validation]
     if not names:
-        raise ConfigError(f"{root} leaves no song to train on: of {len(found)} found all are held out")
-    cache = Path(config.cache) if config.cache else _default_cache()
-    sources = sorted({source for group in config.sources.values() for source in group})
-    return tuple(
-        [_open_song(root / name, sources, cache, sample_rate, channels) for name in group]
-        for group in (names, config.validation)
-    )  # type: ignore[return-value]
-
-
-def _open_song(folder: Path, sources: list[str], cache: Path, sample_rate: int, channels: int) -> Song:
-    audio = {source: _decoded(_find(folder, source), cache, sample_rate, channels) for source in sources}
-    lengths = {source: data.shape[1] for source, data in audio.items()}
-    if max(lengths.values()) - min(lengths.values()) > sample_rate // 10:
-        raise ConfigError(f"{folder}: sources differ in length, samples {lengths}: cut them alike")
-    shortest = min(lengths.values())
-    return Song(folder.name, {source: data[:, :shortest] for source, data in audio.items()})
-
-
-def _find(folder: Path, source: str) -> Path:
-    for ending in ENDINGS:
-        path = folder / f"{source}{ending}"
-        if path.is_file():
-            return path
-    raise ConfigError(f"{folder} has no {source} file; looked for {source}{{{','.join(ENDINGS)}}}")
-
-
-def _decoded(path: Path, cache: Path, sample_rate: int, channels: int) -> NDArray[np.float32]:
-    """Decode a file once into ``[C, N]`` on disk, and map it."""
-    state = path.stat()
-    identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{sample_rate}|{channels}"
-    target = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
-    if not target.exists():
-        with open_audio(path) as source:
-            blocks = list(model_blocks(source, sample_rate, channels))
-        audio = np.concatenate(blocks, axis=1) if blocks else np.zeros((channels, 0), np.float32)
-        _save(target, audio)
-    mapped: NDArray[np.float32] = np.load(target, mmap_mode="r")
-    return mapped
-
-
-def _save(target: Path, audio: NDArray[np.float32]) -> None:
-    work = target.with_name(f".{target.stem}-{os.getpid()}.npy")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            np.save(work, audio)
-            os.replace(work, target)
-        finally:
-            work.unlink(missing_ok=True)
-    except OSError as error:
         raise ConfigError(
-            f"data.cache {target.parent} cannot be written ({error.strerror}): choose another"
-        ) from error
+            f"data.root {config.root} leaves no song to train on: of {len(found)} found all are held out"
+        )
+    chosen = list(dict.fromkeys((*names, *config.validation)))
+    recordings = {
+        (name, source): _recording(found[name], source, sample_rate, channels)
+        for name in chosen
+        for source in sources
+    }
+    folder = Path(config.cache) if config.cache else default_folder()
+    audio = decoded(list(recordings.values()), folder, config.cache_gb * 1e9, report)
+    opened = dict(zip(recordings, audio, strict=True))
+    songs = {
+        name: _song(name, {source: opened[name, source] for source in sources}, sample_rate)
+        for name in chosen
+    }
+    return [songs[name] for name in names], [songs[name] for name in config.validation]
 
 
-def _default_cache() -> Path:
-    from platformdirs import user_cache_path
+def _find(config: DataConfig, sources: list[str]) -> dict[str, SongFiles]:
+    """Songs of the split by name; those that the configuration names are among them."""
+    root = Path(config.root)
+    if not root.exists():
+        raise ConfigError(f"data.root {root} is not there: name a folder of songs")
+    split = config.split if config.split and any((root / name).is_dir() for name in SPLITS) else None
+    try:
+        songs = find_songs(root, split, names=sources)
+    except AudioError as error:
+        raise ConfigError(f"data.root: {error}") from error
+    found = {song.name: song for song in songs}
+    if len(found) < len(songs):
+        raise ConfigError(f"{root} has songs of one name in train and test: choose one by data.split")
+    for key in ("validation", "songs"):
+        for name in getattr(config, key):
+            if name not in found:
+                raise ConfigError(f"data.{key}: song {name!r} is not in {root}; it holds {_some(found)}")
+    return found
 
-    return user_cache_path("tfswa") / "decoded"
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def _recording(song: SongFiles, source: str, sample_rate: int, channels: int) -> Recording:
+    if source in song.sources:
+        return Recording((song.sources[source],), sample_rate, channels)
+    if source == MIXTURE and song.sources:
+        return Recording(tuple(song.sources[part] for part in parts_of(song)), sample_rate, channels)
+    raise ConfigError(
+        f"song {song.name!r} has no source {source!r}, only {', '.join(song.sources)}: "
+        "correct data.sources, or leave the song out of data.songs"
+    )
+
+
+def parts_of(song: SongFiles) -> list[str]:
+    """Sources that add up to the mixture, as far as their names tell.
+
+    An accompaniment beside its own parts would count twice, and is left out.
+    """
+    parts = [source for source in song.sources if source != MIXTURE]
+    finer = [source for source in parts if source not in (REST, "vocals")]
+    return [source for source in parts if source != REST] if finer and REST in parts else parts
+
+
+def _song(name: str, audio: Mapping[str, Decoded], sample_rate: int) -> Song:
+    lengths = {source: each.audio.shape[1] for source, each in audio.items()}
+    shortest, longest = min(lengths.values()), max(lengths.values())
+    if longest - shortest > MOST_DIFFERENCE_SECONDS * sample_rate:
+        raise ConfigError(f"song {name!r}: sources differ in length, samples {lengths}: cut them alike")
+    return Song(
+        name,
+        {source: each.audio[:, :shortest] for source, each in audio.items()},
+        {source: each.levels for source, each in audio.items()},
+    )

@@ -1,0 +1,264 @@
+"""The cache of decoded audio: shared by all runs that name its folder, bounded, safe against kills.
+
+folder/
+  KEY.npy         one recording, decoded (see decode.py); the least recently used go first
+  KEY.partial     being decoded: its lock is held by who does it; unlocked, its owner died
+  leases/*.lease  entries in use, one file a process: locked as long as that process lives
+  lock            held for moments, while leases are read or changed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import resource
+import uuid
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from tfswa.runtime.errors import ConfigError
+from tfswa.train.data.decode import Decoded, Recording, read_decoded
+
+log = logging.getLogger(__name__)
+
+_THREADS = 4
+_OTHER_FILES = 512  # that a training has open beside its songs
+_leases: dict[tuple[int, Path], _Lease] = {}  # by process: a forked one has leases of its own
+
+
+def decoded(
+    recordings: Sequence[Recording],
+    folder: Path,
+    limit_bytes: float,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Decoded]:
+    """Map recordings, decoding those that nobody has decoded yet.
+
+    What is mapped stays in the cache as long as it is referred to; other processes that want the same
+    share the work of decoding.
+
+    Args:
+        recordings: in any number.
+        folder: of the cache; made where it is missing.
+        limit_bytes: of all entries.
+        report: called with the number of recordings ready, and of all.
+
+    Returns:
+        One for each recording, in order.
+
+    Raises:
+        AudioError: a file cannot be decoded.
+        ConfigError: the entries in use do not fit the limit, or the folder cannot be written.
+    """
+    keys = [recording.key for recording in recordings]
+    _allow_files(len(recordings))
+    try:
+        store = _Store(folder, int(limit_bytes))
+        store.open(dict(zip(keys, recordings, strict=True)), report)
+        return [store.map(key) for key in keys]
+    except OSError as error:
+        raise ConfigError(
+            f"data.cache {folder} cannot be written ({error.strerror}): choose another"
+        ) from error
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's limit of open files: each map holds one, and 1024 are 256 songs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def default_folder() -> Path:
+    """The user's cache of decoded audio."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("tfswa") / "decoded"
+
+
+class _Lease:
+    """Which entries this process uses: a file that stays locked until the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lease"
+        self.file = self.path.open("w+")
+        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.maps: Counter[str] = Counter()  # of each entry
+        self.bytes: dict[str, int] = {}
+
+    def write(self, more: Mapping[str, int]) -> None:
+        """Hold on to what is mapped, and to ``more``; forget the rest."""
+        self.bytes = {key: size for key, size in self.bytes.items() if self.maps[key] > 0} | dict(more)
+        self.file.seek(0)
+        self.file.truncate()
+        json.dump(self.bytes, self.file)
+        self.file.flush()
+
+    def release(self, key: str) -> None:
+        self.maps[key] -= 1
+
+
+class _Store:
+    """One cache folder."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder.resolve(), limit
+        (self.folder / "leases").mkdir(parents=True, exist_ok=True)
+
+    def open(self, wanted: Mapping[str, Recording], report: Callable[[int, int], None]) -> None:
+        """Take a lease on entries, and decode what is not there."""
+        sizes = {key: self._size(key) or recording.expected_bytes() for key, recording in wanted.items()}
+        self._reserve(sizes)
+        missing = [key for key in wanted if read_decoded(self._entry(key)) is None]
+        if missing:
+            log.info("decoding %d of %d recordings into %s", len(missing), len(wanted), self.folder)
+        ready = len(wanted) - len(missing)
+        report(ready, len(wanted))
+        # What other processes are at is left to them, and waited for in the end.
+        for wait in (False, True) if missing else ():
+            with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+                tasks = {key: pool.submit(self._decode, key, wanted[key], sizes, wait) for key in missing}
+                try:
+                    for key, task in tasks.items():
+                        if task.result():
+                            missing.remove(key)
+                            report(len(wanted) - len(missing), len(wanted))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+
+    def map(self, key: str) -> Decoded:
+        """Map an entry that is leased; the lease on it ends with the last reference."""
+        found = read_decoded(self._entry(key))
+        if found is None:
+            raise ConfigError(f"data.cache {self.folder} has lost {key}.npy: who else deletes there?")
+        with suppress(FileNotFoundError):
+            os.utime(self._entry(key))
+        lease = _leases[os.getpid(), self.folder]
+        lease.maps[key] += 1
+        # Every view of the array keeps the map alive, so the map's end is that of the last one.
+        weakref.finalize(found.audio._mmap, lease.release, key).atexit = False  # type: ignore[attr-defined]
+        return found
+
+    def _entry(self, key: str) -> Path:
+        return self.folder / f"{key}.npy"
+
+    def _size(self, key: str) -> int:
+        try:
+            return self._entry(key).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _reserve(self, sizes: Mapping[str, int]) -> None:
+        """Lease entries of these sizes in bytes, and make room for those still to come."""
+        with self._locked():
+            others = self._leased_by_others()
+            lease = _leases.get((os.getpid(), self.folder))
+            mine = {k: v for k, v in lease.bytes.items() if lease.maps[k] > 0} if lease else {}
+            in_use = others | mine | dict(sizes)
+            need = sum(in_use.values())
+            if need > self.limit:
+                shared = sum(size for key, size in in_use.items() if key not in sizes)
+                beside = f" ({shared / 1e9:.4g} GB of it by other runs)" if shared else ""
+                raise ConfigError(
+                    f"data.cache {self.folder}: the audio in use needs {need / 1e9:.4g} GB{beside}, "
+                    f"data.cache_gb allows {self.limit / 1e9:.4g} GB: raise it, or train on fewer songs"
+                )
+            if lease is None:
+                lease = _leases[os.getpid(), self.folder] = _Lease(self.folder / "leases")
+            lease.write(sizes)
+            self._remove_orphans()
+            self._evict(in_use)
+
+    def _leased_by_others(self) -> dict[str, int]:
+        """Entries that living processes use, with their bytes; leases of dead ones are removed."""
+        mine = _leases.get((os.getpid(), self.folder))
+        found: dict[str, int] = {}
+        for path in (self.folder / "leases").glob("*.lease"):
+            if mine is not None and path == mine.path:
+                continue
+            with path.open("r+") as file:
+                if _try_lock(file):
+                    path.unlink()
+                else:
+                    found |= json.load(file)
+        return found
+
+    def _remove_orphans(self) -> None:
+        """Remove what processes that died had begun to decode."""
+        for path in self.folder.glob("*.partial"):
+            with suppress(FileNotFoundError), path.open("r+b") as file:
+                if _try_lock(file) and _is_at(file, path):
+                    path.unlink()
+
+    def _evict(self, in_use: Mapping[str, int]) -> None:
+        """Remove least recently used entries until all that is and will be there fits the limit."""
+        there = {}
+        for path in self.folder.glob("*.npy"):
+            state = path.stat()
+            there[path.stem] = (state.st_mtime_ns, state.st_size)
+        total = sum(size for _, size in there.values())
+        total += sum(size for key, size in in_use.items() if key not in there)
+        for key in sorted(there.keys() - in_use.keys(), key=lambda key: there[key]):
+            if total <= self.limit:
+                return
+            self._entry(key).unlink()
+            total -= there[key][1]
+            log.info("evicted %s from %s", key, self.folder)
+
+    def _decode(self, key: str, recording: Recording, sizes: dict[str, int], wait: bool) -> bool:
+        """Decode one entry; False where another process is at it and ``wait`` is False."""
+        partial, target = self.folder / f"{key}.partial", self._entry(key)
+        while read_decoded(target) is None:
+            with partial.open("ab") as opened:
+                if not wait and not _try_lock(opened):
+                    return False
+                fcntl.flock(opened, fcntl.LOCK_EX)
+                if not _is_at(opened, partial):
+                    continue  # renamed or removed by whom we waited for
+                if read_decoded(target) is not None:
+                    partial.unlink()
+                    return True
+                try:
+                    with partial.open("r+b") as file:
+                        file.truncate()
+                        recording.write(file)
+                    if partial.stat().st_size > sizes[key]:
+                        sizes[key] = partial.stat().st_size
+                        self._reserve(sizes)
+                    os.replace(partial, target)
+                except BaseException:
+                    partial.unlink(missing_ok=True)
+                    raise
+        return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _try_lock(file: IO[bytes] | IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,116 @@
+"""``tfx data``: look at training data, hear it, fetch some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tfswa.runtime.commands import options
+
+if TYPE_CHECKING:
+    from tfswa.train.data.check import Report
+
+
+@click.group()
+def data() -> None:
+    """Check training data, hear what augmentation makes of it, fetch MUSDB18's excerpts."""
+
+
+@data.command()
+@click.argument("root", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--split", help="train or test, where DIR has the two; default: all there is.")
+@options.as_json
+def check(root: Path, split: str | None, as_json: bool) -> None:
+    """Read every song below DIR, and say what is wrong.
+
+    Exit code 1 if there is something that makes training impossible.
+    """
+    import json
+
+    from tfswa.train.data.check import check as run
+
+    found = run(root, split, lambda song: click.echo(f"reading {song}", err=True))
+    if as_json:
+        click.echo(json.dumps({"root": str(root), **found.to_dict()}))
+    else:
+        _print(found)
+    if not found.trainable:
+        click.get_current_context().exit(1)
+
+
+def _print(found: Report) -> None:
+    from tfswa.runtime.table import text_table
+
+    columns = ("song", "source", "Hz", "seconds", "level dBFS", "silent %", "sum of parts dB")
+    rows: list[tuple[str | float | None, ...]] = []
+    for song in found.songs:
+        name = f"{song.split}/{song.song}" if song.split else song.song
+        for index, one in enumerate(song.sources):
+            silent = None if one.silent_share is None else 100 * one.silent_share
+            figures = (one.sample_rate, one.seconds, one.level_dbfs, silent)
+            rows.append(("" if index else name, one.source, *figures, None if index else song.sum_db))
+    click.echo(text_table(columns, rows))
+    click.echo()
+    for finding in found.findings:
+        click.echo(f"{'ERROR' if finding.fatal else 'note':5}  {finding.song}: {finding.what}")
+    fatal = sum(finding.fatal for finding in found.findings)
+    verdict = (
+        "training on all of them is possible"
+        if found.trainable
+        else f"{fatal} of which make training impossible"
+    )
+    click.echo(f"songs: {len(found.songs)}, findings: {len(found.findings)}, {verdict}")
+
+
+@data.command()
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option(
+    "-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="Number of chunks."
+)
+@options.force
+@options.as_json
+def preview(
+    config: Path, overrides: tuple[str, ...], output: Path, count: int, force: bool, as_json: bool
+) -> None:
+    """Write the first chunks of a training as CONFIG says, as audio, with what was done to each."""
+    import json
+
+    from tfswa.train.config import load_config
+    from tfswa.train.data.preview import preview as run
+
+    entries = run(load_config(config, overrides), output, count, force=force)
+    if as_json:
+        click.echo(json.dumps({"output": str(output), "chunks": entries}))
+    else:
+        click.echo((output / "preview.txt").read_text(), nl=False)
+
+
+@data.command()
+@click.option("--download", is_flag=True, help="Fetch them from the network; default: refuse.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="MUSDB18-7",
+    show_default=True,
+    help="Folder to make.",
+)
+@options.as_json
+def musdb(download: bool, output: Path, as_json: bool) -> None:
+    """Fetch MUSDB18's free excerpts: 7 s of each song, with the licence of MUSDB18."""
+    import json
+
+    from tfswa.runtime.errors import UsageError
+    from tfswa.train.data.musdb import download as run
+
+    if not download:
+        raise UsageError("tfx data musdb fetches its songs from the network: say --download")
+    songs = run(output)
+    if as_json:
+        click.echo(json.dumps({"root": str(output), "songs": songs}))
+    else:
+        click.echo(f"{output}: {songs} songs")

@@ -1,0 +1,83 @@
+"""Chunks as a training would hear them, written as audio with what was done to each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from tfswa.runtime.staging import Staging
+from tfswa.runtime.stems import MIXTURE
+from tfswa.train.config import TrainConfig
+from tfswa.train.data.chunks import ChunkPlan, Chunks
+from tfswa.train.data.songs import load_songs
+from tfswa.train.families import get_family
+
+CHANNELS = 2
+
+
+def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) -> list[dict[str, Any]]:
+    """Write the first ``count`` chunks of a training: one folder each, float WAV.
+
+        out/preview.json, preview.txt       what was done
+        out/chunk-0000/mixture.wav          the sum of the others
+        out/chunk-0000/vocals.wav ...       one file a stem
+
+    All files appear together, or none.
+
+    Returns:
+        The plan of each chunk, and its files, as in ``preview.json``.
+
+    Raises:
+        ConfigError: see ``load_songs`` and ``Chunks.plan``.
+        AudioError: a song cannot be decoded, or there is no room.
+        OutputExists: files are there and ``force`` is false.
+    """
+    stft = get_family(config.model.family).stft
+    groups = dict(config.data.sources)
+    if not config.pretrain.share:
+        groups = {stem: groups[stem] for stem in config.model.stems}
+    samples = (config.optim.frames - 1) * stft.hop
+    names = [*groups] if MIXTURE in groups else [MIXTURE, *groups]
+    paths = {
+        f"{folder}/{name}": out / folder / f"{name}.wav"
+        for folder in (f"chunk-{index:04d}" for index in range(count))
+        for name in names
+    }
+    texts = {name: out / name for name in ("preview.json", "preview.txt")}
+    staging = Staging(paths | texts, force=force, source=None)
+    try:
+        songs, _ = load_songs(config.data, stft.sample_rate, CHANNELS)
+        chunks = Chunks(
+            songs, list(groups.values()), config.data, config.augment, stft.sample_rate, config.optim.seed
+        )
+        plans = [chunks.plan(index, samples) for index in range(count)]
+        staging.prepare(CHANNELS * samples * 4)
+        partials = iter(staging.partials)
+        for plan in plans:
+            stems = chunks.render(plan)
+            audio = dict(zip(groups, stems, strict=True))
+            audio.setdefault(MIXTURE, stems.sum(axis=0))
+            for name in names:
+                soundfile.write(
+                    next(partials), audio[name].T, stft.sample_rate, format="WAV", subtype="FLOAT"
+                )
+        entries = [_entry(plan, out, names) for plan in plans]
+        next(partials).write_text(json.dumps({"chunks": entries}, indent=1) + "\n")
+        next(partials).write_text("".join(_text(plan) for plan in plans))
+        staging.publish()
+    finally:
+        staging.discard()
+    return entries
+
+
+def _entry(plan: ChunkPlan, out: Path, names: list[str]) -> dict[str, Any]:
+    files = {name: str(out / f"chunk-{plan.index:04d}" / f"{name}.wav") for name in names}
+    return {**plan.to_dict(), "files": files}
+
+
+def _text(plan: ChunkPlan) -> str:
+    kind = "from different songs" if plan.remix else "from one place"
+    return "\n".join([f"chunk-{plan.index:04d}, {kind}", *(f"  {source}" for source in plan.sources), ""])
