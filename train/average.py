@@ -28,7 +28,9 @@ class Average:
         """Take in the parameters after step number ``step`` (from 0)."""
         # Early on the average forgets faster, or it would hold the untrained weights for long.
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(self._means, self._parameters, 0)
+        get_ema_multi_avg_fn(decay)(  # type: ignore[no-untyped-call]
+            self._means, self._parameters, 0
+        )
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -62,7 +62,7 @@ class DataConfig:
         cache: folder for decoded audio; empty for the user's cache.
         cache_gb: limit of that folder, shared by all runs that use it.
         activity_db: a chunk of a source quieter than this (dBFS, RMS) is drawn again, up to ``draws`` times.
-        draws: see ``activity_db``.
+        draws: see ``activity_db``; the last one is made among the places that sound most, 1 takes any place.
         workers: loader processes; 0 loads in the training process.
     """
 

@@ -63,11 +63,17 @@ class Curriculum:
             until = steps_of(phase.until, epoch_steps)
             if until <= end:
                 raise ConfigError(
-                    f"curriculum[{index}].until is step {until}, the phase before ends at {end}: let them rise"
+                    f"curriculum[{index}].until is step {until}, the phase before it ends at {end}: "
+                    "let the phases follow each other"
                 )
             end = until
             frames = phase.frames or self._config.optim.frames
             self._phases.append(Phase(end, self._samples("frames", frames), phase.bandwidth_hz))
+
+    @property
+    def longest(self) -> int:
+        """Samples of the longest chunk of all phases."""
+        return max(self.samples, *(phase.samples for phase in self._phases), 0)
 
     def phase(self, step: int) -> Phase:
         """Return the phase of step number ``step``, from 0."""
@@ -90,4 +96,5 @@ def band_limited(signals: Tensor, bandwidth_hz: float, rate: int) -> Tensor:
     spectrum = torch.fft.rfft(signals)
     keep = int(bandwidth_hz * samples / rate) + 1
     spectrum[..., keep:] = 0
-    return torch.fft.irfft(spectrum, n=samples)
+    limited: Tensor = torch.fft.irfft(spectrum, n=samples)
+    return limited

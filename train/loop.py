@@ -139,6 +139,7 @@ class Run:
         self.chunks = Chunks(songs, self.task.groups, config.data, config.augment, rate, optim.seed)
         self.epoch_steps = _epoch_steps(songs, self.curriculum.samples, optim.batch)
         self.curriculum.fix(self.epoch_steps)
+        self.chunks.check(self.curriculum.longest)
         self.schedule = Schedule(optim, self.epoch_steps)
         torch.manual_seed(optim.seed)
         network = build_network(self.spec)
@@ -212,7 +213,7 @@ class Run:
         return stack.enter_context(Watch(self.out, done, wandb=project, config=self._config_json()))
 
     def _batches(self) -> Iterator[Batch]:
-        """This process's share of every batch, from where the run stands to its end."""
+        """Load this process's share of every batch, from where the run stands to its end."""
         whole = self.config.optim.batch
         share = whole // self.fabric.world_size
         begin = self.fabric.global_rank * share
@@ -239,7 +240,9 @@ class Run:
                     for index in range(step * whole, (step + 1) * whole)
                 ]
                 with writing(path) as stream:
-                    stream.write(json.dumps({"step": step, "why": str(error), "chunks": plans}, indent=1).encode())
+                    stream.write(
+                        json.dumps({"step": step, "why": str(error), "chunks": plans}, indent=1).encode()
+                    )
             raise TrainingError(
                 f"{error} at step {step}: lower optim.lr, or set optim.nonfinite=skip; "
                 f"the batch is described in {path}"

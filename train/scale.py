@@ -1,8 +1,8 @@
 """One process or many: Lightning Fabric, set up from what torchrun says of the processes.
 
-    tfx train CONFIG                                                one process
-    torchrun --nproc-per-node 4 -m tfswa.runtime train CONFIG       four on this machine
-    torchrun --nnodes 2 --nproc-per-node 8 ...                      two machines
+tfx train CONFIG                                                one process
+torchrun --nproc-per-node 4 -m tfswa.runtime train CONFIG       four on this machine
+torchrun --nnodes 2 --nproc-per-node 8 ...                      two machines
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
-from lightning_fabric.strategies import ModelParallelStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard

@@ -34,15 +34,15 @@ PRETRAINED = "pretrained.safetensors"
 
 
 class Task(Protocol):
-    """What the loop asks of a task.
+    """What the loop asks of a task."""
 
-    Attributes:
-        groups: per signal of a chunk, the sources that are summed to it.
-        stft: the model's transform, on the task's device.
-    """
+    @property
+    def groups(self) -> Sequence[tuple[str, ...]]:
+        """Per signal of a chunk, the sources that are summed to it."""
 
-    groups: Sequence[tuple[str, ...]]
-    stft: TorchStft
+    @property
+    def stft(self) -> TorchStft:
+        """The model's transform, on the task's device."""
 
     def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of chunks ``[B, S, C, N]`` of these indices, and its parts; ``network`` is the wrapped one."""
@@ -147,7 +147,7 @@ class Reconstruction:
         if chunks == 0:
             return {}
         mixture = np.sum([song.sources[source][:, : chunks * length] for source in self.groups[0]], axis=0)
-        signals = torch.from_numpy(mixture.astype(np.float32)).unflatten(-1, (chunks, length))
+        signals = torch.from_numpy(mixture.astype(np.float32).reshape(-1, chunks, length))
         with torch.no_grad():
             values = [
                 float(self.loss(network, signals[None, None, :, k].to(self.device), [k])[0])

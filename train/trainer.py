@@ -75,11 +75,13 @@ class Trainer:
         self.wrapped.mark_forward_method("reconstruct")
         kind = torch.optim.AdamW if optim.optimiser == "adamw" else torch.optim.Adam
         self._optimiser = kind(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-        self._stepper = fabric.setup_optimizers(self._optimiser)
+        self._stepper: Any = fabric.setup_optimizers(self._optimiser)
         self._average = Average(network, optim.ema)
         self.step = self.skipped = self._skips_in_a_row = 0
 
-    def train(self, batch: Batch, rate: float, bandwidth_hz: float = 0.0, logs: bool = False) -> dict[str, float]:
+    def train(
+        self, batch: Batch, rate: float, bandwidth_hz: float = 0.0, logs: bool = False
+    ) -> dict[str, float]:
         """Take one step on this process's share of a batch.
 
         Args:

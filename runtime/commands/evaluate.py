@@ -10,7 +10,7 @@ import click
 from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
-    from tfswa.runtime.evaluate import Evaluation, Progress
+    from tfswa.runtime.evaluation.evaluate import Evaluation, Progress
     from tfswa.runtime.stems import SongFiles
 
 COLUMNS = {
@@ -80,8 +80,8 @@ def evaluate(
     import json
 
     from tfswa.runtime.backends import BackendOptions
-    from tfswa.runtime.evaluate import Choices
-    from tfswa.runtime.evaluate import evaluate as measure
+    from tfswa.runtime.evaluation.evaluate import Choices
+    from tfswa.runtime.evaluation.evaluate import evaluate as measure
     from tfswa.runtime.models import open_model
 
     opened = open_model(model)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa.runtime import boxplot, bsseval
-from tfswa.runtime.bsseval import BssEval
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.evaluation import boxplot, bsseval
+from tfswa.runtime.evaluation.bsseval import BssEval
 from tfswa.runtime.metrics import sdr_windows_db
 
 Audio = NDArray[Any]

@@ -18,15 +18,15 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa.runtime import boxplot, bsseval, evaluate
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.bsseval import MEASURES
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
-from tfswa.runtime.evaluate import Choices, Progress
+from tfswa.runtime.evaluation import boxplot, bsseval, evaluate
+from tfswa.runtime.evaluation.bsseval import MEASURES
+from tfswa.runtime.evaluation.evaluate import Choices, Progress
+from tfswa.runtime.evaluation.scores import FIGURES, Score, score_song
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.models import BundleModel, Model, open_model
-from tfswa.runtime.scores import FIGURES, Score, score_song
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stems import find_songs
 from tfswa.runtime.truth import example_stem_file

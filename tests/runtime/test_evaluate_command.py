@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tfswa.runtime import boxplot, bsseval, evaluate
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.cli import main
 from tfswa.runtime.commands.evaluate import pick_songs
 from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
-from tfswa.runtime.scores import FIGURES
+from tfswa.runtime.evaluation import boxplot, bsseval, evaluate
+from tfswa.runtime.evaluation.scores import FIGURES
 
 STEMS = ("vocals", "accompaniment")
 Tfx = Callable[..., tuple[str, str]]
@@ -205,7 +205,7 @@ def test_a_worker_that_dies_is_said(
 
 
 def test_workers_have_one_thread_each(ready: None) -> None:
-    from tfswa.runtime.pool import THREAD_VARIABLES, Workers
+    from tfswa.runtime.evaluation.pool import THREAD_VARIABLES, Workers
 
     with Workers(1) as workers:
         found = [workers.submit(os.getenv, name).result() for name in THREAD_VARIABLES]

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from tfswa.runtime import bsseval
-from tfswa.runtime.baselines import BASELINES, baseline, ratio_mask
-from tfswa.runtime.bsseval import MEASURES
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.evaluation.baselines import BASELINES, baseline, ratio_mask
+from tfswa.runtime.evaluation.bsseval import MEASURES
+from tfswa.runtime.evaluation.scores import FIGURES, MEANS, MEDIANS, WINDOWS, Score, score_song, summarise
 from tfswa.runtime.metrics import sdr_db, snr_db
-from tfswa.runtime.scores import FIGURES, MEANS, MEDIANS, WINDOWS, Score, score_song, summarise
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
 
 Audio = NDArray[Any]

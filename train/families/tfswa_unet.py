@@ -199,7 +199,8 @@ class TfswaUnet(nn.Module):
         """Guess hidden features; see ``SeparationNetwork``."""
         truth = self._normalise(self.features(mixture))
         out = self._planes(truth.masked_fill(hidden, 0.0))
-        return out.unflatten(1, (self.stems, -1)), truth[:, None]
+        b, _, t, f = out.shape
+        return out.reshape(b, self.stems, -1, t, f), truth[:, None]
 
     @property
     def checkpointing(self) -> bool:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.baselines import BASELINES, baseline
-from tfswa.runtime.bsseval import MEASURES, BssEval
+from tfswa.runtime.evaluation.baselines import BASELINES, baseline
+from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
 from tfswa.runtime.metrics import sdr_db, si_sdr_db
 from tfswa.runtime.spec import ModelSpec
 

@@ -13,7 +13,7 @@ from typing import Any
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.bundle import sha256_of
 from tfswa.runtime.errors import OutputExists
-from tfswa.runtime.scores import WINDOWS, Score
+from tfswa.runtime.evaluation.scores import WINDOWS, Score
 from tfswa.runtime.separator import Separator
 from tfswa.runtime.stems import SongFiles
 

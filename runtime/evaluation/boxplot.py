@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfswa.runtime.errors import BackendUnavailable
-from tfswa.runtime.scores import Score
+from tfswa.runtime.evaluation.scores import Score
 
 FIGURE, LABEL = "sdr_c_db", "SDR c of each song, dB (median over windows of 1 s)"
 

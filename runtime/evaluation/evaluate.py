@@ -23,13 +23,13 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa.runtime import boxplot, bsseval, results
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, NonFiniteError, TfxError, UsageError
+from tfswa.runtime.evaluation import boxplot, bsseval, results
+from tfswa.runtime.evaluation.pool import Workers
+from tfswa.runtime.evaluation.records import Records, SongResult, audio_sha256, identify
+from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summarise
 from tfswa.runtime.models import Model
-from tfswa.runtime.pool import Workers
-from tfswa.runtime.records import Records, SongResult, audio_sha256, identify
-from tfswa.runtime.scores import Score, Summary, score_song, summarise
 from tfswa.runtime.separator import Separator
 from tfswa.runtime.staging import Staging
 from tfswa.runtime.stems import SongFiles

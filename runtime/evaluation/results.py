@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.boxplot import box_plot
-from tfswa.runtime.records import SCHEMA, Identity, SongResult, another, differences
-from tfswa.runtime.scores import FIGURES, Summary
+from tfswa.runtime.evaluation.boxplot import box_plot
+from tfswa.runtime.evaluation.records import SCHEMA, Identity, SongResult, another, differences
+from tfswa.runtime.evaluation.scores import FIGURES, Summary
 from tfswa.runtime.staging import Staging
 
 JSON, CSV, PLOT = "results.json", "results.csv", "boxplot.png"
