@@ -92,6 +92,8 @@ def train(
     """
     if not resume and checkpoint.checkpoints(out):
         raise ConfigError(f"{out} holds a run already: go on with --resume, or choose another -o")
+    if resume and not checkpoint.checkpoints(out):
+        raise TrainingError(f"{out / checkpoint.FOLDER} holds no checkpoint: nothing to resume")
     with ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(RunLock(out))

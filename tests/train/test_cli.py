@@ -83,10 +83,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, write_song: Callable[..., P
         cache = "{root / "decoded"}"
         sources = {{vocals = ["vocals"], accompaniment = ["rest"]}}
         [optim]
-        steps = 2
+        length = 2
         batch = 1
         frames = 64
+        warmup = 0
         [run]
+        validate_every = 2
+        pictures = false
         validation_seconds = 0.5
         statistics_batches = 1
         """
@@ -102,7 +105,7 @@ def test_train_end_to_end(recipe: Path, tmp_path: Path, inside: Callable[..., Do
     scores = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
     assert scores["run"] == str(out)
-    assert scores["sdr_db"].keys() == {"vocals", "accompaniment"}
+    assert scores["scores"].keys() == {"vocals", "accompaniment"}
     assert "step 2/2" in done.stderr
     assert Bundle.open(out / "best.tfx").provenance["config"]["optim"]["batch"] == 2
     # Again: refused without --resume, done at once with it, and words in place of JSON.
@@ -110,26 +113,45 @@ def test_train_end_to_end(recipe: Path, tmp_path: Path, inside: Callable[..., Do
     assert again.returncode == 2
     assert "--resume" in again.stderr
     assert again.stdout == ""
-    more = inside("train", recipe, "-o", out, "--resume", "optim.steps=3", "--threads", 1)
+    more = inside("train", recipe, "-o", out, "--resume", "optim.length=3", "--threads", 1)
     assert more.returncode == 0, more.stderr
-    assert "validation SDR vocals: " in more.stdout
+    assert "validation SDR vocals " in more.stdout
     assert str(out / "best.tfx") in more.stdout
 
 
-def test_wrong_requests_have_their_exit_codes(
-    recipe: Path, tmp_path: Path, inside: Callable[..., Done]
+WRONG: list[tuple[tuple[str, ...], int, str]] = [
+    (("optim.lenght=1",), 2, "did you mean 'length'"),
+    (("optm.length=1",), 2, "did you mean 'optim'"),
+    (("optim.batch=two",), 2, "optim.batch is 'two', a str; it must be a int"),
+    (("optim.lr=-1",), 2, "optim.lr -1.0 must be above 0"),
+    (("optim.length=3 days",), 2, "no duration"),
+    (("optim.schedule=cosin",), 2, "did you mean 'cosine'"),
+    (("optim.frames=100",), 2, "optim.frames: chunk of 100 frames is not a multiple of 64: use 128"),
+    (("model.hyper.window=7",), 2, "not a multiple of"),
+    (("model.hyper.dims=[9, 9]",), 2, "dims 9 is not an even multiple of its"),
+    (('data.sources.vocals=["voice"]',), 2, "voice"),
+    (
+        ('model.stems=["vocals", "drums", "accompaniment"]',),
+        2,
+        "data.sources names no files for stem 'drums'",
+    ),
+    (("optim.batch=50",), 2, "optim.batch 50 is more than the 2 chunks that the training songs hold"),
+    (("augment.pitch=2",), 2, "augment.pitch 2.0 is not a probability"),
+    (("loss.perceptual=1", "loss.perceptual_network=nowhere.pt"), 2, "nowhere.pt"),
+    (("model.init=nowhere.safetensors",), 2, "nowhere.safetensors"),
+    (("--device", "cuda:99"), 4, "cuda:99"),
+    (("--resume",), 1, "nothing to resume"),
+]
+
+
+@pytest.mark.parametrize(("more", "code", "words"), WRONG, ids=lambda value: str(value)[:40])
+def test_wrong_requests_are_one_line_with_their_exit_code(
+    recipe: Path, tmp_path: Path, inside: Callable[..., Done], more: tuple[str, ...], code: int, words: str
 ) -> None:
-    cases = [
-        (("train", recipe, "-o", tmp_path / "r", "optim.stepz=1"), 2, "did you mean 'steps'"),
-        (("train", recipe, "-o", tmp_path / "r", "optim.frames=100"), 2, "optim.frames"),
-        (("train", recipe, "-o", tmp_path / "r", "--device", "cuda:99"), 4, "cuda:99"),
-        (("train", recipe, "-o", tmp_path / "r", "--resume"), 1, "nothing to resume"),
-    ]
-    for arguments, code, words in cases:
-        done = inside(*arguments)
-        assert (done.returncode, words in done.stderr, done.stdout) == (code, True, ""), done.stderr
-        assert done.stderr.startswith("tfx: ")
-        assert done.stderr.count("\n") == 1
+    done = inside("train", recipe, "-o", tmp_path / "r", *more)
+    assert (done.returncode, words in done.stderr, done.stdout) == (code, True, ""), done.stderr
+    assert done.stderr.startswith("tfx: ")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "r").exists()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,32 @@ def test_another_number_of_processes_goes_on(
     assert one["step"] == two["step"] == 6
     for name, value in one["average"].items():
         assert two["average"][name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one(config: Path, tmp_path: Path) -> None:
+    """Two torchruns that meet at an address, as on two machines, though both are here."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config, one)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", *meeting)
+    machines = [
+        subprocess.Popen(
+            [*torchrun, f"--node-rank={rank}", "-m", "tfswa.runtime", "train", str(config), "-o", str(two)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for machine in machines:
+        _, error = machine.communicate(timeout=300)
+        assert machine.returncode == 0, error[-3000:]
+    assert column(two, "loss") == pytest.approx(column(one, "loss"), rel=TOLERANCE)
 
 
 @pytest.mark.slow
