@@ -284,6 +284,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, impossible value.
     """
+    from tfswa.train.bounds import check  # which needs the classes of this module
+
     config = config_from_dict(TrainConfig, read_toml(path, overrides))
     typed = {override.partition("=")[0].strip() for override in overrides}
 
@@ -303,7 +305,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         model=dataclasses.replace(model, init=absolute("model.init", model.init)),
         loss=dataclasses.replace(loss, perceptual_network=features),
     )
-    _check(config)
+    check(config)
     return config
 
 
@@ -322,120 +324,3 @@ def steps_of(duration: Duration, epoch_steps: int) -> int:
     except (ValueError, OverflowError) as error:
         raise ConfigError(f'{duration!r} is no duration: write 500, "500 steps" or "1.5 epochs"') from error
     return max(1, round(amount * (epoch_steps if unit.startswith("epoch") else 1)))
-
-
-_ABOVE_0 = {
-    "optim": ("batch", "frames", "lr", "accumulate", "patience", "decay_factor"),
-    "data": ("draws", "cache_gb"),
-    "run": ("statistics_batches", "keep"),
-    "pretrain": ("patch_frames", "patch_bins"),
-}
-_FROM_0 = {
-    "optim": ("lr_end", "weight_decay", "seed", "clip"),
-    "data": ("workers",),
-    "augment": ("pitch_semitones", "frequency_mask_hz", "time_mask_seconds"),
-    "run": ("validation_seconds",),
-    "loss": (
-        *("magnitude_l1", "spectrogram_l1", "spectrogram_mse", "waveform_l1"),
-        *("multi_resolution_stft", "perceptual"),
-    ),
-}
-_PROBABILITIES = (
-    *("remix", "tempo", "pitch", "speed", "gain", "frequency_mask", "time_mask", "channel_swap", "silence"),
-)
-_DURATIONS = {
-    "optim": ("length", "decay_every"),
-    "run": ("log_every", "validate_every", "checkpoint_every"),
-}
-
-
-def _check(config: TrainConfig) -> None:
-    """Refuse numbers that could only fail later, or train in silence what was not meant."""
-    for names, words in ((_ABOVE_0, "above 0"), (_FROM_0, "0 or above")):
-        for section, keys in names.items():
-            for key in keys:
-                value = getattr(getattr(config, section), key)
-                if not (0 < value < math.inf or (value == 0 and names is _FROM_0)):
-                    raise ConfigError(f"{section}.{key} {value} must be {words}, and finite")
-    for section, keys in _DURATIONS.items():
-        for key in keys:
-            _check_duration(f"{section}.{key}", getattr(getattr(config, section), key))
-    if config.optim.warmup != 0:
-        _check_duration("optim.warmup", config.optim.warmup)
-    if not 0 <= config.optim.ema < 1:
-        raise ConfigError(f"optim.ema {config.optim.ema} must be in [0, 1)")
-    if not config.optim.decay_factor < 1:
-        raise ConfigError(f"optim.decay_factor {config.optim.decay_factor} must be below 1")
-    _check_augment(config.augment)
-    _check_curriculum(config.curriculum)
-    if not 0 <= config.pretrain.share < 1:
-        raise ConfigError(f"pretrain.share {config.pretrain.share} must be in [0, 1)")
-    if config.pretrain.share:
-        _check_unlabelled(config)
-    else:
-        _check_loss(config.loss)
-        _check_stems(config.model, config.data)
-
-
-def _check_duration(name: str, value: Duration) -> None:
-    try:
-        steps_of(value, 1)
-    except ConfigError as error:
-        raise ConfigError(f"{name} {error}") from error
-
-
-def _check_augment(augment: AugmentConfig) -> None:
-    for name in _PROBABILITIES:
-        if not 0 <= getattr(augment, name) <= 1:
-            raise ConfigError(f"augment.{name} {getattr(augment, name)} is not a probability")
-    for name, least in (("tempo_range", 0.25), ("speed_range", 0.25), ("gain_range", 0.0)):
-        low, high = getattr(augment, name)
-        if not least <= low <= high < math.inf or (least and high > 1 / least):
-            bounds = f"{least:g} or above" if not least else f"between {least:g} and {1 / least:g}"
-            raise ConfigError(f"augment.{name} [{low}, {high}] must rise, and be {bounds}")
-    if augment.pitch_semitones > 12:
-        raise ConfigError(f"augment.pitch_semitones {augment.pitch_semitones} is more than an octave, 12")
-
-
-def _check_curriculum(curriculum: Sequence[PhaseConfig]) -> None:
-    for index, phase in enumerate(curriculum):
-        _check_duration(f"curriculum[{index}].until", phase.until)
-        if phase.frames < 0 or not 0 <= phase.bandwidth_hz < math.inf:
-            raise ConfigError(
-                f"curriculum[{index}] has frames {phase.frames}, bandwidth_hz {phase.bandwidth_hz}: "
-                "both must be 0 or above"
-            )
-
-
-def _check_loss(loss: LossConfig) -> None:
-    if not any(getattr(loss, name) for name in _FROM_0["loss"]):
-        raise ConfigError("loss has no term: give one of its weights a value above 0")
-    if loss.multi_resolution_stft and not (loss.windows and min(loss.windows) >= 4):
-        raise ConfigError(f"loss.windows {list(loss.windows)} must be window lengths, 4 samples or more")
-
-
-def _check_unlabelled(config: TrainConfig) -> None:
-    if len(config.data.sources) != 1:
-        raise ConfigError(
-            f"data.sources has {', '.join(config.data.sources)}: pre-training hears one signal, "
-            'for example sources = {mixture = ["mixture"]}'
-        )
-
-
-def _check_stems(model: ModelConfig, data: DataConfig) -> None:
-    stems = list(model.stems)
-    if not stems or len(set(stems)) != len(stems):
-        raise ConfigError(f"model.stems {stems} must be distinct names, at least one")
-    if model.residual_stem and model.residual_stem not in stems:
-        raise ConfigError(f"model.residual_stem {model.residual_stem!r} is not one of model.stems {stems}")
-    for stem in stems:
-        if not data.sources.get(stem):
-            raise ConfigError(
-                f"data.sources names no files for stem {stem!r}; it has {', '.join(data.sources)}"
-            )
-    # The mixture is the sum of the stems: what no stem holds, the network would never hear.
-    spare = [name for name in data.sources if name not in stems]
-    if spare:
-        raise ConfigError(
-            f"data.sources has {', '.join(spare)}, which model.stems {stems} lacks: the mixture would too"
-        )

@@ -153,7 +153,8 @@ def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
         ("data.root=/a=b", "/a=b"),
         ("model.hyper.window=4", {"window": 4}),
         ("augment.gain_range=[1, 1]", (1.0, 1.0)),
-        ("loss.perceptual_network=nets/vgg.ts", "nets/vgg.ts"),
+        ("loss.perceptual_network=my.nets:vgg", "my.nets:vgg"),
+        ("loss.perceptual_network=/nets/vgg.ts", "/nets/vgg.ts"),
     ],
 )
 def test_overrides(tmp_path: Path, override: str, value: object) -> None:
@@ -161,6 +162,28 @@ def test_overrides(tmp_path: Path, override: str, value: object) -> None:
     section, key, *_ = override.partition("=")[0].strip().split(".")
     assert getattr(getattr(config, section), key) == value
     assert config.optim.batch == 5
+
+
+def test_paths_are_relative_to_where_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = """
+    [model]
+    init = "a.safetensors"
+    [data]
+    cache = "cache"
+    [loss]
+    perceptual = 0.01
+    perceptual_network = "nets/vgg.ts"
+    """
+    config = load_config(write(tmp_path / "there", text), ["model.init=b.safetensors"])
+    assert config.model.init == str(tmp_path / "here" / "b.safetensors")
+    assert config.data.cache == str(tmp_path / "there" / "cache")
+    assert config.loss.perceptual_network == str(tmp_path / "there" / "nets" / "vgg.ts")
+    assert load_config(write(tmp_path)).data.cache == ""
 
 
 def test_the_last_override_wins(tmp_path: Path) -> None:

@@ -317,6 +317,7 @@ def test_the_time_mask_is_silent_inside_and_whole_outside() -> None:
     np.testing.assert_array_equal(out[:, : first - fade], sine(440)[:, : first - fade])
     np.testing.assert_array_equal(out[:, after + fade :], sine(440)[:, after + fade :])
     steady = changed(np.ones((1, RATE), np.float32), Change(time_mask=(first, after)), RATE)[0]
+    assert min(steady[first - 1], steady[after]) > 0  # not a sample more than asked
     assert np.abs(np.diff(steady)).max() < 0.01  # no click
     assert (np.diff(steady[: first + 1]) <= 0).all()
     assert (np.diff(steady[after:]) >= 0).all()

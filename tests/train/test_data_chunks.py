@@ -333,12 +333,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
 
 @pytest.mark.slow
 def test_the_loader_keeps_up(real: list[Song], capsys: pytest.CaptureFixture[str]) -> None:
-    """Audio seconds a second with one worker; the floor is a tenth of what a quiet core does."""
+    """Audio seconds a second with one worker; the floors are a thirtieth of what a quiet core does."""
     samples, count = 3 * 44_100, 10
     groups = [("vocals",), ("drums", "bass", "other")]
     for name, augment, floor in (
-        ("default", AugmentConfig(), 40.0),
-        ("tempo and pitch 0.2", AugmentConfig(tempo=0.2, pitch=0.2), 3.0),
+        ("default", AugmentConfig(), 15.0),
+        ("tempo and pitch 0.2", AugmentConfig(tempo=0.2, pitch=0.2), 1.0),
     ):
         dataset = Chunks(real, groups, DataConfig(), augment, 44_100, 0)
         ahead = ([(4 * batch + item, samples) for item in range(4)] for batch in range(count + 2))

@@ -414,7 +414,11 @@ def test_two_trainings_do_not_share_a_folder(config: TrainConfig, tmp_path: Path
     out.mkdir()
     with (out / ".lock").open("w") as stream:
         holder = subprocess.Popen(
-            [sys.executable, "-c", "import fcntl, sys; fcntl.lockf(0, 2); print(flush=True); sys.stderr.read()"],
+            [
+                sys.executable,
+                "-c",
+                "import fcntl, sys; fcntl.lockf(0, 2); print(flush=True); sys.stderr.read()",
+            ],
             stdin=stream,
             stdout=subprocess.PIPE,
         )
@@ -443,7 +447,9 @@ def test_nan_from_the_loss_names_its_step_and_keeps_its_batch(
     config: TrainConfig, tmp_path: Path, spoil: Callable[..., None], step: int
 ) -> None:
     spoil(step)
-    with pytest.raises(TrainingError, match=rf"loss is nan.* at step {step}: .*nonfinite-{step}\.json") as error:
+    with pytest.raises(
+        TrainingError, match=rf"loss is nan.* at step {step}: .*nonfinite-{step}\.json"
+    ) as error:
         train(config, tmp_path, device=CPU)
     assert "\n" not in str(error.value)
     assert bool(checkpoint.checkpoints(tmp_path)) == (step > 3)
@@ -518,7 +524,10 @@ def test_half_precision_trains(config: TrainConfig, tmp_path: Path, precision: s
         ({"model": {"hyper": {"zzz": 1}}}, "no hyper-parameter 'zzz'"),
         ({"model": {"stems": ("a/b",)}}, r"stems .*file names"),
         ({"data": {"validation": ("Z",)}}, "song 'Z'"),
-        ({"optim": {"batch": 500}}, r"optim\.batch 500 is more than the \d+ chunks that the training songs hold"),
+        (
+            {"optim": {"batch": 500}},
+            r"optim\.batch 500 is more than the \d+ chunks that the training songs hold",
+        ),
         ({"optim": {"batch": 3, "accumulate": 2}}, r"optim\.batch 3 is not a multiple of 2"),
         ({"optim": {"warmup": 7}}, r"optim\.warmup 7 .* more than optim\.length"),
     ],
