@@ -1,6 +1,7 @@
-"""Measure on this machine: speed per backend, the host's share of the work, memory on long files.
+"""Measure on this machine: speed per backend, the host's share of the work, memory on long files, training.
 
-Ratios come from one interleaved run. Every subprocess is the command that a user types.
+Ratios come from one interleaved run. Every subprocess is the command that a user types, but for
+those of the training part (bench_training.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import bench_training
 import numpy as np
 import soundfile
 
@@ -34,13 +36,39 @@ TFX = [sys.executable, "-m", "tfswa.runtime"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["speed", "host", "memory"], help="one part; default: all")
+    parser.add_argument(
+        "--only",
+        choices=["speed", "host", "memory", "training"],
+        help="one part; default: all but training, which takes most of an hour on a CPU",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of the speed part (7)")
     parser.add_argument("--minutes", type=float, default=60, help="length of the long file (60)")
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--networks",
+        nargs="+",
+        default=bench_training.NETWORKS,
+        metavar="FAMILY",
+        help=f"default: {' '.join(bench_training.NETWORKS)}",
+    )
+    group.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:N (cpu)")
+    group.add_argument("--steps", type=int, default=10, help="timed steps per mode (10)")
+    group.add_argument(
+        "--compile-seconds", type=float, default=600, help="limit of the first compiled step (600)"
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override of the recipe train/configs/seed.toml, TOML syntax; repeatable",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="NAME", help="also write NAME.json and NAME.md; default: print only"
     )
     arguments = parser.parse_args()
+    if arguments.steps < 1:
+        parser.error(f"--steps {arguments.steps} leaves nothing to time: give 1 or more")
     results: dict[str, Any] = {"machine": machine()}
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()), end="\n\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -51,6 +79,11 @@ def main() -> None:
             results["host"] = host(work)
         if arguments.only in (None, "memory"):
             results["memory"] = memory(work, arguments.minutes)
+        if arguments.only == "training":
+            plan = bench_training.Plan(
+                work, arguments.device, arguments.steps, arguments.compile_seconds, arguments.set
+            )
+            results |= bench_training.training(plan, arguments.networks)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
@@ -61,6 +94,9 @@ TITLES = {
     "speed": "Speed of the embedded model, one chunk, backends interleaved",
     "host": "Work outside the network: decode, STFT, iSTFT, overlap-add, encode",
     "memory": "Peak resident memory of `tfx separate` by length of the file",
+    "training": "Training steps of a network, modes interleaved",
+    "training_loader": "Loading batches with one worker: alone, and beside eager steps",
+    "training_conditions": "Conditions of the training part",
 }
 
 
