@@ -31,6 +31,12 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(work, path)
+        with suppress(OSError):  # some file systems have nothing to do for a folder, and say so
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         with suppress(OSError):
             work.unlink(missing_ok=True)

@@ -78,6 +78,7 @@ class Separation:
         planes = network(true_planes.sum(dim=1))
         wave = None
         if self.terms.needs_waveform:
+            # Of music there is nothing at the Nyquist frequency that a loss would notice.
             wave = self.stft.inverse(planes, torch.zeros_like(nyquist), signals.shape[-1])
         return self.terms(planes, true_planes, wave, signals)
 
@@ -143,7 +144,8 @@ class Reconstruction:
     def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
         """How well hidden features of a song's first chunks are guessed: minus the loss."""
         length = (self.spec.chunk.frames - 1) * self.spec.stft.hop
-        chunks = min(8, int(min(song.samples, self.seconds * self.spec.stft.sample_rate)) // length)
+        wanted = max(length, self.seconds * self.spec.stft.sample_rate)  # a chunk at least
+        chunks = min(8, int(min(song.samples, wanted)) // length)
         if chunks == 0:
             return {}
         mixture = np.sum([song.sources[source][:, : chunks * length] for source in self.groups[0]], axis=0)
@@ -169,10 +171,13 @@ class Reconstruction:
         """Draw which patches are hidden, ``[B, 1, T, F]``, as many of every chunk."""
         t, f = planes.shape[-2:]
         rows, columns = -(-t // self.config.patch_frames), -(-f // self.config.patch_bins)
-        count = max(1, round(self.config.share * rows * columns))
-        patches = np.zeros((len(indices), rows * columns), bool)
+        patches_in_all = rows * columns
+        count = min(max(1, round(self.config.share * patches_in_all)), patches_in_all - 1)
+        patches = np.zeros((len(indices), patches_in_all), bool)
         for item, index in zip(patches, indices, strict=True):
-            item[np.random.default_rng((self.seed, index)).permutation(rows * columns)[:count]] = True
+            # The third number keeps these draws apart from those of the chunk itself.
+            random = np.random.default_rng((self.seed, index, 1))
+            item[random.permutation(patches_in_all)[:count]] = True
         grid = torch.from_numpy(patches).reshape(-1, 1, rows, columns)
         grid = grid.repeat_interleave(self.config.patch_frames, 2)[:, :, :t]
         return grid.repeat_interleave(self.config.patch_bins, 3)[..., :f].to(planes.device)
@@ -199,7 +204,8 @@ def initialise(network: nn.Module, config: ModelConfig) -> list[str]:
         raise ConfigError(
             f"model.init {path} cannot be read ({error}): name a bundle or {PRETRAINED}"
         ) from error
-    given = {k: v.float() for k, v in weights.items() if not k.startswith(config.init_skip or ("\0",))}
+    skip = config.init_skip
+    given = {name: value.float() for name, value in weights.items() if not name.startswith(skip)}
     own = network.state_dict()
     for name, value in given.items():
         shape = tuple(own[name].shape) if name in own else None
@@ -209,5 +215,11 @@ def initialise(network: nn.Module, config: ModelConfig) -> list[str]:
                 f"model.init {path}: {name} is {list(value.shape)}, {config.family} {expects}: "
                 "choose the same family and hyper-parameters, or leave it out with model.init_skip"
             )
+    missing = [name for name in own if name not in given and not name.startswith(skip)]
+    if missing:
+        raise ConfigError(
+            f"model.init {path} lacks {len(missing)} of the {len(own)} weights of {config.family}, "
+            f"{missing[0]} first: name them in model.init_skip to begin with random ones"
+        )
     network.load_state_dict(given, strict=False)
     return sorted(given)

@@ -18,7 +18,7 @@ from tfswa.runtime import atomic
 from tfswa.runtime.atomic import exchange, sweep, writing
 
 KILLS = 20
-SIZE = 1 << 18  # long enough that a kill lands within a write
+SIZE = 1 << 18
 
 
 @pytest.fixture(params=["renameat2", "refused", "missing"])
@@ -144,6 +144,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path) -> None:
                 for _ in range(8):
                     stream.write(letter * (SIZE // 8))
                     stream.flush()
+                    time.sleep(0.0005)  # or a kill would wait for the file system, and land after a rename
 
     torn = 0
     for _ in range(KILLS):

@@ -1,0 +1,156 @@
+"""Checkpoints: the newest few, complete or not there, and one line for everything that goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfswa.runtime.errors import TrainingError
+
+torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
+
+from tfswa.train import checkpoint  # noqa: E402
+from tfswa.train.checkpoint import checkpoints, load_newest, save  # noqa: E402
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def state(step: int) -> dict[str, Any]:
+    return {
+        "weights": {"a": torch.full((3, 2), float(step)), "b": torch.arange(4)},
+        "half": torch.tensor([0.1], dtype=torch.bfloat16),
+        "step": step,
+        "best": -float("inf"),
+        "config": "{}",
+        "list": [1, 2.5, None, True],
+    }
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    path = save(tmp_path / "deep" / "run", 17, state(17), keep=3)
+    assert path == tmp_path / "deep" / "run" / "checkpoints" / "00000017.ckpt"
+    found = load_newest(tmp_path / "deep" / "run")
+    assert {name: value for name, value in found.items() if name not in ("weights", "half")} == {
+        name: value for name, value in state(17).items() if name not in ("weights", "half")
+    }
+    assert torch.equal(found["weights"]["a"], torch.full((3, 2), 17.0))
+    assert torch.equal(found["weights"]["b"], torch.arange(4))
+    assert torch.equal(found["half"], state(17)["half"])
+
+
+def test_the_newest_few_are_kept(tmp_path: Path) -> None:
+    for step in (5, 9, 10, 100, 99_999_999):
+        save(tmp_path, step, state(step), keep=3)
+    assert names(tmp_path) == ["00000010.ckpt", "00000100.ckpt", "99999999.ckpt"]
+    assert [path.name for path in checkpoints(tmp_path)] == names(tmp_path)
+    assert load_newest(tmp_path)["step"] == 99_999_999
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 5, state(5), keep=1)
+    save(tmp_path, 5, state(6), keep=1)
+    assert names(tmp_path) == ["00000005.ckpt"]
+    assert load_newest(tmp_path)["step"] == 6
+
+
+def test_other_files_are_no_checkpoints_and_stay(tmp_path: Path) -> None:
+    save(tmp_path, 5, state(5), keep=1)
+    for name in (".00000009.ckpt.partial-17", "notes.txt", "mine.ckpt"):
+        (tmp_path / "checkpoints" / name).touch()
+    save(tmp_path, 6, state(6), keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000006.ckpt"]
+    assert names(tmp_path) == [".00000009.ckpt.partial-17", "00000006.ckpt", "mine.ckpt", "notes.txt"]
+
+
+def test_without_any_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    assert checkpoints(tmp_path / "run") == []
+    with pytest.raises(TrainingError, match=r"run/checkpoints holds no checkpoint: nothing to resume"):
+        load_newest(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), r"\(No space left on device\)"),
+        (RuntimeError("unexpected pos 64 vs 0\nstack"), r"\(unexpected pos 64 vs 0\)"),
+        (RuntimeError(), r"\(RuntimeError\)"),
+        (OSError(), r"\(OSError\)"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def half(state: Any, stream: Any) -> None:
+        stream.write(b"half")
+        raise error
+
+    save(tmp_path, 5, state(5), keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", half)
+        with pytest.raises(
+            TrainingError, match=rf"00000006\.ckpt cannot be written {reason}.*--resume"
+        ) as caught:
+            save(tmp_path, 6, state(6), keep=1)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["00000005.ckpt"]
+    assert load_newest(tmp_path)["step"] == 5
+
+
+def test_a_place_below_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot be written .* make room there"):
+        save(tmp_path / "file", 1, state(1), keep=1)
+
+
+def test_interrupted_while_saving_the_older_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(state: Any, stream: Any) -> None:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    save(tmp_path, 5, state(5), keep=1)
+    monkeypatch.setattr(checkpoint.torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 6, state(6), keep=1)
+    assert names(tmp_path) == ["00000005.ckpt"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "cut", "flipped"])
+def test_a_damaged_one_names_what_to_do(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 5, state(5), keep=2)
+    path = save(tmp_path, 6, state(6), keep=2)
+    whole = path.read_bytes()
+    middle = whole.index(b"archive/data.pkl")  # the archive's first name
+    content = {
+        "empty": b"",
+        "garbage": b"no checkpoint\n" * 100,
+        "cut": whole[: len(whole) // 2],
+        "flipped": whole[:middle] + bytes(64) + whole[middle + 64 :],
+    }[damage]
+    path.write_bytes(content)
+    with pytest.raises(
+        TrainingError,
+        match=r"00000006\.ckpt cannot be read \(.+\): remove it to go on from 00000005\.ckpt",
+    ) as error:
+        load_newest(tmp_path)
+    assert "\n" not in str(error.value)
+    path.unlink()
+    assert load_newest(tmp_path)["step"] == 5
+    checkpoints(tmp_path)[0].write_bytes(content)
+    with pytest.raises(TrainingError, match=r"00000005\.ckpt cannot be read \(.+\): start anew"):
+        load_newest(tmp_path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    save(tmp_path, 1, {"step": Evil()}, keep=1)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        load_newest(tmp_path)
+    assert not (tmp_path / "ran").exists()
