@@ -81,16 +81,21 @@ def find_songs(root: Path, split: str | None = None, *, names: Collection[str] =
     return songs
 
 
+def musdb_folder() -> Path:
+    """Where MUSDB18 belongs: the folder in ``MUSDB_PATH``, else where the package musdb puts its excerpts."""
+    return Path(os.environ.get("MUSDB_PATH") or "~/MUSDB18/MUSDB18-7").expanduser()
+
+
 def musdb_root() -> Path:
-    """Where MUSDB18 lies: the folder in ``MUSDB_PATH``, else where the package musdb downloads excerpts to.
+    """``musdb_folder``, once something is there.
 
     Raises:
-        UsageError: it is not there.
+        UsageError: it is no folder.
     """
-    root = Path(os.environ.get("MUSDB_PATH") or "~/MUSDB18/MUSDB18-7").expanduser()
+    root = musdb_folder()
     if not root.is_dir():
         raise UsageError(
-            f"no MUSDB18 in {root}: fetch excerpts of 7 s with `tfx data musdb --download -o {root}`, "
+            f"no MUSDB18 in {root}: fetch excerpts of 7 s to there with `tfx data musdb --download`, "
             "or set MUSDB_PATH to the folder that holds train and test"
         )
     return root

@@ -38,7 +38,11 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 @click.option("--songs", multiple=True, metavar="NAME", help="A song to take, repeatable; default: all.")
 @options.output_option("Folder for the results; default: evaluation/<model>.")
 @options.backend_options
-@click.option("--jobs", type=click.IntRange(min=1), help="Processes that measure; default: one a core.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Processes that measure; default: one a core, fewer where memory is short.",
+)
 @click.option(
     "--baselines/--no-baselines",
     default=True,

@@ -9,7 +9,7 @@ decode -> Separator -> estimates, references as .npy files ──> BSSEval, glob
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, NonFiniteError, TfxError, UsageError
-from tfswa.runtime.evaluation import boxplot, bsseval, results
+from tfswa.runtime.evaluation import boxplot, bsseval, memory, results
 from tfswa.runtime.evaluation.pool import Workers
 from tfswa.runtime.evaluation.records import Records, SongResult, audio_sha256, identify
 from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summarise
@@ -47,7 +47,7 @@ class Choices:
     Attributes:
         baselines: measure mixture, silence and the oracle mask too.
         estimates: folder for the model's stems as WAV, ``<split>/<song>/<stem>.wav``; None for none.
-        jobs: processes that measure; None for as many as there are cores.
+        jobs: processes that measure; None for one a core, or fewer where memory is short, see ``memory``.
         force: replace what was made under other circumstances.
         plot: draw a box plot.
     """
@@ -132,7 +132,8 @@ def evaluate(
         report: called as it goes on.
 
     Raises:
-        AudioError: a song without true stems or a stem of the model, or one that cannot be decoded.
+        AudioError: a song without true stems or a stem of the model, one that cannot be decoded, or one too
+            long for the memory that is free.
         OutputExists: results of other circumstances are there; ``choices.force`` replaces them.
         BackendUnavailable: museval, ffmpeg, matplotlib or the backend is missing.
         NonFiniteError: the model produced NaN or Inf; song and stem are named.
@@ -175,10 +176,14 @@ class _Run:
         self.separator, self.records, self.choices, self.names = separator, records, choices, names
         self.report, self.finished, self.total = report, finished, total
         self.flights: list[_Flight] = []
+        self.free = math.inf  # bytes of memory
 
     def compute(self, todo: Sequence[SongFiles]) -> None:
         """Separate and measure; ``finished`` grows."""
-        jobs = min(self.choices.jobs or os.cpu_count() or 1, len(todo))
+        spec, self.free = self.separator.spec, memory.free_bytes()
+        rate = spec.stft.sample_rate
+        lengths = {song.name: memory.declared_samples(song, self.names[song.name], rate) for song in todo}
+        jobs = memory.jobs_that_fit(lengths, spec, self.choices.jobs, self.free)
         place = self.records.output
         with TemporaryDirectory(prefix=".work-", dir=place) as scratch, Workers(jobs) as workers:
             try:
@@ -208,6 +213,7 @@ class _Run:
             )
         if song.mixture.shape[1] == 0:
             raise AudioError(f"{files.name} holds no samples, measuring needs some: take it away")
+        memory.check_fits(files.name, song.mixture.shape[1], spec, self.free)  # it may have declared less
         estimates = self._separate(song)
         paths = {**self.records.estimate_paths(files), "": self.records.path(files)}
         staging = Staging(paths, force=True, source=None)

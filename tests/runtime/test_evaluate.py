@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
-from tfswa.runtime.evaluation import boxplot, bsseval, evaluate
+from tfswa.runtime.evaluation import boxplot, bsseval, evaluate, memory
 from tfswa.runtime.evaluation.bsseval import MEASURES
 from tfswa.runtime.evaluation.evaluate import Choices, Progress
 from tfswa.runtime.evaluation.scores import FIGURES, Score, score_song
@@ -267,6 +267,68 @@ class TestRuns:
         monkeypatch.setattr(evaluate._Run, "_depart", count)
         measure(jobs=1)
         assert most == [1, 2, 2]
+
+
+@pytest.mark.usefixtures("quick")
+class TestMemory:
+    NEEDED = 391e6  # of a song of 6 s and two stems at 8 kHz, its loading included
+
+    @pytest.fixture
+    def free(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
+        """``free(bytes)``: so much there is, on four cores; numbers of processes are noted."""
+
+        def set_to(found: float) -> list[int]:
+            counts: list[int] = []
+            monkeypatch.setattr(memory, "free_bytes", lambda: found)
+            monkeypatch.setattr(memory.os, "cpu_count", lambda: 4)
+            monkeypatch.setattr(evaluate, "Workers", lambda count: counts.append(count) or Inline(count))
+            return counts
+
+        return set_to
+
+    def test_fewer_jobs_where_it_is_short(
+        self, measure: Measure, free: Callable[[float], list[int]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        counts = free(2.5 * self.NEEDED)
+        measure(plot=False)
+        assert counts == [2]
+        assert [record.getMessage() for record in caplog.records] == [
+            "--jobs 2 instead of 3: a song takes up to 0.38 GB of memory, 0.98 GB are free"
+        ]
+
+    def test_all_jobs_where_there_is_enough(
+        self, measure: Measure, free: Callable[[float], list[int]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        counts = free(3.5 * self.NEEDED)
+        measure(plot=False)
+        assert counts == [3]
+        assert caplog.records == []
+
+    def test_jobs_that_were_asked_for_stay(
+        self, measure: Measure, free: Callable[[float], list[int]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        counts = free(1.5 * self.NEEDED)
+        measure(plot=False, jobs=3)
+        assert counts == [3]
+        assert caplog.records == []
+
+    @pytest.mark.parametrize("declared", [True, False])
+    def test_a_song_that_cannot_fit(
+        self,
+        measure: Measure,
+        free: Callable[[float], list[int]],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        declared: bool,
+    ) -> None:
+        if not declared:  # then decoding shows how long it is
+            monkeypatch.setattr(memory, "declared_samples", lambda *_: 0)
+        monkeypatch.setattr(evaluate._Run, "_separate", lambda *_: pytest.fail("separated"))
+        free(0.95 * self.NEEDED)
+        told = r"A: to measure 6 s of 2 stems takes 0\.39 GB of memory, 0\.37 GB are free: cut the song"
+        with pytest.raises(AudioError, match=told):
+            measure(plot=False)
+        assert tree(tmp_path / "out") == []
 
 
 @pytest.mark.usefixtures("quick")

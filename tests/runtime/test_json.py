@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "boolean": (bool,),
     "object": (dict,),
+    "list": (list,),
     "null": (type(None),),
 }
 
@@ -46,7 +48,7 @@ TABLES = tables()
 
 def leaves(value: Any, table: dict[str, str], path: str = "") -> Iterator[tuple[str, Any]]:
     """Key, as the document writes it, and value of everything in an object."""
-    if table.get(path) == "object":
+    if {"object", "list"} & set(table.get(path, "").split(" or ")):
         yield path, value
     elif isinstance(value, dict):
         for key, inner in value.items():
@@ -151,8 +153,8 @@ def test_parity_that_fails_prints_its_object_too(tfx: Tfx, bundle: Bundle) -> No
 
 @pytest.mark.slow
 def test_evaluate(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
-    from tfswa.runtime.evaluation import boxplot, bsseval
     from tfswa.runtime.errors import BackendUnavailable
+    from tfswa.runtime.evaluation import boxplot, bsseval
 
     try:
         bsseval.require()
@@ -188,6 +190,14 @@ def test_inspect_a_family(tfx: Tfx) -> None:
     check(tfx("inspect", "tfswa_lite"), "tfx inspect: a family")
 
 
+def test_inspect_attention(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: it draws")
+    pictures = ("--attention", song_root / "A", "-o", tmp_path / "pictures")
+    printed = tfx("inspect", bundle.path, *pictures)
+    check(printed, "tfx inspect --attention")
+    assert {file["overview"] for file in printed["files"]} == {True, False}
+
+
 def test_models(tfx: Tfx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.runtime import models
 
@@ -214,6 +224,44 @@ def test_train(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         check(printed, "tfx train", may_be_empty=() if scores else ("scores",))
 
 
+def test_data_check(tfx: Tfx, song_root: Path, tmp_path: Path) -> None:
+    good = tfx("data", "check", song_root)
+    check(good, "tfx data check", may_be_empty=("findings[]",))
+    assert good["findings"] == []
+    shutil.copytree(song_root / "A", tmp_path / "songs" / "A")
+    silent = np.zeros((6 * RATE, 2), np.float32)
+    soundfile.write(tmp_path / "songs" / "A" / "bass.wav", silent, RATE)
+    (tmp_path / "songs" / "A" / "drums.wav").write_text("no audio")
+    bad = tfx("data", "check", tmp_path / "songs", code=1)
+    check(bad, "tfx data check")
+    found = {source["source"]: source for source in bad["songs"][0]["sources"]}
+    assert found["bass"]["level_dbfs"] is found["drums"]["seconds"] is None
+    assert bad["trainable"] is False
+
+
+def test_data_preview(tfx: Tfx, song_root: Path, tiny_family: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[model]\nfamily = "{tiny_family}"\n[data]\nroot = "{song_root}"\nvalidation = ["B"]\n'
+        "[augment]\nfrequency_mask = 0.5\ntime_mask = 0.5\n[optim]\nframes = 32\n"
+    )
+    printed = tfx("data", "preview", config, "-o", tmp_path / "out", "-n", 8)
+    check(printed, "tfx data preview")
+    changes = [source["change"] for chunk in printed["chunks"] for source in chunk["sources"]]
+    for mask in ("frequency_mask", "time_mask"):
+        assert {len(change[mask] or ()) for change in changes} == {0, 2}
+    assert json.loads((tmp_path / "out" / "preview.json").read_text()) == {"chunks": printed["chunks"]}
+
+
+def test_data_musdb(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfswa.train.data import musdb
+
+    monkeypatch.setattr(musdb, "download", lambda out: 144)  # what it fetches is tested elsewhere
+    printed = tfx("data", "musdb", "--download", "-o", tmp_path / "musdb")
+    check(printed, "tfx data musdb")
+    assert printed == {"root": str(tmp_path / "musdb"), "songs": 144}
+
+
 @pytest.mark.slow
 def test_export_and_build_engine(tfx: Tfx, bundle: Bundle) -> None:
     check(tfx("export", bundle.path, "--format", "torchscript"), "tfx export")
@@ -230,9 +278,13 @@ def test_every_section_is_compared() -> None:
         "tfx inspect: a bundle",
         "tfx inspect: an exported file",
         "tfx inspect: a family",
+        "tfx inspect --attention",
         "tfx models",
         "tfx train",
         "tfx new",
+        "tfx data check",
+        "tfx data preview",
+        "tfx data musdb",
         "tfx export",
         "tfx build-engine",
     ]

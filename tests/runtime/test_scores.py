@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa.runtime import bsseval
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.evaluation import bsseval
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline, ratio_mask
 from tfswa.runtime.evaluation.bsseval import MEASURES
 from tfswa.runtime.evaluation.scores import FIGURES, MEANS, MEDIANS, WINDOWS, Score, score_song, summarise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import socket
 import sys
@@ -18,7 +19,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa.runtime.cli import main
-from tfswa.runtime.errors import AudioError, BackendUnavailable
+from tfswa.runtime.commands.evaluate import pick_songs
+from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
+from tfswa.runtime.stems import musdb_root
 from tfswa.runtime.truth import example_stem_file
 from tfswa.train.data import check as check_module
 from tfswa.train.data.check import check
@@ -304,6 +307,33 @@ class TestPreview:
         assert tfx("data", "preview", config, "-o", out, "-n", 1, "optim.seed=5", "--force")[0] == 0
         assert (out / "preview.json").read_bytes() != before
 
+    def test_replacing_leaves_what_the_listing_names(self, config: Path, tmp_path: Path, tfx: Run) -> None:
+        out = tmp_path / "out"
+        assert tfx("data", "preview", config, "-o", out, "-n", 4)[0] == 0
+        (out / "chunk-0001" / "bass.wav").touch()  # these two no preview made
+        (out / "chunk-0002" / "notes.txt").touch()
+        listing = json.loads((out / "preview.json").read_text())
+        listing["chunks"][0]["files"]["../../mine"] = listing["chunks"][0]["files"]["/mine"] = ""
+        (out / "preview.json").write_text(json.dumps(listing))
+        (tmp_path / "mine.wav").touch()
+
+        assert tfx("data", "preview", config, "-o", out, "-n", 1, "augment.remix=5.0", "--force")[0] == 2
+        assert len(list(out.rglob("*.wav"))) == 13
+        assert tfx("data", "preview", config, "-o", out, "-n", 1, "--force")[0] == 0
+        (chunk,) = json.loads((out / "preview.json").read_text())["chunks"]
+        there = {str(path) for path in out.rglob("*") if path.is_file() and path.parent != out}
+        mine = {str(out / "chunk-0001" / "bass.wav"), str(out / "chunk-0002" / "notes.txt")}
+        assert there == {*chunk["files"].values(), *mine}
+        assert not (out / "chunk-0003").exists()
+        assert (tmp_path / "mine.wav").exists()
+
+    @pytest.mark.parametrize("listing", ["{", "[]", '{"chunks": [{"index": "x", "files": [3]}]}'])
+    def test_replaces_a_damaged_listing(self, config: Path, tmp_path: Path, tfx: Run, listing: str) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "preview.json").write_text(listing)
+        assert tfx("data", "preview", config, "-o", tmp_path / "out", "-n", 1, "--force")[0] == 0
+        assert json.loads((tmp_path / "out" / "preview.json").read_text())["chunks"][0]["index"] == 0
+
     def test_writes_all_or_nothing(
         self, config: Path, tmp_path: Path, tfx: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -402,6 +432,30 @@ class TestMusdb:
         assert sorted(str(path.relative_to(out)) for path in out.rglob("*.mp4")) == sorted(GOOD)
         assert [path.name for path in out.parent.iterdir()] == ["musdb"]
         assert socket.getdefaulttimeout() is None
+
+    @pytest.mark.parametrize("variable", [True, False])
+    def test_goes_where_evaluate_looks(
+        self,
+        excerpts: Callable[..., None],
+        tmp_path: Path,
+        tfx: Run,
+        monkeypatch: pytest.MonkeyPatch,
+        variable: bool,
+    ) -> None:
+        expected = tmp_path / ("mine" if variable else "MUSDB18/MUSDB18-7")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("MUSDB_PATH", str(expected) if variable else "")
+        excerpts(archive(*GOOD))
+        with pytest.raises(UsageError, match=re.escape(f"no MUSDB18 in {expected}: ")):
+            musdb_root()
+        assert tfx("data", "musdb")[2].endswith(f"from the network, to {expected}: say --download\n")
+        assert tfx("data", "musdb", "--download")[:2] == (0, f"{expected}: 3 songs\n")
+        assert musdb_root() == expected
+        assert [song.name for song in pick_songs(Path("musdb"), None, (), ())] == ["Three"]
+        code, _, err = tfx("data", "musdb", "--download")
+        assert code == 2
+        assert f"{expected} is there already, nothing was fetched" in err
 
     def test_json(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Run) -> None:
         excerpts(archive(*GOOD))

@@ -76,7 +76,10 @@ def _print(found: Report) -> None:
 def preview(
     config: Path, overrides: tuple[str, ...], output: Path, count: int, force: bool, as_json: bool
 ) -> None:
-    """Write the first chunks of a training as CONFIG says, as audio, with what was done to each."""
+    """Write the first chunks of a training as CONFIG says, as audio, with what was done to each.
+
+    With --force the chunks of an earlier preview go, the ones beyond --count too.
+    """
     import json
 
     from tfswa.train.config import load_config
@@ -95,22 +98,23 @@ def preview(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default="MUSDB18-7",
-    show_default=True,
-    help="Folder to make.",
+    help="Folder to make; default: the one in MUSDB_PATH, else ~/MUSDB18/MUSDB18-7, where "
+    "`tfx evaluate --data musdb` looks.",
 )
 @options.as_json
-def musdb(download: bool, output: Path, as_json: bool) -> None:
+def musdb(download: bool, output: Path | None, as_json: bool) -> None:
     """Fetch MUSDB18's free excerpts: 7 s of each song, with the licence of MUSDB18."""
     import json
 
     from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.stems import musdb_folder
     from tfswa.train.data.musdb import download as run
 
+    root = output or musdb_folder()
     if not download:
-        raise UsageError("tfx data musdb fetches its songs from the network: say --download")
-    songs = run(output)
+        raise UsageError(f"tfx data musdb fetches its songs from the network, to {root}: say --download")
+    songs = run(root)
     if as_json:
-        click.echo(json.dumps({"root": str(output), "songs": songs}))
+        click.echo(json.dumps({"root": str(root), "songs": songs}))
     else:
-        click.echo(f"{output}: {songs} songs")
+        click.echo(f"{root}: {songs} songs")

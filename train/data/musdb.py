@@ -35,7 +35,7 @@ def download(out: Path) -> int:
     musdb = _musdb()
     out = out.absolute()
     if os.path.lexists(out):
-        raise OutputExists(f"{out} is there already: choose another -o, or take it away")
+        raise OutputExists(f"{out} is there already, nothing was fetched: choose another -o, or take it away")
     work = out.with_name(f".{out.name[:40]}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

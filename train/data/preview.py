@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tfswa.train.data.songs import load_songs
 from tfswa.train.families import get_family
 
 CHANNELS = 2
+LISTING = "preview.json"
 
 
 def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) -> list[dict[str, Any]]:
@@ -25,7 +28,7 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         out/chunk-0000/mixture.wav          the sum of the others
         out/chunk-0000/vocals.wav ...       one file a stem
 
-    All files appear together, or none.
+    All files appear together, or none. What an earlier preview wrote and this one does not name is removed.
 
     Returns:
         The plan of each chunk, and its files, as in ``preview.json``.
@@ -43,11 +46,12 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
     names = [*groups] if MIXTURE in groups else [MIXTURE, *groups]
     paths = {
         f"{folder}/{name}": out / folder / f"{name}.wav"
-        for folder in (f"chunk-{index:04d}" for index in range(count))
+        for folder in map(_folder, range(count))
         for name in names
     }
-    texts = {name: out / name for name in ("preview.json", "preview.txt")}
+    texts = {name: out / name for name in (LISTING, "preview.txt")}
     staging = Staging(paths | texts, force=force, source=None)
+    stale = _listed(out) - set(paths.values())
     try:
         songs, _ = load_songs(config.data, stft.sample_rate, CHANNELS)
         chunks = Chunks(
@@ -70,14 +74,43 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         staging.publish()
     finally:
         staging.discard()
+    _remove(stale)
     return entries
 
 
+def _listed(out: Path) -> set[Path]:
+    """What the preview that lies in a folder names, as if written to this path; nothing where it is none."""
+    try:
+        chunks = json.loads((out / LISTING).read_text())["chunks"]
+        return {
+            out / _folder(chunk["index"]) / f"{name}.wav"
+            for chunk in chunks
+            for name in chunk["files"]
+            if name == Path(name).name  # nothing outside of it, whoever wrote the list
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _remove(files: Collection[Path]) -> None:
+    """Take files away, and their folders unless something else lives there."""
+    for path in files:
+        if path.is_file():
+            path.unlink()
+    for folder in {path.parent for path in files}:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _folder(index: int) -> str:
+    return f"chunk-{index:04d}"
+
+
 def _entry(plan: ChunkPlan, out: Path, names: list[str]) -> dict[str, Any]:
-    files = {name: str(out / f"chunk-{plan.index:04d}" / f"{name}.wav") for name in names}
+    files = {name: str(out / _folder(plan.index) / f"{name}.wav") for name in names}
     return {**plan.to_dict(), "files": files}
 
 
 def _text(plan: ChunkPlan) -> str:
     kind = "from different songs" if plan.remix else "from one place"
-    return "\n".join([f"chunk-{plan.index:04d}, {kind}", *(f"  {source}" for source in plan.sources), ""])
+    return "\n".join([f"{_folder(plan.index)}, {kind}", *(f"  {source}" for source in plan.sources), ""])
