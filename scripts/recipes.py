@@ -1,7 +1,7 @@
 """Every recipe of train/configs, run for real and small: see --help.
 
-Each run is one ``tfx train`` command, printed as it is started; what is done already is not done again. The
-tables in docs/measured/training.* are made from what the runs left, whatever the number of steps they have got to.
+Each run is one ``tfx train`` command, printed as it is started; what is done already is not done again.
+docs/measured/training.* is made from what the runs left, however far they have got.
 """
 
 from __future__ import annotations

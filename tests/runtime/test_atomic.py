@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import stat
 import time
 import warnings
 from collections.abc import Callable
@@ -122,7 +123,8 @@ def test_all_of_it_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch:
 
     def spy_fsync(handle: int) -> None:
         fsync(handle)
-        done.append(("fsync", os.fstat(handle).st_size))
+        state = os.fstat(handle)
+        done.append(("fsync", -1 if stat.S_ISDIR(state.st_mode) else state.st_size))
 
     def spy_replace(source: Path, target: Path) -> None:
         done.append(("replace", source.stat().st_size))
@@ -132,7 +134,7 @@ def test_all_of_it_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(atomic.os, "replace", spy_replace)
     with writing(tmp_path / "x") as stream:
         stream.write(b"new")  # stays in the stream's buffer
-    assert done == [("fsync", 3), ("replace", 3)]
+    assert done == [("fsync", 3), ("replace", 3), ("fsync", -1)]  # the file, its name, the folder
 
 
 def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path) -> None:
