@@ -155,7 +155,7 @@ class ModelSpec:
         if not self.stems or len(set(self.stems)) != len(self.stems):
             raise BundleError(f"stems {list(self.stems)} must be distinct names, at least one")
         if self.channels not in (1, 2):
-            raise BundleError(f"channels {self.channels}: a model has 1 or 2 audio channels")
+            raise BundleError(f"channels {self.channels!r}: a model has 1 or 2 audio channels")
         if not self.nyquist_stem:
             object.__setattr__(self, "nyquist_stem", self.stems[-1])
         for role in ("nyquist_stem", "residual_stem"):

@@ -24,6 +24,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: training ne
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: training writes its events")
 
 from tfswa.train import checkpoint, loop  # noqa: E402
+from tfswa.train import trainer as trainer_module  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 from tfswa.train.config import (  # noqa: E402
     AugmentConfig,
@@ -475,7 +476,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_where_asked_for(
 def test_skipping_forever_stops(
     config: TrainConfig, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfswa.train.trainer.SKIPS_IN_A_ROW", 3)
+    monkeypatch.setattr(trainer_module, "SKIPS_IN_A_ROW", 3)
     spoil(1, 2, 3, 4)
     with pytest.raises(TrainingError, match="for 3 steps in a row at step 3"):
         train(changed(config, optim={"nonfinite": "skip"}), tmp_path, device=CPU)

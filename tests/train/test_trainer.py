@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: training ne
 
 from torch import Tensor, nn  # noqa: E402
 
+from tfswa.train import trainer as trainer_module  # noqa: E402
 from tfswa.train.config import LossConfig, OptimConfig, TrainConfig  # noqa: E402
 from tfswa.train.data.loader import Batch  # noqa: E402
 from tfswa.train.families import build_network  # noqa: E402
@@ -297,7 +298,7 @@ def test_a_loss_that_is_nan_stops_before_the_weights_change(new_trainer: New, pr
 def test_skips_in_a_row_are_counted_anew_after_a_step(
     new_trainer: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfswa.train.trainer.SKIPS_IN_A_ROW", 3)
+    monkeypatch.setattr(trainer_module, "SKIPS_IN_A_ROW", 3)
     task = Weighing()
     trainer = new_trainer(task, nonfinite="skip")
     for factor in (math.nan, math.nan, 1.0, math.inf, math.nan):

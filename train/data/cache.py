@@ -9,6 +9,7 @@ folder/
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import logging
@@ -92,6 +93,7 @@ class _Lease:
         self.path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lease"
         self.file = self.path.open("w+")
         fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        atexit.register(self.file.close)
         self.maps: Counter[str] = Counter()  # of each entry
         self.bytes: dict[str, int] = {}
 
