@@ -181,7 +181,9 @@ def held_out_baselines(data: Path) -> dict[str, dict[str, float]]:
         }
         mixture = np.sum(list(stems.values()), axis=0)
         for stem, true in stems.items():
-            found[stem] = {"mixture": float(sdr_db(true, mixture) or 0.0), "silence": 0.0}
+            value = sdr_db(true, mixture)
+            if value is not None:  # a stem that is silent there has no SDR
+                found[stem] = {"mixture": value, "silence": 0.0}
     return found
 
 
@@ -197,6 +199,9 @@ def text(results: dict[str, Any], baselines: dict[str, dict[str, float]]) -> str
         "",
         "![curves](training.png)",
     ]
+    missing = [recipe.name for recipe in RECIPES if recipe.name not in results]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     for group, title in GROUPS.items():
         chosen = {r.name: results[r.name] for r in RECIPES if r.group == group and r.name in results}
         if not chosen:
@@ -244,8 +249,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.5), layout="constrained")
-    axes = figure.subplots(2, len(GROUPS), squeeze=False)
-    for column, group in enumerate(GROUPS):
+    groups = [group for group in GROUPS if any(r.group == group and r.name in results for r in RECIPES)]
+    axes = figure.subplots(2, len(groups), squeeze=False)
+    for column, group in enumerate(groups):
         upper, lower = axes[0, column], axes[1, column]
         for recipe in RECIPES:
             if recipe.group != group or recipe.name not in results:
@@ -261,7 +267,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         lower.axhline(0.0, color="grey", linewidth=0.8, linestyle=":", label="silence")
         for axis in (upper, lower):
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=8)
     figure.savefig(path, dpi=90)
 
 
