@@ -32,14 +32,31 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         os.replace(work, path)
         with suppress(OSError):  # some file systems have nothing to do for a folder, and say so
-            folder = os.open(path.parent, os.O_RDONLY)
+            parent = os.open(path.parent, os.O_RDONLY)
             try:
-                os.fsync(folder)
+                os.fsync(parent)
             finally:
-                os.close(folder)
+                os.close(parent)
     finally:
         with suppress(OSError):
             work.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """Make a folder for a block to write to; one that was made here and is empty in the end goes again.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    made = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty, and what is above it, stay
+            for place in made:
+                place.rmdir()
 
 
 def exchange(one: Path, two: Path) -> None:

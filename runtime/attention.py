@@ -1,7 +1,7 @@
 """Pictures of where a network's attention looks, in the loudest chunk of a song.
 
-The weights come from the reference (``tfswa.references``), which knows the eager network; the pictures from
-``train/pictures.py``. Both are reached by name, so that the runtime needs neither torch nor matplotlib.
+The weights come from the reference (``tfswa.references``), which knows the eager network, so that the runtime
+needs no torch.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime import pictures
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
 from tfswa.runtime.models import open_model
 from tfswa.runtime.parity import load_reference
@@ -81,8 +81,7 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
             f"{model} is an exported file, attention is seen in the eager network alone: "
             "name the bundle that it came from"
         )
-    drawing: Any = import_module("tfswa.train.pictures")
-    drawing.require()
+    pictures.require()
     reference: Any = load_reference("torch")(opened)
     songs = load_songs(song, opened.spec)
     if len(songs) != 1:
@@ -90,9 +89,9 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
     start, chunk = loudest_chunk(songs[0].mixture, opened.spec)
     maps = reference.attention_maps(pack(Stft(opened.spec.stft).forward(chunk))[None])
     _check(model, maps)
-    pictures = plan_pictures(maps, folder)
+    planned = plan_pictures(maps, folder)
     start_seconds = start / opened.spec.stft.sample_rate
-    _write(drawing, pictures, maps, opened.spec, start_seconds, model=model, song=song, force=force)
+    _write(planned, maps, opened.spec, start_seconds, model=model, song=song, force=force)
     return {
         "model": model,
         "song": songs[0].name,
@@ -105,7 +104,7 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
                 "overview": picture.overview,
                 "modules": picture.modules,
             }
-            for picture in pictures
+            for picture in planned
         ],
     }
 
@@ -188,8 +187,7 @@ def scale_of(
 
 
 def _write(
-    drawing: Any,
-    pictures: list[Picture],
+    planned: list[Picture],
     maps: Maps,
     spec: ModelSpec,
     start_seconds: float,
@@ -199,15 +197,15 @@ def _write(
     force: bool,
 ) -> None:
     """Draw all pictures; they appear together or not at all."""
-    staging = Staging({p.path.name: p.path for p in pictures}, force=force, source=song)
+    staging = Staging({p.path.name: p.path for p in planned}, force=force, source=song)
     try:
         staging.prepare(PNG_BYTES)
-        for picture, partial in zip(pictures, staging.partials, strict=True):
+        for picture, partial in zip(planned, staging.partials, strict=True):
             shown = {module: maps[module] for module in picture.modules}
             scale = scale_of(picture.kind, len(shown[picture.modules[0]]), spec, start_seconds)
             title = f"{Path(model).name}: {TITLES.get(picture.kind, picture.kind)}"
-            figure = drawing.attention_grid(shown, title=title, scale=drawing.Scale(*scale))
-            drawing.save_png(figure, partial)
+            figure = pictures.attention_grid(shown, title=title, scale=pictures.Scale(*scale))
+            pictures.save_png(figure, partial)
         staging.publish()
     finally:
         staging.discard()

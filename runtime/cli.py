@@ -88,9 +88,12 @@ def main() -> None:
 
 def _missing(what: str, error: ModuleNotFoundError) -> TfxError:
     """Name the extra that brings a missing package."""
-    extras = {"torch": "train", "tensorboard": "train", "onnx": "export", "onnxscript": "export"}
-    extras |= {"museval": "eval", "matplotlib": "plots"}
-    extras |= {"python_stretch": "train", "musdb": "eval"}
+    extras = {
+        **dict.fromkeys(("torch", "lightning_fabric", "tensorboard", "python_stretch"), "train"),
+        **dict.fromkeys(("onnx", "onnxscript"), "export"),
+        **dict.fromkeys(("museval", "musdb"), "eval"),
+        "matplotlib": "plots",
+    }
     name = (error.name or "").partition(".")[0]
     if name in extras:
         return BackendUnavailable(f"{what} needs {name}: pip install 'tfswa[{extras[name]}]'")

@@ -21,6 +21,7 @@ from tfswa.runtime.folders import audio_files
 STEM_FILE_STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # Native Instruments' order
 STEM_FILE_ENDING = ".stem.mp4"
 MIXTURE = "mixture"
+MIXTURES = frozenset((MIXTURE, "linear_mixture"))  # sources that are sums of the others
 REST = "accompaniment"
 SPLITS = ("train", "test")
 

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from tfswa.runtime.audio import model_blocks, open_audio
 from tfswa.runtime.errors import AudioError
 from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stems import MIXTURE, REST, SongFiles, find_songs
+from tfswa.runtime.stems import MIXTURE, MIXTURES, REST, SongFiles, find_songs
 from tfswa.runtime.stems import STEM_FILE_STREAMS as STEM_FILE_STREAMS
 
 Audio = NDArray[np.float32]
 
-MIXTURES = frozenset((MIXTURE, "linear_mixture"))  # sources that are sums of the others
 SYNTHETIC_SECONDS = 12.0
 
 

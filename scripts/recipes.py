@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tfswa.runtime.metrics import sdr_db
 from tfswa.train.config import load_config
 from tfswa.train.data.songs import load_songs
+from tfswa.train.loop import training_spec
+from tfswa.train.tasks import Separation
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = "5.Rubidium"
@@ -34,6 +37,7 @@ COMMON = (
     "run.checkpoint_every=50",
     "run.pictures=false",
 )
+COMMITS = "commits.txt"  # in a run's folder: a line for each time that it was started
 LITE = "model.family=tfswa_lite"
 SMALL = (LITE, "optim.batch=2", "optim.warmup=50", "optim.length=300")
 PHASES = "curriculum=[{until=100,frames=64,bandwidth_hz=6000.0},{until=180,frames=64,bandwidth_hz=12000.0}]"
@@ -78,10 +82,11 @@ HEAD = f"""# Training, measured
 `scripts/recipes --data DIR` on the five CC0 songs of *Everything is Free*: four to train on, 60 s from the
 middle of {HELD_OUT} held out; two CPU cores, one thread a run. The runs are small: they show that every
 recipe learns, not how well it ends. SDR is global over the 60 s (u), of the average of the weights where
-the recipe has one."""
+the recipe has one. Waiting is the share of the time that steps waited for the loader. Figures hold for the
+commit of the run: chunks are drawn alike only by the same code."""
 TABLE = (
-    "| run | steps | loss, first and last tenth | validation, last (best) | skipped | waits for the loader |",
-    "| --- | ---: | --- | --- | ---: | ---: |",
+    "| run | steps | loss, first and last tenth | validation, last (best) | skipped | waiting | commit |",
+    "| --- | ---: | --- | --- | ---: | ---: | --- |",
 )
 GROUPS = {
     "recipes": "The three recipes on `tfswa_lite`, 500 steps of 2 (seed) or 4 chunks of 3 s",
@@ -124,7 +129,16 @@ def run(recipe: Recipe, data: Path, runs: Path, device: str, threads: int) -> No
     more = [*resume, "--device", device, "--threads", str(threads)]
     command = [sys.executable, "-m", "tfswa.runtime", *arguments(recipe, str(data), str(runs)), *more]
     print(shlex.join(command), flush=True)
+    (runs / recipe.name).mkdir(parents=True, exist_ok=True)
+    with (runs / recipe.name / COMMITS).open("a") as stream:
+        print(commit(), file=stream)
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
+def commit() -> str:
+    """What is trained with: a commit, and whether it was changed."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def page(data: Path, runs: Path) -> None:
@@ -143,7 +157,9 @@ def read(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Curves of a run."""
     log, validation = (rows(folder / name) for name in ("log.csv", "validation.csv"))
     config = json.loads((folder / "config.json").read_text())
+    commits = (folder / COMMITS).read_text().split() if (folder / COMMITS).exists() else []
     return {
+        "commits": list(dict.fromkeys(commits)),
         "command": shlex.join(["tfx", *arguments(recipe, "DATA", "runs")]),
         "steps": int(log["step"][-1]),
         "loss": {"step": log["step"], "value": log["loss"]},
@@ -172,14 +188,10 @@ def held_out_baselines(data: Path) -> dict[str, dict[str, float]]:
     for config in ("seed", "multitask"):
         overrides = (f"data.root={data}", f'data.validation=["{HELD_OUT}"]')
         settings = load_config(ROOT / "train" / "configs" / f"{config}.toml", overrides)
-        song = load_songs(settings.data, 44_100, 2)[1][0]
-        length = 60 * 44_100
-        start = (song.samples - length) // 2
-        stems = {
-            stem: np.sum([song.sources[part][:, start : start + length] for part in parts], axis=0)
-            for stem, parts in settings.data.sources.items()
-        }
-        mixture = np.sum(list(stems.values()), axis=0)
+        spec = training_spec(settings)
+        song = load_songs(settings.data, spec.stft.sample_rate, spec.channels)[1][0]
+        excerpt = Separation(settings, spec, torch.device("cpu")).excerpt(song)
+        stems, mixture = dict(zip(spec.stems, excerpt, strict=True)), excerpt.sum(axis=0)
         for stem, true in stems.items():
             value = sdr_db(true, mixture)
             if value is not None:  # a stem that is silent there has no SDR
@@ -228,7 +240,7 @@ def row(name: str, result: dict[str, Any]) -> str:
     first, last = np.mean(loss[:tenth]), np.mean(loss[-tenth:])
     return (
         f"| {name} | {result['steps']} | {first:.4f}, {last:.4f} | {cells} | {result['skipped']:.0f} | "
-        f"{100 * result['loader_wait_share']:.1f} % |"
+        f"{100 * result['loader_wait_share']:.1f} % | {', '.join(result['commits']) or 'not recorded'} |"
     )
 
 

@@ -141,7 +141,7 @@ class LossConfig:
     magnitude_l1: float = 0.0
     spectrogram_l1: float = 1.0
     spectrogram_mse: float = 0.0
-    waveform_l1: float = 0.0
+    waveform_l1: float = 1.0
     multi_resolution_stft: float = 0.5
     windows: tuple[int, ...] = (512, 1024, 2048)
     perceptual: float = 0.0

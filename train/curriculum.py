@@ -73,7 +73,7 @@ class Curriculum:
     @property
     def longest(self) -> int:
         """Samples of the longest chunk of all phases."""
-        return max(self.samples, *(phase.samples for phase in self._phases), 0)
+        return max([self.samples, *(phase.samples for phase in self._phases)])
 
     def phase(self, step: int) -> Phase:
         """Return the phase of step number ``step``, from 0."""

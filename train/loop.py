@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from tfswa.runtime import pictures
 from tfswa.runtime.atomic import sweep, writing
 from tfswa.runtime.errors import ConfigError, TrainingError
 from tfswa.runtime.spec import ModelSpec
-from tfswa.train import checkpoint, pictures
+from tfswa.train import checkpoint
 from tfswa.train.attention import attention_maps
 from tfswa.train.config import TrainConfig, steps_of
 from tfswa.train.curriculum import Curriculum
@@ -154,7 +155,6 @@ class Run:
         """Begin a new run: fix the input statistics, write the configuration."""
         if "mean" not in self.given:
             self._set_statistics()
-        self.trainer.reset_average()
         if self.first:
             sweep(self.out)
             with writing(self.out / "config.json") as stream:
@@ -312,7 +312,7 @@ class Run:
             "command": "tfx train",
             "step": self.trainer.step,
             "torch": torch.__version__,
-            "validation_sdr_db": self.scores,
+            "validation": self.scores,
             "config": self._config_json(),
         }
 

@@ -129,10 +129,6 @@ class Trainer:
         with self._average.in_place(), torch.compiler.set_stance("force_eager"):
             yield self.network
 
-    def reset_average(self) -> None:
-        """Begin the average anew from the present weights."""
-        self._average.reset()
-
     def weights(self) -> dict[str, Tensor]:
         """Copy the whole weights to the CPU; in the first process alone where they are sharded."""
         whole = get_model_state_dict(self.network, options=WHOLE)

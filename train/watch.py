@@ -16,6 +16,7 @@ import logging
 import os
 import wave
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +24,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime import pictures
 from tfswa.runtime.atomic import writing
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError
-from tfswa.train import pictures
+from tfswa.train.config import LossConfig
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ LOG = "log.csv"
 VALIDATION = "validation.csv"
 CURVES = "loss.png"
 WANDB_ID = "wandb.id"
+LOSSES = ("loss", *(field.name for field in fields(LossConfig)))
 LISTEN_SECONDS = 30.0  # of what is longer, the middle: a whole song would add 40 MB to the events each time
 
 Audio = NDArray[np.float32]
@@ -177,7 +180,7 @@ class Watch:
         if not train and not scores:
             return
         try:
-            pictures.save_png(pictures.loss_curves(train, scores), self.out / CURVES)
+            pictures.save_png(pictures.loss_curves(train, scores, losses=LOSSES), self.out / CURVES)
         except (BackendUnavailable, OSError) as error:
             log.warning("no %s: %s", self.out / CURVES, error)
 

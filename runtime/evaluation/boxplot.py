@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime import pictures
 from tfswa.runtime.evaluation.scores import Score
 
 FIGURE, LABEL = "sdr_c_db", "SDR c of each song, dB (median over windows of 1 s)"
@@ -18,8 +17,7 @@ def require() -> None:
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BackendUnavailable("the box plot needs matplotlib: pip install 'tfswa[plots]', or --no-plot")
+    pictures.require("--no-plot")
 
 
 def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from tfswa.runtime.atomic import folder
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, NonFiniteError, TfxError, UsageError
 from tfswa.runtime.evaluation import boxplot, bsseval, memory, results
@@ -151,8 +152,8 @@ def evaluate(
         todo = [song for song in songs if song.name not in finished]
         if todo:
             bsseval.require()
-            output.mkdir(parents=True, exist_ok=True)
-            _Run(separator, records, choices, names, report, finished, len(songs)).compute(todo)
+            with folder(output):
+                _Run(separator, records, choices, names, report, finished, len(songs)).compute(todo)
     ordered = [finished[song.name] for song in songs]
     summaries = summarise([song.scores for song in ordered])
     heading = {"model": model.name}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
-from tfswa.runtime.evaluation import boxplot, bsseval, evaluate, memory
+from tfswa.runtime.evaluation import bsseval, evaluate, memory
 from tfswa.runtime.evaluation.bsseval import MEASURES
 from tfswa.runtime.evaluation.evaluate import Choices, Progress
 from tfswa.runtime.evaluation.scores import FIGURES, Score, score_song
@@ -93,8 +93,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "Workers", Inline)
     monkeypatch.setattr(evaluate, "score_song", quick_score)
     monkeypatch.setattr(bsseval, "require", lambda: None)
-    if boxplot.importlib.util.find_spec("matplotlib") is None:
-        pytest.skip("matplotlib is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 
 @pytest.fixture

@@ -92,9 +92,18 @@ class TestRefusals:
         assert not Path("evaluation").exists()
 
     def test_no_matplotlib(self, tfx: Tfx, song_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         _, err = tfx("--data", song_root, code=4)
         assert "pip install 'tfswa[plots]', or --no-plot" in err
+
+    def test_a_song_that_cannot_be_decoded_leaves_nothing(self, tfx: Tfx, tmp_path: Path) -> None:
+        (tmp_path / "songs" / "A").mkdir(parents=True)
+        for name in ("vocals", "drums"):
+            (tmp_path / "songs" / "A" / f"{name}.wav").touch()
+        _, err = tfx("--data", tmp_path / "songs", code=1)
+        assert "is empty (0 bytes)" in err
+        assert err.count("\n") == 1
+        assert not Path("evaluation").exists()
 
     def test_no_data(self, tfx: Tfx) -> None:
         _, err = tfx("--data", "nowhere", code=1)

@@ -426,7 +426,7 @@ def test_impossible_phases_are_named_by_their_number(tmp_path: Path, phase: str,
 
 
 def test_a_loss_without_terms_is_refused(tmp_path: Path) -> None:
-    none = ["loss.spectrogram_l1=0.0", "loss.multi_resolution_stft=0.0"]
+    none = ["loss.spectrogram_l1=0.0", "loss.waveform_l1=0.0", "loss.multi_resolution_stft=0.0"]
     refused(tmp_path, "loss has no term", *none)
     for name in ("magnitude_l1", "spectrogram_mse", "waveform_l1", "perceptual"):
         load_config(write(tmp_path), [*none, f"loss.{name}=1", "loss.windows=[]"])

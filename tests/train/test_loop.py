@@ -208,7 +208,7 @@ def test_bundles_open_and_score_what_was_logged(config: TrainConfig, tmp_path: P
         model = open_model(out / name)
         assert model.spec.weights_licence == "MIT"
         assert model.bundle is not None
-        assert model.bundle.provenance["validation_sdr_db"] == scores
+        assert model.bundle.provenance["validation"] == scores
         assert model.bundle.provenance["config"]["optim"]["lr"] == config.optim.lr
         mixture = np.asarray(true["vocals"] + true["accompaniment"])
         stems = separate_whole(load_network(model), model.spec, torch.from_numpy(mixture)).numpy()

@@ -79,7 +79,8 @@ def separation(tiny_spec: ModelSpec) -> Callable[..., Separation]:
     """``separation(seconds, loss=...)``."""
 
     def make(seconds: float = 0.0, **loss: Any) -> Separation:
-        terms = {"spectrogram_l1": 1.0, "multi_resolution_stft": 0.0, "windows": (128,), **loss}
+        silent = {"waveform_l1": 0.0, "multi_resolution_stft": 0.0}
+        terms = {"spectrogram_l1": 1.0, **silent, "windows": (128,), **loss}
         config = TrainConfig(loss=LossConfig(**terms), run=RunConfig(validation_seconds=seconds))
         return Separation(config, tiny_spec, CPU)
 

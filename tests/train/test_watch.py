@@ -192,7 +192,9 @@ class TestCurves:
         drawn: list[Any] = []
         real = module.pictures.loss_curves
         monkeypatch.setattr(
-            module.pictures, "loss_curves", lambda *tables: drawn.append(tables) or real(*tables)
+            module.pictures,
+            "loss_curves",
+            lambda *tables, losses: drawn.append(tables) or real(*tables, losses=losses),
         )
         with Watch(out, 0) as watch:
             watch.scalars(10, {"loss": 3.0})

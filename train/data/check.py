@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.audio import AudioSource, open_audio
 from tfswa.runtime.errors import TfxError
-from tfswa.runtime.stems import MIXTURE, SongFiles, find_songs
+from tfswa.runtime.stems import MIXTURE, MIXTURES, SongFiles, find_songs
 from tfswa.train.data.decode import LEVEL_SAMPLES
 from tfswa.train.data.songs import MOST_DIFFERENCE_SECONDS, parts_of
 
@@ -115,7 +115,7 @@ def check(root: Path, split: str | None = None, report: Callable[[str], None] = 
     """
     songs, findings = [], []
     found = find_songs(root, split)
-    count = Counter(source for song in found for source in song.sources if source != MIXTURE)
+    count = Counter(source for song in found for source in song.sources if source not in MIXTURES)
     for files in found:
         report(files.name)
         facts, wrong = _read(files)
@@ -177,7 +177,7 @@ def _of_song(song: str, facts: Sequence[SourceFacts], sum_db: float | None) -> l
     seconds = {one.source: one.seconds for one in facts if one.seconds is not None}
     if max(seconds.values()) - min(seconds.values()) > MOST_DIFFERENCE_SECONDS:
         each = ", ".join(f"{source} {length:.3f} s" for source, length in seconds.items())
-        parts = [length for source, length in seconds.items() if source != MIXTURE] or [0.0]
+        parts = [length for source, length in seconds.items() if source not in MIXTURES] or [0.0]
         fatal = max(parts) - min(parts) > MOST_DIFFERENCE_SECONDS  # a mixture file is not trained on
         found.append(Finding(song, f"sources differ in length: {each}", fatal))
     for word, unit in (("sample_rate", " Hz"), ("channels", "")):

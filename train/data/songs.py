@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import AudioError, ConfigError
-from tfswa.runtime.stems import MIXTURE, REST, SPLITS, SongFiles, find_songs
+from tfswa.runtime.stems import MIXTURE, MIXTURES, REST, SPLITS, SongFiles, find_songs
 from tfswa.train.config import DataConfig
 from tfswa.train.data.cache import decoded, default_folder
 from tfswa.train.data.decode import Decoded, Recording
@@ -122,7 +122,7 @@ def parts_of(song: SongFiles) -> list[str]:
 
     An accompaniment beside its own parts would count twice, and is left out.
     """
-    parts = [source for source in song.sources if source != MIXTURE]
+    parts = [source for source in song.sources if source not in MIXTURES]
     finer = [source for source in parts if source not in (REST, "vocals")]
     return [source for source in parts if source != REST] if finer and REST in parts else parts
 

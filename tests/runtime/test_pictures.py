@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tfswa.runtime import pictures
 from tfswa.runtime.errors import BackendUnavailable
-from tfswa.train import pictures
-from tfswa.train.pictures import Scale, attention_grid, loss_curves, save_png, spectrograms, to_pixels
+from tfswa.runtime.pictures import Scale, attention_grid, loss_curves, save_png, spectrograms, to_pixels
 
 RATE = 8000
 
@@ -74,7 +74,7 @@ def test_loss_curves_hold_losses_scores_and_the_rate() -> None:
         "lr": [1e-3, 1e-3, 1e-4],
         "gradient_norm": [5.0, 5.0, 5.0],
     }
-    figure = loss_curves(train, {"step": [30], "vocals": [6.5]})
+    figure = loss_curves(train, {"step": [30], "vocals": [6.5]}, losses=("loss", "waveform_l1", "mse"))
     losses, scores, rate = panels(figure)
     assert [line.get_label() for line in losses.lines] == ["loss", "waveform_l1"]
     assert [line.get_label() for line in scores.lines] == ["vocals"]
@@ -173,7 +173,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_neither_pyplot_nor_torch_is_imported() -> None:
     script = (
         "import sys, numpy as np\n"
-        "from tfswa.train import pictures as p\n"
+        "from tfswa.runtime import pictures as p\n"
         "assert not any('matplotlib' in name for name in sys.modules)\n"
         "p.to_pixels(p.attention_grid({'a': np.eye(2)}))\n"
         "p.to_pixels(p.loss_curves({'step': [1], 'loss': [1.0]}, {}))\n"

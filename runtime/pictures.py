@@ -1,4 +1,4 @@
-"""Pictures of a run: spectrograms, loss curves, attention maps.
+"""Pictures: spectrograms, curves of a training, attention maps.
 
 Matplotlib's Figure is used without pyplot: no window system, no global state, nothing to close. Nothing
 here imports torch.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +51,19 @@ class Scale:
     tick: float = 0.0
 
 
-def require() -> None:
+def require(otherwise: str = "") -> None:
     """See that pictures can be made, before hours are spent on what they should show.
+
+    Args:
+        otherwise: what to do without them, for the error.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    _figure(1.0, 1.0)
+    try:
+        _figure(1.0, 1.0)
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"{error}{otherwise and f', or {otherwise}'}") from error
 
 
 def spectrograms(rate: int, audio: Mapping[str, Audio], *, loudest_db: float | None = None) -> Figure:
@@ -96,20 +102,23 @@ def loudest_db(signals: Iterable[Audio]) -> float:
     return max((float(_level_db(signal).max()) for signal in signals), default=0.0)
 
 
-def loss_curves(train: Mapping[str, Sequence[float]], validation: Mapping[str, Sequence[float]]) -> Figure:
+def loss_curves(
+    train: Mapping[str, Sequence[float]],
+    validation: Mapping[str, Sequence[float]],
+    *,
+    losses: Collection[str] = ("loss",),
+) -> Figure:
     """Draw losses, validation scores and the learning rate over the steps, one below the other.
 
     Args:
-        train: columns of log.csv by name, with ``step``. ``loss`` and the terms of a ``LossConfig`` are
-            losses, ``lr`` is the learning rate; other columns are not drawn.
+        train: columns of log.csv by name, with ``step``; of the others ``losses`` and the learning rate,
+            ``lr``, are drawn.
         validation: columns of validation.csv, with ``step``; all others are scores.
+        losses: names of columns of ``train``.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    from tfswa.train.config import LossConfig
-
-    losses = {"loss", *(field.name for field in fields(LossConfig))}
     panels = [
         ("training loss", train, [name for name in train if name in losses]),
         ("validation score", validation, [name for name in validation if name != "step"]),
