@@ -210,7 +210,7 @@ def test_a_worker_that_dies_is_said(
     assert re.fullmatch(
         r"tfx: a process that measured A( or B)? was killed, .* want of memory: use fewer --jobs\n", err
     )
-    assert list((tmp_path / "evaluation" / "network").iterdir()) == []
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_workers_have_one_thread_each(ready: None) -> None:
