@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,7 +34,14 @@ class Workers:
 
     def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
         """Run a module's function in one of the processes."""
-        return self._pool.submit(function, *arguments, **named)
+        # This may start a process, which inherits the mask: Ctrl-C, which reaches the whole group, would
+        # meet it before _prepare does. The tracker unblocks signals when it starts, so it starts before.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(function, *arguments, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self) -> Self:
         return self
@@ -51,4 +59,4 @@ class Workers:
 def _prepare() -> None:
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides

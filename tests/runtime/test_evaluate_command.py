@@ -213,6 +213,26 @@ def test_a_worker_that_dies_is_said(
     assert not (tmp_path / "evaluation").exists()
 
 
+def test_ctrl_c_while_workers_start_is_the_parents_affair() -> None:
+    script = """
+import os, signal, time
+from tfswa.runtime.evaluation.pool import Workers
+
+for delay in (0.0, 0.01, 0.03, 0.06, 0.1, 0.2):
+    try:
+        with Workers(2) as workers:
+            futures = [workers.submit(time.sleep, 60) for _ in range(2)]
+            time.sleep(delay)
+            os.killpg(0, signal.SIGINT)
+            time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60)
+    assert (run.stdout, run.stderr, run.returncode) == ("interrupted\n" * 6, "", 0)
+
+
 def test_workers_have_one_thread_each(ready: None) -> None:
     from tfswa.runtime.evaluation.pool import THREAD_VARIABLES, Workers
 
