@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Exported:
         file: the artifact.
         bytes: its size.
         format: ``onnx`` or ``torchscript``.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
         snr_db: by stem, against the eager network; ``math.inf`` where exact.
         details: as the manifest has them.
         seconds: of the whole export, comparison included.
@@ -44,6 +45,7 @@ class Exported:
     file: Path
     bytes: int
     format: str
+    precision: str
     snr_db: Mapping[str, float]
     details: Mapping[str, Any]
     seconds: float
@@ -54,6 +56,7 @@ def produce(
     name: str,
     kind: str,
     convert: Convert,
+    precision: str = "fp32",
     *,
     output: Path | None = None,
     audio: Path | None = None,
@@ -66,6 +69,7 @@ def produce(
         name: file name of the artifact.
         kind: ``onnx`` or ``torchscript``.
         convert: writes the graph of the eager network to a path and returns details for the manifest.
+        precision: of the artifact.
         output: where a copy of the bundle goes, whole or not at all; default: into the model's bundle.
         audio: what to compare on, see ``check_planes``.
         force: replace the artifact, or with ``output`` the bundle there.
@@ -78,9 +82,9 @@ def produce(
     bundle = bundle_of(model, "export")
     if output is None:
         check_free(bundle, name, force=force)
-        return _produce(model, bundle, name, kind, convert, audio)
+        return _produce(model, bundle, name, kind, convert, precision, audio)
     with bundle_copy(bundle, output, without=name, force=force) as copy:
-        made = _produce(model, copy, name, kind, convert, audio)
+        made = _produce(model, copy, name, kind, convert, precision, audio)
     return replace(made, bundle=output, file=output / name)
 
 
@@ -151,7 +155,7 @@ def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _produce(
-    model: Model, bundle: Bundle, name: str, kind: str, convert: Convert, audio: Path | None
+    model: Model, bundle: Bundle, name: str, kind: str, convert: Convert, precision: str, audio: Path | None
 ) -> Exported:
     start = time.perf_counter()
     planes = check_planes(model.spec, audio)  # first: a bad file should not cost an export
@@ -161,14 +165,16 @@ def _produce(
         details = dict(convert(network, path))
         opened = open_model(path)
         assert isinstance(opened, FileModel)
-        snr_db = check_graph(network, opened, planes)
+        snr_db, peak = check_graph(network, opened, planes)
         details |= {
             "snr_db": finite_or_none(snr_db),
             "compared_on": audio.name if audio else "generated music",
         }
-        file = bundle.add(name, _copier(path), kind=kind, precision="fp32", details=details)
+        if peak is not None:
+            details["peak"] = asdict(peak)
+        file = bundle.add(name, _copier(path), kind=kind, precision=precision, details=details)
     seconds = time.perf_counter() - start
-    return Exported(bundle.home, file, file.stat().st_size, kind, snr_db, details, seconds)
+    return Exported(bundle.home, file, file.stat().st_size, kind, precision, snr_db, details, seconds)
 
 
 def _copier(source: Path) -> Callable[[Path], None]:

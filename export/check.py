@@ -1,14 +1,19 @@
 """The gate that every exported graph passes before it enters a bundle.
 
-The file itself is opened by the backend that will run it, given two different chunks of music, alone and
-as a batch, and compared with the eager network on the same planes.
+The file itself is opened by a backend that will run it, given two different chunks of music, alone and as
+a batch, and compared with the eager network on the same planes. A graph of low precision is judged by what
+it rounds (``precision.rounded``), and on signals that are made to overflow it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -21,12 +26,17 @@ from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.models import FileModel
+from tfswa.runtime.parity import GATES
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stft import Stft, pack
 
-# A float32 graph of the same weights is 115 to 130 dB from eager, rounding alone. TF32 products, weights
-# rounded to float16 (74 dB) or a wrong constant all fall below 80 dB, so it tells the two cases apart.
-GRAPH_GATE_DB = 80.0
+# The gates are those of parity. A float32 graph of the same weights is 115 to 130 dB from eager, rounding
+# alone. TF32 products, weights rounded to float16 (74 dB) or a wrong constant all fall below its 80 dB.
+
+if TYPE_CHECKING:
+    from tfswa.export.precision import Low
+
+Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 ITEMS = 2  # chunks compared: one alone, both as a batch
 QUIET_RMS = 1e-3  # -60 dBFS: what lies below says nothing about a graph
@@ -56,23 +66,41 @@ def check_planes(spec: ModelSpec, audio: Path | None = None) -> NDArray[np.float
     return pack(Stft(spec.stft).forward(np.stack(chunks)))
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The largest number that a graph of low precision meets.
+
+    Attributes:
+        value: magnitude, on music and on the adversaries.
+        node: which result it is.
+        signal: on which signal: ``music``, or a name of ``adversaries``.
+        largest: what the precision can hold.
+    """
+
+    value: float
+    node: str
+    signal: str
+    largest: float
+
+
 def check_graph(
-    network: nn.Module, model: FileModel, planes: NDArray[np.float32], gate_db: float = GRAPH_GATE_DB
-) -> dict[str, float]:
+    network: nn.Module, model: FileModel, planes: NDArray[np.float32], gate_db: float | None = None
+) -> tuple[dict[str, float], Peak | None]:
     """Compare an exported file with the eager network.
 
     Args:
         network: the eager network, in eval mode, on the CPU.
         model: the exported file, opened.
         planes: ``[2, 2*C, T, F]``, from ``check_planes``.
-        gate_db: what each stem's SNR must reach, in each of the comparisons.
+        gate_db: what each stem's SNR must reach, in each of the comparisons; default: that of parity.
 
     Returns:
-        SNR in dB by stem, the worst of all comparisons; ``math.inf`` where all of them are exact.
+        SNR in dB by stem, the worst of all comparisons, ``math.inf`` where all of them are exact; and the
+        peak, of low precision.
 
     Raises:
         NonFiniteError: the eager network itself gives NaN or Inf.
-        ExportError: the graph gives NaN or Inf, or a stem is below the gate.
+        ExportError: the graph gives NaN or Inf, overflows, or a stem is below the gate.
     """
     cpu = torch.device("cpu")
     eager = np.concatenate([run_torch(network, planes[item : item + 1], cpu) for item in range(len(planes))])
@@ -80,26 +108,123 @@ def check_graph(
         raise NonFiniteError(
             f"the eager network behind {model.path.name} gives NaN or Inf: train it again; not written"
         )
-    session = _open(model)
-    try:
-        alone, batch = session.infer(planes[:1]), session.infer(planes)
-    finally:
-        session.close()
-    worst: dict[str, float] = {}
-    for index, stem in enumerate(model.spec.stems):
-        for found in (alone, batch):
-            if not np.isfinite(found[:, index]).all():
-                raise ExportError(f"{model.kind} graph gives NaN or Inf in stem {stem}; not written")
-        against_eager = [
-            _snr_db(eager[item, index], found[item, index])
-            for found in (alone, batch)
-            for item in range(len(found))
-        ]
-        _hold(min(against_eager), gate_db, f"{model.kind} graph differs from eager", stem)
-        in_batch = _snr_db(alone[0, index], batch[0, index])
-        _hold(in_batch, gate_db, f"{model.kind} graph gives an item another result in a batch", stem)
-        worst[stem] = min(*against_eager, in_batch)
-    return worst
+    comparison = _Comparison(
+        model, planes, eager, GATES[model.precision].snr_db if gate_db is None else gate_db
+    )
+    if model.precision == "fp32":
+        with closing(_open(model)) as session:
+            return comparison.hold(session.infer), None
+    rounding = Rounding(model)
+    rounding.torment()
+    snr_db = comparison.hold(rounding.infer)
+    if model.precision == "fp16":  # ONNX Runtime's CPU provider has no bfloat16
+        with closing(_open(model)) as session:
+            comparison.hold(session.infer)
+    return snr_db, rounding.peak
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What graphs of one file are held against."""
+
+    model: FileModel
+    planes: NDArray[np.float32]
+    eager: NDArray[np.float32]
+    gate_db: float
+
+    def hold(self, infer: Infer) -> dict[str, float]:
+        """Worst SNR in dB by stem; see ``check_graph``."""
+        kind = self.model.kind
+        alone, batch = infer(self.planes[:1]), infer(self.planes)
+        worst: dict[str, float] = {}
+        for index, stem in enumerate(self.model.spec.stems):
+            for found in (alone, batch):
+                if not np.isfinite(found[:, index]).all():
+                    raise ExportError(f"{kind} graph gives NaN or Inf in stem {stem}; not written")
+            against_eager = [
+                _snr_db(self.eager[item, index], found[item, index])
+                for found in (alone, batch)
+                for item in range(len(found))
+            ]
+            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager", stem)
+            in_batch = _snr_db(alone[0, index], batch[0, index])
+            _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", stem)
+            worst[stem] = min(*against_eager, in_batch)
+        return worst
+
+
+class Rounding:
+    """A graph of low precision, every result of it rounded and its magnitude kept.
+
+    Args:
+        model: an ONNX file in ``fp16`` or ``bf16``.
+    """
+
+    def __init__(self, model: FileModel) -> None:
+        import onnx
+        import onnxruntime
+
+        from tfswa.export.precision import largest, rounded
+
+        self.model, self.largest = model, largest(cast("Low", model.precision))
+        self.peak: Peak | None = None
+        graph, self.nodes = rounded(onnx.load(model.path))
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = len(os.sched_getaffinity(0))
+        self._session = onnxruntime.InferenceSession(
+            graph.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )
+
+    def infer(self, planes: NDArray[np.float32], signal: str = "music") -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``; ``peak`` grows.
+
+        Raises:
+            ExportError: a result is larger than the precision can hold, or NaN.
+        """
+        stems: NDArray[np.float32]
+        stems, peaks = self._session.run(None, {self._session.get_inputs()[0].name: planes})
+        for value, node in zip(peaks, self.nodes, strict=True):
+            if not value <= self.largest:  # NaN too
+                raise ExportError(
+                    f"{self.model.precision} graph overflows on {signal}: {node} gives {value:g}, it holds "
+                    f"{self.largest:g}: keep that in float32 with --plan, or use bf16; not written"
+                )
+        index = int(peaks.argmax())
+        if self.peak is None or peaks[index] > self.peak.value:
+            self.peak = Peak(float(peaks[index]), self.nodes[index], signal, self.largest)
+        return stems
+
+    def torment(self) -> None:
+        """Run the adversaries.
+
+        Raises:
+            ExportError: one of them overflows.
+        """
+        for name, planes in adversaries(self.model.spec).items():
+            if not np.isfinite(self.infer(planes, name)).all():
+                raise ExportError(f"{self.model.precision} graph gives NaN or Inf on {name}; not written")
+
+
+def adversaries(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+    """Signals that break low precision, one chunk each ``[1, 2*C, T, F]``, by name."""
+    n = spec.chunk_samples
+    time = np.arange(n)
+    click = np.zeros(n)
+    click[n // 2] = 1.0
+    half_period = round(spec.stft.sample_rate / 110.0 / 2)
+    signals = {
+        "silence": np.zeros(n),
+        "a click": click,
+        "direct current": np.ones(n),
+        "a full-scale square wave": np.where(time // half_period % 2, -1.0, 1.0),
+        "full-scale noise": np.random.default_rng(SEED).uniform(-1.0, 1.0, n),
+    }
+    transform = Stft(spec.stft)
+    return {
+        name: pack(transform.forward(np.tile(signal.astype(np.float32), (1, spec.channels, 1))))
+        for name, signal in signals.items()
+    }
 
 
 def music(channels: int, samples: int, sample_rate: int, seed: int) -> NDArray[np.float32]:
@@ -156,7 +281,7 @@ def _chunks(spec: ModelSpec, audio: Path) -> Iterator[NDArray[np.float32]]:
 
 def _open(model: FileModel) -> Session:
     if model.kind == "onnx":
-        return OrtSession(model, BackendOptions())
+        return OrtSession(model, BackendOptions(precision=model.precision))
     return TorchScriptSession(model, BackendOptions())
 
 

@@ -1,33 +1,37 @@
-"""ONNX: the network of a bundle as one float32 graph, T fixed, only the batch free."""
+"""ONNX: the network of a bundle as one graph, T fixed, only the batch free."""
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx
+import onnx_ir as ir
+import onnxscript
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfswa.export.artifact import Exported, bundle_of, produce
+from tfswa.export.precision import Precision, PrecisionPlan, count_casts, typed
 from tfswa.runtime.errors import ExportError, UsageError
 from tfswa.runtime.models import METADATA, Model, embed
 from tfswa.runtime.spec import ModelSpec
 
-if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
-
 NAME = "model.onnx"
 OPSET = 20
+OPSETS = {"fp32": OPSET, "fp16": OPSET, "bf16": 22}  # older convolutions know no bfloat16
 OLDEST_OPSET = 18  # the oldest that torch writes
 NEWEST_OPSET = 25  # the newest that onnxscript 0.7.2 converts to
 INPUT, OUTPUT, BATCH = "mixture", "stems", "batch"
+SCOPES = "pkg.torch.onnx.name_scopes"  # as torch's exporter calls them
 LIMIT_BYTES = (1 << 31) - (1 << 24)  # a protobuf message ends at 2 GiB; leave 16 MiB for the nodes
 
 
@@ -35,42 +39,59 @@ def export_onnx(
     model: Model,
     output: Path | None = None,
     *,
-    opset: int = OPSET,
+    precision: Precision = "fp32",
+    plan: PrecisionPlan | None = None,
+    low_io: bool = False,
+    opset: int | None = None,
     audio: Path | None = None,
     force: bool = False,
 ) -> Exported:
-    """Export a bundle to ``model.onnx`` and compare that with the eager network.
+    """Export a bundle to ``model.onnx`` or ``model.fp16.onnx`` and compare that with the eager network.
 
     Args:
         model: a bundle.
         output: where a copy of the bundle goes; default: into the model's own bundle.
-        opset: version of the ONNX operators, 18 to 25.
+        precision: of what lies between the first and the last layer, see ``export/precision.py``.
+        plan: what stays float32 there; with ``fp16`` and ``bf16`` only.
+        low_io: input and output of the graph in ``fp16`` too; with that precision only.
+        opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22.
         audio: what to compare on; default: generated music.
         force: replace an existing artifact or ``output``.
 
     Raises:
-        UsageError: an opset out of range, or the model is an exported file.
+        UsageError: options that do not go together, an opset out of range, or the model is an exported file.
+        ConfigError: the plan names what the graph does not have.
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
-        ExportError: the graph cannot be made, or differs from eager; nothing is written.
+        ExportError: the graph cannot be made, differs from eager, or overflows; nothing is written.
     """
-    import onnxscript
-
+    opset = OPSETS[precision] if opset is None else opset
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UsageError(f"opset {opset} is not one of {OLDEST_OPSET} to {NEWEST_OPSET}: use {OPSET}")
+    if precision == "fp32" and plan is not None:
+        raise UsageError("a precision plan says what stays fp32, asked for is fp32 altogether: leave it out")
+    if low_io and precision != "fp16":
+        raise UsageError(f"inputs and outputs in fp16 are for precision fp16, asked for is {precision}")
     source = bundle_of(model, "export").digest
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
         graph = build_graph(network, model.spec, opset)
-        graph.metadata_props.add(key=METADATA, value=embed(model.spec, "fp32", source))
+        if precision != "fp32":
+            graph = typed(graph, precision, plan=plan or PrecisionPlan(), low_io=low_io)
+            graph = _checked(graph, model.spec, opset)
+        graph.metadata_props.add(key=METADATA, value=embed(model.spec, precision, source))
         path.write_bytes(graph.SerializeToString(deterministic=True))
         return {
             "opset": opset,
             "nodes": len(graph.graph.node),
+            "casts": count_casts(graph),
+            "io": "fp16" if low_io else "fp32",
+            "plan": list(plan.fp32) if plan else [],
             "torch": torch.__version__,
             "onnxscript": onnxscript.__version__,
         }
 
-    return produce(model, NAME, "onnx", convert, output=output, audio=audio, force=force)
+    name = NAME if precision == "fp32" else f"model.{precision}.onnx"
+    return produce(model, name, "onnx", convert, precision, output=output, audio=audio, force=force)
 
 
 def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx.ModelProto:
@@ -147,9 +168,23 @@ def _simplify(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+    _name_nodes(model)
     # Where in Python each node came from: a quarter of the file, and names of folders.
     common.ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "tfx", version("tfswa")
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name every node after the module of the network that it came from: ``encoder.1.conv.first/Conv``.
+
+    Engines, profilers and precision plans speak of nodes by their names.
+    """
+    taken: Counter[str] = Counter()
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))  # the last is the operation's own
+        name = f"{scopes[-2] if len(scopes) > 1 else ''}/{node.op_type}".removeprefix("/")
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
 def _worth_folding(node: ir.Node) -> bool | None:
@@ -158,8 +193,6 @@ def _worth_folding(node: ir.Node) -> bool | None:
     Returns:
         False to keep a node, None to let the folder decide.
     """
-    import onnx_ir as ir
-
     whole = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
     repeats = node.op_type in ("Expand", "Tile") and node.outputs[0].dtype not in whole
     return False if repeats else None
@@ -167,8 +200,6 @@ def _worth_folding(node: ir.Node) -> bool | None:
 
 def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelProto:
     """Check a graph, its value infos inferred anew: the exporter's are from before its optimiser."""
-    import onnx
-
     del graph.graph.value_info[:]
     try:
         onnx.checker.check_model(graph, full_check=True)

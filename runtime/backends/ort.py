@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tfswa.runtime.models import Model
 
 
+# Its pass to blocked layouts crashes on float16 graphs with a free batch (1.31.1, CPU).
+_DISABLED = {"fp16": ["NchwcTransformer"]}
+
+
 class OrtSession:
     """Runs a bundle's ``model.onnx`` or an exported file; see ``Session``.
 
@@ -44,7 +48,9 @@ class OrtSession:
         settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
         path = model.file(self.artifact[0])
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), settings, providers=providers, disabled_optimizers=_DISABLED.get(precision)
+            )
         except Exception as error:  # its exceptions share no public base
             raise BundleError(f"{path} cannot be loaded by onnxruntime: {_first_line(error)}") from error
         _check_provider(providers[0], self._session.get_providers(), options.device)

@@ -39,7 +39,7 @@ def test_torchscript_into_a_copy_as_json(plain: BundleModel, tmp_path: Path) -> 
     assert (report["format"], report["opset"]) == ("torchscript", None)
     assert set(report["snr_db"]) == {"vocals", "accompaniment"}
     assert all(value is None or value >= 80 for value in report["snr_db"].values())
-    assert result.stderr == f"exporting {plain.bundle.path} to torchscript ...\n"
+    assert result.stderr == f"exporting {plain.bundle.path} to torchscript in fp32 ...\n"
 
 
 def test_it_is_quiet_and_gives_the_same_bytes_again(
@@ -51,7 +51,7 @@ def test_it_is_quiet_and_gives_the_same_bytes_again(
     again = tmp_path / "again.tfx"
     result = invoke(export, exported.name, "-o", again)
     assert result.exit_code == 0, result.output
-    assert result.stderr == f"exporting {exported.name} to onnx ...\n"
+    assert result.stderr == f"exporting {exported.name} to onnx in fp32 ...\n"
     where, *stems = result.stdout.splitlines()
     assert where.startswith(f"{again}/model.onnx  0.")
     assert [line.split(":")[0].strip() for line in stems] == ["vocals", "accompaniment"]

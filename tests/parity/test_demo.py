@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.models import BundleModel, open_model
 from tfswa.runtime.parity import Gate, compare
@@ -16,6 +17,7 @@ pytest.importorskip("torch", reason="torch is not installed: there is no referen
 
 # float32 on both sides leaves rounding alone, 120 dB and more; this is what is promised of the demo.
 GATE = Gate(snr_db=90.0, drift_db=0.001)
+HALF = Gate(snr_db=45.0, drift_db=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,18 @@ def test_artifacts_of_the_demo_lose_nothing(demo: BundleModel, songs: Sequence[S
     report = compare(demo, songs, backend=backend, gate=GATE)
     assert report.passed, report.to_dict()
     assert {stem.stem for stem in report.stems} == {"vocals", "accompaniment"}
+    assert all(stem.drift_db is not None for stem in report.stems)
+
+
+@pytest.mark.slow
+def test_half_precision_loses_next_to_nothing(demo: BundleModel, songs: Sequence[Song]) -> None:
+    """ONNX Runtime's CPU provider computes in float32 between rounded weights; every rounding is in snr_db."""
+    from tfswa.export.onnx import export_onnx
+
+    made = export_onnx(demo, precision="fp16")
+    assert min(made.snr_db.values()) >= HALF.snr_db
+    report = compare(demo, songs, backend="ort", options=BackendOptions(precision="fp16"), gate=HALF)
+    assert report.passed, report.to_dict()
     assert all(stem.drift_db is not None for stem in report.stems)
 
 
