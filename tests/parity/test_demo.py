@@ -51,7 +51,7 @@ def test_artifacts_of_the_demo_lose_nothing(demo: BundleModel, songs: Sequence[S
 
 @pytest.mark.slow
 def test_half_precision_loses_next_to_nothing(demo: BundleModel, songs: Sequence[Song]) -> None:
-    """ONNX Runtime's CPU provider computes in float32 between rounded weights; every rounding is in snr_db."""
+    """ONNX Runtime's CPU provider rounds the weights alone; every other rounding is in ``snr_db``."""
     from tfswa.export.onnx import export_onnx
 
     made = export_onnx(demo, precision="fp16")
