@@ -201,9 +201,8 @@ class _Typing:
 
     def _precision_of(self, node: ir.Node) -> ir.DataType:
         if node.op_type in MOVERS:
-            given = {
-                v.dtype for v in node.inputs if v is not None and _is_float(v) and not v.is_initializer()
-            }
+            computed = [v for v in node.inputs if v is not None and not v.is_initializer()]
+            given = {v.dtype for v in computed if v.dtype is not None and _is_float(v)}
             if len(given) == 1:
                 return given.pop()
         if node in self.outside or self.plan.keeps(node.name or ""):
@@ -218,9 +217,9 @@ class _Typing:
                 self.casts[key] = self._rounded(value)
             else:
                 suffix = "fp32" if wanted == ir.DataType.FLOAT else self.precision
-                cast = _cast(value, wanted, f"{value.name}_{suffix}")
-                before.prepend(cast)
-                self.casts[key] = cast.outputs[0]
+                node = _cast(value, wanted, f"{value.name}_{suffix}")
+                before.prepend(node)
+                self.casts[key] = node.outputs[0]
         return self.casts[key]
 
     def _rounded(self, value: ir.Value) -> ir.Value:
@@ -246,10 +245,10 @@ class _Typing:
         """The graph's output, under its own name, in the type of the ends."""
         name = value.name
         value.name = f"{name}_{self.precision}"
-        cast = _cast(value, wanted, str(name))
-        self.graph.append(cast)
-        cast.outputs[0].shape = value.shape
-        return cast.outputs[0]
+        node = _cast(value, wanted, str(name))
+        self.graph.append(node)
+        node.outputs[0].shape = value.shape
+        return node.outputs[0]
 
     def _check_plan(self) -> None:
         for entry in self.plan.fp32:
@@ -308,6 +307,6 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def _cast(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
-    cast = ir.node("Cast", [value], attributes={"to": wanted}, name=f"{name}/Cast")
-    cast.outputs[0].name, cast.outputs[0].dtype = name, wanted
-    return cast
+    node = ir.node("Cast", [value], attributes={"to": wanted}, name=f"{name}/Cast")
+    node.outputs[0].name, node.outputs[0].dtype = name, wanted
+    return node
