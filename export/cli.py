@@ -118,6 +118,30 @@ def export(
     help="Library; auto takes TensorRT where it and a GPU are there, otherwise TensorRT-RTX.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graph: what `tfx export --precision` made.",
+)
+@click.option(
+    "--compute-capability",
+    "capability",
+    metavar="X.Y",
+    help="GPUs to build for, rtx only; default: the GPU here, or every GPU where there is none.",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File that keeps measured kernels from build to build, tensorrt only; default: none.",
+)
+@click.option(
+    "--workspace",
+    type=click.IntRange(min=1),
+    metavar="MB",
+    help="Most GPU memory a layer may take for itself, MB; default: the library's.",
+)
+@click.option(
     "--batch",
     default="1,1,1",
     show_default=True,
@@ -126,20 +150,31 @@ def export(
 )
 @options.force
 @options.as_json
-def build_engine(model: str, flavor: Flavor, batch: str, force: bool, as_json: bool) -> None:
-    """Build a float32 TensorRT engine from the ONNX graph of MODEL (a bundle, or the name demo)."""
+def build_engine(
+    model: str,
+    flavor: Flavor,
+    precision: Precision,
+    capability: str | None,
+    timing_cache: Path | None,
+    workspace: int | None,
+    batch: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build a TensorRT engine from an ONNX graph of MODEL (a bundle, or the name demo).
+
+    The precision of an engine is that of the graph; every layer's type is checked before it is built.
+    """
     import json
 
     import torch
 
+    from tfswa.export.engine import BuildOptions
     from tfswa.export.engine import build_engine as run
     from tfswa.runtime.models import open_model
 
-    sizes = _batch(batch)
-    opened = open_model(model)
-    made = run(
-        opened, flavor=flavor, batch=sizes, force=force, report=lambda line: click.echo(line, err=True)
-    )
+    chosen = BuildOptions(precision, flavor, _batch(batch), capability, timing_cache, workspace)
+    made = run(open_model(model), chosen, force=force, report=lambda line: click.echo(line, err=True))
     gpu = torch.cuda.is_available()
     if as_json:
         report = {
@@ -154,7 +189,7 @@ def build_engine(model: str, flavor: Flavor, batch: str, force: bool, as_json: b
         }
         click.echo(json.dumps(report))
         return
-    version = f"{made.details['flavor']} {made.details['version']}, {made.details['precision']}"
+    version = "{flavor} {version}, {precision}, {target}".format(**made.details)
     what = "in the bundle already, not built again (--force builds it)" if made.cached else "built"
     click.echo(f"{made.file}  {made.bytes / MEGABYTE:.1f} MB, {version}: {what}, {made.seconds:.1f} s")
     if not gpu:

@@ -10,7 +10,7 @@ decided here, by rule::
 - before the first layer with weights and after the last one: float32
 - between them: the low precision, and the sums of a normalisation in float32, which is what the operator
   LayerNormalization does by its definition (``stash_type`` 1)
-- and float32 wherever a ``PrecisionPlan`` says so
+- and float32 for operators that a precision lacks (``FULL``), and wherever a ``PrecisionPlan`` says so
 
 Tensors are cast where two of these meet and nowhere else, each once.
 """
@@ -35,6 +35,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Low = Literal["fp16", "bf16"]
 
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+# TensorRT-RTX 1.7 has no transposed convolution in bfloat16.
+FULL = {"fp16": frozenset[str](), "bf16": frozenset(("ConvTranspose",))}
 LAYERS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
 # What moves numbers and does not compute with them has the type of what it is given.
 MOVERS = frozenset(("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"))
@@ -205,7 +207,8 @@ class _Typing:
             given = {v.dtype for v in computed if v.dtype is not None and _is_float(v)}
             if len(given) == 1:
                 return given.pop()
-        if node in self.outside or self.plan.keeps(node.name or ""):
+        kept = node.op_type in FULL[self.precision] or self.plan.keeps(node.name or "")
+        if kept or node in self.outside:
             return ir.DataType.FLOAT
         return self.low
 

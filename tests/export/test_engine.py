@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
 torch = pytest.importorskip("torch", reason="torch is not installed: export needs it")
 
-from tfswa.export.engine import PORTABLE, build_engine  # noqa: E402
+from tfswa.export import engine  # noqa: E402
+from tfswa.export.engine import PORTABLE, BuildOptions, build_engine  # noqa: E402
+from tfswa.export.onnx import export_onnx  # noqa: E402
+from tfswa.export.precision import Precision, PrecisionPlan  # noqa: E402
 from tfswa.runtime.bundle import Bundle  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, BundleError, ExportError, UsageError  # noqa: E402
 from tfswa.runtime.models import BundleModel, open_model  # noqa: E402
@@ -29,14 +35,15 @@ def replace_onnx(exported: BundleModel) -> Callable[..., BundleModel]:
     """Put another graph into a bundle, recorded as fp32."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: it makes the graph")
 
-    def put(*nodes: Any) -> BundleModel:
+    def put(*nodes: Any, precision: str = "fp32") -> BundleModel:
         spec, kind = exported.spec, onnx.TensorProto.FLOAT
         mixture = onnx.helper.make_tensor_value_info("mixture", kind, ["batch", *spec.input_shape(1)[1:]])
         stems = onnx.helper.make_tensor_value_info("stems", kind, None)
         graph = onnx.helper.make_graph(nodes, "g", [mixture], [stems])
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
         data = model.SerializeToString()
-        exported.bundle.add("model.onnx", lambda p: open_and_write(p, data), kind="onnx", precision="fp32")
+        name = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+        exported.bundle.add(name, lambda p: open_and_write(p, data), kind="onnx", precision=precision)
         return exported
 
     return put
@@ -57,7 +64,7 @@ def test_an_engine_is_built_recorded_and_found_again(
     trt: Any, exported: BundleModel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lines: list[str] = []
-    made = build_engine(exported, flavor="rtx", report=lines.append)
+    made = build_engine(exported, BuildOptions(flavor="rtx"), report=lines.append)
     assert len(lines) == 1
     assert made.file == exported.bundle.path / "engines" / f"{made.key}.engine"
     assert not made.cached
@@ -74,7 +81,7 @@ def test_an_engine_is_built_recorded_and_found_again(
     entry = Bundle.open(exported.bundle.path).files[f"engines/{made.key}.engine"]
     assert (entry.kind, entry.precision, dict(entry.details)) == ("engine", "fp32", made.details)
     written = made.file.stat().st_mtime_ns
-    again = build_engine(open_model(exported.name), flavor="rtx", report=lines.append)
+    again = build_engine(open_model(exported.name), BuildOptions(flavor="rtx"), report=lines.append)
     assert (again.cached, again.key, again.file) == (True, made.key, made.file)
     assert made.file.stat().st_mtime_ns == written
     assert len(lines) == 1
@@ -83,31 +90,31 @@ def test_an_engine_is_built_recorded_and_found_again(
 
 @pytest.mark.trt
 def test_another_batch_is_another_engine_and_force_builds_again(trt: Any, exported: BundleModel) -> None:
-    one = build_engine(exported, flavor="rtx")
-    four = build_engine(exported, flavor="auto", batch=(1, 2, 4))
+    one = build_engine(exported, BuildOptions(flavor="rtx"))
+    four = build_engine(exported, BuildOptions(flavor="auto", batch=(1, 2, 4)))
     assert four.key != one.key
     assert four.details["batch"] == [1, 2, 4]
     assert {entry.kind for name, entry in exported.bundle.files.items() if "engines/" in name} == {"engine"}
     before = one.file.stat().st_mtime_ns
-    forced = build_engine(exported, flavor="rtx", force=True)
+    forced = build_engine(exported, BuildOptions(flavor="rtx"), force=True)
     assert (forced.key, forced.cached) == (one.key, False)
     assert one.file.stat().st_mtime_ns != before
 
 
 @pytest.mark.trt
 def test_a_damaged_engine_is_not_a_cache_hit(trt: Any, exported: BundleModel) -> None:
-    made = build_engine(exported, flavor="rtx")
+    made = build_engine(exported, BuildOptions(flavor="rtx"))
     made.file.write_bytes(made.file.read_bytes()[:-1])
     with pytest.raises(BundleError, match=rf"{made.key}\.engine is damaged"):
-        build_engine(exported, flavor="rtx")
-    assert build_engine(exported, flavor="rtx", force=True).bytes == made.bytes
+        build_engine(exported, BuildOptions(flavor="rtx"))
+    assert build_engine(exported, BuildOptions(flavor="rtx"), force=True).bytes == made.bytes
 
 
 @pytest.mark.trt
 def test_an_engine_of_a_sealed_bundle_goes_to_the_cache(
     trt: Any, exported: BundleModel, seal: Any, private_cache: Path
 ) -> None:
-    made = build_engine(seal(exported), flavor="rtx")
+    made = build_engine(seal(exported), BuildOptions(flavor="rtx"))
     assert made.file.is_relative_to(private_cache)
 
 
@@ -115,8 +122,146 @@ def test_an_engine_of_a_sealed_bundle_goes_to_the_cache(
 def test_a_graph_in_half_precision_is_not_called_fp32(trt: Any, replace_onnx: Any) -> None:
     model = replace_onnx(node("Cast", "mixture", "half", to=10), node("Cast", "half", "stems", to=1))
     with pytest.raises(ExportError, match=r"model\.onnx is recorded as fp32, its layer .* gives HALF"):
-        build_engine(model, flavor="rtx")
+        build_engine(model, BuildOptions(flavor="rtx"))
     assert not (model.bundle.path / "engines").exists()
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_low_precision_is_built_from_its_own_graph(
+    trt: Any, exported: BundleModel, precision: Precision
+) -> None:
+    full = build_engine(exported, BuildOptions(flavor="rtx"))
+    made = export_onnx(exported, precision=precision)
+    low = build_engine(open_model(exported.name), BuildOptions(precision, "rtx"))
+    assert low.details["onnx_sha256"] == Bundle.open(exported.bundle.path).files[made.file.name].sha256
+    assert (low.details["precision"], low.cached) == (precision, False)
+    assert low.key != full.key
+
+
+@pytest.mark.trt
+def test_a_plan_is_known_to_the_engine(trt: Any, exported: BundleModel) -> None:
+    export_onnx(exported, precision="fp16", plan=PrecisionPlan(("encoder.1.blocks.0.time",)))
+    model = open_model(exported.name)
+    assert build_engine(model, BuildOptions("fp16", "rtx")).bytes
+    entry = model.bundle.files["model.fp16.onnx"]
+    data = model.file("model.fp16.onnx").read_bytes()
+    details = {**entry.details, "plan": []}
+    model.bundle.add(
+        "model.fp16.onnx", lambda p: open_and_write(p, data), kind="onnx", precision="fp16", details=details
+    )
+    with pytest.raises(ExportError, match=r"as fp16, its layer encoder\.1\.blocks\.0\.time.* gives FLOAT"):
+        build_engine(open_model(exported.name), BuildOptions("fp16", "rtx"), force=True)
+
+
+@pytest.mark.trt
+def test_a_float32_graph_is_not_called_fp16(trt: Any, exported: BundleModel) -> None:
+    data = exported.file("model.onnx").read_bytes()
+    exported.bundle.add("model.fp16.onnx", lambda p: open_and_write(p, data), kind="onnx", precision="fp16")
+    with pytest.raises(ExportError, match=r"model\.fp16\.onnx is recorded as fp16, its layer .* gives FLOAT"):
+        build_engine(open_model(exported.name), BuildOptions("fp16", "rtx"))
+
+
+@pytest.mark.trt
+def test_a_compute_capability_is_another_engine(trt: Any, exported: BundleModel) -> None:
+    one = build_engine(exported, BuildOptions(flavor="rtx", capability="8.9"))
+    assert one.details["target"] == "compute capability 8.9"
+    portable = build_engine(exported, BuildOptions(flavor="rtx"))
+    assert portable.key != one.key
+    with pytest.raises(
+        UsageError, match=r"builds for compute capability 7\.5, .*, asked for is 9\.9: choose one"
+    ):
+        build_engine(exported, BuildOptions(flavor="rtx", capability="9.9"))
+
+
+@pytest.mark.trt
+def test_another_weight_is_a_miss(trt: Any, exported: BundleModel) -> None:
+    one = build_engine(exported, BuildOptions(flavor="rtx"))
+    graph = onnx.load(exported.file("model.onnx"))
+    bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1e-6), bias.name)
+    )
+    data = graph.SerializeToString()
+    exported.bundle.add("model.onnx", lambda p: open_and_write(p, data), kind="onnx", precision="fp32")
+    two = build_engine(open_model(exported.name), BuildOptions(flavor="rtx"))
+    assert not two.cached
+    assert two.key != one.key
+
+
+@pytest.mark.trt
+def test_two_builders_at_once_make_one_engine(trt: Any, exported: BundleModel) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tfswa.runtime",
+        "build-engine",
+        exported.name,
+        "--flavor",
+        "rtx",
+        "--json",
+    ]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    answers = [run.communicate(timeout=300) for run in runs]
+    reports = [json.loads(out) for out, _ in answers]
+    assert sorted(report["cached"] for report in reports) == [False, True, True]
+    assert len({report["file"] for report in reports}) == 1
+    assert sum("building with" in err for _, err in answers) == 1
+    assert [path.suffix for path in (exported.bundle.path / "engines").iterdir()] == [".engine"]
+
+
+@pytest.mark.trt
+def test_rtx_has_no_use_for_a_timing_cache(trt: Any, exported: BundleModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="flavor rtx measures no kernels while it builds"):
+        build_engine(exported, BuildOptions(flavor="rtx", timing_cache=tmp_path / "timings"))
+
+
+class Timings:
+    """What ``ITimingCache`` and ``IBuilderConfig`` do with timings: kernels in a set, one a byte."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.kernels, self.fits = set(data), data != b"foreign"
+
+    def create_timing_cache(self, data: bytes) -> Timings:
+        return Timings(data)
+
+    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.kernels |= cache.kernels
+        return cache.fits
+
+    def get_timing_cache(self) -> Timings:
+        return self
+
+    def combine(self, other: Timings, ignore_mismatch: bool) -> bool:
+        self.kernels |= other.kernels
+        return not ignore_mismatch
+
+    def serialize(self) -> bytes:
+        return bytes(sorted(self.kernels))
+
+
+def test_timings_are_merged_with_those_of_other_builds(tmp_path: Path) -> None:
+    path = tmp_path / "timings"
+    one, two = Timings(b"a"), Timings(b"b")
+    for config in (one, two):
+        engine._load_timings(config, path)  # both begin before either ends
+    for config in (one, two):
+        engine._store_timings(config, path)
+    assert path.read_bytes() == b"ab"
+    third = Timings()
+    engine._load_timings(third, path)
+    assert third.kernels == set(b"ab")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_foreign_timings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "timings"
+    path.write_bytes(b"foreign")
+    with pytest.raises(UsageError, match="timings is damaged, or of another GPU or version"):
+        engine._load_timings(Timings(), path)
 
 
 @pytest.mark.trt
@@ -125,7 +270,7 @@ def test_what_the_parser_refuses_is_one_line(trt: Any, replace_onnx: Any) -> Non
     with pytest.raises(
         ExportError, match=r"^model\.onnx is not accepted by tensorrt_rtx: .*NoSuchOperator"
     ) as e:
-        build_engine(model, flavor="rtx")
+        build_engine(model, BuildOptions(flavor="rtx"))
     assert "\n" not in str(e.value)
 
 
@@ -134,7 +279,7 @@ def test_a_truncated_graph_is_named(trt: Any, exported: BundleModel) -> None:
     path = exported.bundle.path / "model.onnx"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(BundleError, match=r"model\.onnx is damaged: its SHA-256 is"):
-        build_engine(exported, flavor="rtx")
+        build_engine(exported, BuildOptions(flavor="rtx"))
 
 
 def test_without_a_graph_the_command_that_makes_it_is_named(plain: BundleModel) -> None:
@@ -145,16 +290,16 @@ def test_without_a_graph_the_command_that_makes_it_is_named(plain: BundleModel) 
 @pytest.mark.parametrize("batch", [(0, 1, 1), (2, 1, 2), (1, 4, 2)])
 def test_batches_out_of_order(exported: BundleModel, batch: tuple[int, int, int]) -> None:
     with pytest.raises(UsageError, match="is not MIN <= OPT <= MAX"):
-        build_engine(exported, batch=batch)
+        build_engine(exported, BuildOptions(batch=batch))
 
 
 def test_a_missing_library_names_its_extra(exported: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'tfswa\[trt-rtx\]'"):
-        build_engine(exported, flavor="rtx")
+        build_engine(exported, BuildOptions(flavor="rtx"))
     with pytest.raises(BackendUnavailable, match=r"flavor tensorrt needs tensorrt .*--flavor rtx"):
-        build_engine(exported, flavor="tensorrt")
+        build_engine(exported, BuildOptions(flavor="tensorrt"))
 
 
 def test_tensorrt_needs_the_gpu_it_builds_for(exported: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +307,7 @@ def test_tensorrt_needs_the_gpu_it_builds_for(exported: BundleModel, monkeypatch
     monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "11.0", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendUnavailable, match="0 CUDA devices found: use --flavor rtx"):
-        build_engine(exported, flavor="tensorrt")
+        build_engine(exported, BuildOptions(flavor="tensorrt"))
 
 
 def test_an_exported_file_has_no_bundle(exported: BundleModel) -> None:
