@@ -125,7 +125,7 @@ def build_engine(
     flavor, library = _library(options.flavor)
     if options.timing_cache is not None and flavor == "rtx":
         raise UsageError(
-            f"flavor rtx measures no kernels while it builds, nothing would come into {options.timing_cache}: "
+            f"flavor rtx measures no kernels while it builds, {options.timing_cache} would stay empty: "
             "leave --timing-cache out"
         )
     made_for = _target(library, flavor, options.capability)
