@@ -136,9 +136,11 @@ def run(recipe: Recipe, data: Path, runs: Path, device: str, threads: int) -> No
 
 
 def commit() -> str:
-    """What is trained with: a commit, and whether it was changed."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    """What is trained with: a commit, and whether the code is another one; pages and figures are not code."""
+    git = ["git", "-C", str(ROOT)]
+    name = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "train", "runtime"]).returncode
+    return f"{name}-dirty" if changed else name or "unknown"
 
 
 def page(data: Path, runs: Path) -> None:
