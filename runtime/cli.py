@@ -15,8 +15,10 @@ from tfswa.runtime.errors import BackendUnavailable, TfxError
 COMMANDS = {
     "separate": ("tfswa.runtime.commands.separate", "Separate songs into stems."),
     "parity": ("tfswa.runtime.commands.parity", "Measure in dB what an artifact lost against eager torch."),
+    "bench": ("tfswa.runtime.commands.bench", "Time every backend here, beside what each costs in dB."),
     "evaluate": ("tfswa.runtime.commands.evaluate", "Measure SDR, ISR, SIR, SAR on songs with true stems."),
     "inspect": ("tfswa.runtime.commands.inspect", "Describe a bundle, a model file or a family."),
+    "doctor": ("tfswa.runtime.commands.doctor", "Say what works here, what does not, and how to mend it."),
     "models": ("tfswa.runtime.commands.models", "List the models and families that are at hand."),
     "train": ("tfswa.train.cli", "Train a network from a configuration file."),
     "new": ("tfswa.train.cli", "Make a bundle with untrained weights."),

@@ -201,6 +201,22 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
+def bars(values: Mapping[str, float], title: str) -> Figure:
+    """Draw one horizontal bar a value, the first on top, each with its number.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    figure = _figure(7.0, 0.8 + 0.4 * len(values))
+    axis = figure.subplots()
+    drawn = axis.barh(list(values), list(values.values()), color="tab:blue")
+    axis.bar_label(drawn, fmt="%.3g", padding=3)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_title(title, fontsize="medium")
+    return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, in place of an older file in one step.
 

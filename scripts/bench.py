@@ -1,7 +1,7 @@
-"""Measure on this machine: speed per backend, the host's share of the work, memory on long files, training.
+"""Measure on this machine: the host's share of the work, memory on long files, training steps.
 
-Ratios come from one interleaved run. Every subprocess is the command that a user types, but for
-those of the training part (bench_training.py).
+Ratios come from one interleaved run. Every subprocess is the command that a user types, but for those of
+the training part (bench_training.py). Backends are compared by `tfx bench`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,17 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import bench_training
-import numpy as np
 import soundfile
 
-from tfswa.runtime.backends import BackendOptions, Session, open_session
-from tfswa.runtime.errors import BackendUnavailable
-from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.models import open_model
 from tfswa.runtime.table import text_table
 from tfswa.runtime.truth import example_stem_file, load_stem_file, synthetic_song
@@ -38,10 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only",
-        choices=["speed", "host", "memory", "training"],
+        choices=["host", "memory", "training"],
         help="one part; default: all but training, which takes most of an hour on a CPU",
     )
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of the speed part (7)")
     parser.add_argument("--minutes", type=float, default=60, help="length of the long file (60)")
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -73,8 +66,6 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items()), end="\n\n")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if arguments.only in (None, "speed"):
-            results["speed"] = speed("demo", arguments.rounds)
         if arguments.only in (None, "host"):
             results["host"] = host(work)
         if arguments.only in (None, "memory"):
@@ -91,7 +82,6 @@ def main() -> None:
 
 
 TITLES = {
-    "speed": "Speed of the embedded model, one chunk, backends interleaved",
     "host": "Work outside the network: decode, STFT, iSTFT, overlap-add, encode",
     "memory": "Peak resident memory of `tfx separate` by length of the file",
     "training": "Training steps of a network, modes interleaved",
@@ -136,57 +126,6 @@ def machine() -> dict[str, Any]:
         "commit": commit.stdout.strip() or "-",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def speed(name: str, rounds: int) -> list[dict[str, Any]]:
-    """Time one chunk per backend, interleaved; SNR of its output against eager torch."""
-    model = open_model(name)
-    if model.bundle is not None and model.bundle.find("torchscript") is None:
-        run("export", name, "--format", "torchscript")
-    spec = model.spec
-    random = np.random.default_rng(0)
-    planes = random.standard_normal(spec.input_shape(1), dtype=np.float32)
-    sessions: dict[str, Session] = {}
-    for backend in ("torch", "torchscript", "ort"):
-        try:
-            sessions[backend] = open_session(backend, model, BackendOptions())
-        except BackendUnavailable as error:
-            print(f"left out: {error}")
-    outputs = {backend: session.infer(planes) for backend, session in sessions.items()}  # warm-up
-    times: dict[str, list[float]] = {backend: [] for backend in sessions}
-    for _ in range(rounds):
-        for backend, session in sessions.items():
-            start = time.perf_counter()
-            session.infer(planes)
-            times[backend].append(time.perf_counter() - start)
-    seconds = spec.chunk_samples / spec.stft.sample_rate
-    first = next(iter(sessions))
-    rows = []
-    for backend, session in sessions.items():
-        median = statistics.median(times[backend])
-        paired = [a / b for a, b in zip(times[first], times[backend], strict=True)]
-        rows.append(
-            {
-                "backend": backend,
-                "session": session.description,
-                "median_ms": round(median * 1e3, 1),
-                "p95_ms": round(float(np.percentile(times[backend], 95)) * 1e3, 1),
-                "x_realtime": round(seconds / median, 2),
-                f"x_{first}": round(statistics.median(paired), 3),
-                "snr_db": distance(outputs[first], outputs[backend]),
-            }
-        )
-    print(f"{name} ({spec.family}), one chunk of {seconds:.2f} s, {rounds} interleaved rounds")
-    print(text_table(list(rows[0]), [list(row.values()) for row in rows], digits=3), end="\n\n")
-    return rows
-
-
-def distance(reference: np.ndarray, found: np.ndarray) -> float | str | None:
-    """SNR in dB, or a word where it has no number."""
-    if np.array_equal(reference, found):
-        return "identical"
-    value = snr_db(reference, found)
-    return None if value is None else round(value, 1)
 
 
 def host(work: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from bench_process import Lost, Trainee
 
+from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.models import open_model
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.table import text_table
@@ -59,7 +59,7 @@ class Cell:
 
     network: str
     mode: str
-    trainee: Trainee | None = None
+    trainee: Worker | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
     warm_up: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -166,7 +166,7 @@ def take_turns(cells: Sequence[Cell], plan: Plan, stack: ExitStack) -> None:
         program = [sys.executable, str(HERE / "bench_trainee.py"), str(plan.work / RECIPE.name), plan.device]
         # An empty cache: what an earlier run compiled would hide how long it takes.
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(plan.work / f"inductor-{cell.network}")}
-        cell.trainee = Trainee([*program, *plan.settings(cell.network), *MODES[cell.mode]], cache)
+        cell.trainee = Worker([*program, *plan.settings(cell.network), *MODES[cell.mode]], cache)
         stack.enter_context(closing(cell.trainee))
         cell.conditions = cell.ask() or {}
         if not cell.conditions and cell is cells[0]:

@@ -29,6 +29,7 @@ class TorchSession:
     """
 
     name = "torch"
+    precisions = ("fp32", "fp16", "bf16")
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

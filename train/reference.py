@@ -7,6 +7,7 @@ written plainly in float64 over the same chunk plan. A fault of the host therefo
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,9 @@ from tfswa.train.spectral import TorchStft
 
 if TYPE_CHECKING:
     from tfswa.runtime.models import Model
+
+CEILING_SIZE = 2048  # rows and columns
+CEILING_ROUNDS = 6
 
 
 class TorchReference:
@@ -47,6 +51,26 @@ class TorchReference:
         with torch.inference_mode():
             out: NDArray[np.float32] = self.network(torch.from_numpy(planes)).numpy()
         return out
+
+    @staticmethod
+    def ceiling(precision: str, threads: int | None = None) -> float:
+        """What this CPU reaches at best: GFLOP/s of a product of two matrices, the best of several."""
+        if threads:
+            torch.set_num_threads(threads)
+        kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        one = torch.randn(CEILING_SIZE, CEILING_SIZE).to(kind)
+        best = math.inf
+        for _ in range(CEILING_ROUNDS):
+            start = time.perf_counter()
+            one @ one
+            best = min(best, time.perf_counter() - start)
+        return 2 * CEILING_SIZE**3 / best / 1e9
+
+    def gflop_per_second(self) -> float:
+        """Billions of floating-point operations that a second of audio costs."""
+        from tfswa.train.families import count_costs
+
+        return count_costs(self.spec)[1]
 
     def attention_maps(self, planes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Attention weights by module, of one item ``[1, 2*C, T, F]``; see ``train.attention``."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tfswa.runtime.models import Model
 
 GROUP = "tfswa.backends"
-PREFERENCE = ("ort", "torchscript", "torch")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class BackendOptions:
 
 
 class Session(Protocol):
-    """A loaded network.
+    """A loaded network. A class attribute ``precisions`` names what it can be asked for, if not fp32 alone.
 
     Attributes:
         name: the backend's, as registered.
@@ -63,18 +62,36 @@ def backend_names() -> list[str]:
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
+def precisions_of(backend: str) -> tuple[str, ...]:
+    """What a backend can be asked for; ``("fp32",)`` where its library is missing, or where it does not say.
+
+    Raises:
+        UsageError: no such backend.
+    """
+    try:
+        return tuple(getattr(_load(_point(backend)), "precisions", ("fp32",)))
+    except BackendUnavailable:
+        return ("fp32",)
+
+
 def open_session(backend: str, model: Model, options: BackendOptions) -> Session:
-    """Load a model in a backend; ``auto`` takes the first that the model has an artifact for.
+    """Load a model in a backend; what ``auto`` takes is in ``runtime/auto.py``.
 
     Raises:
         UsageError: no such backend.
         BackendUnavailable: its library, its device or the model's artifact for it is missing.
     """
     if backend == "auto":
-        return _first_that_works(model, options)
+        from tfswa.runtime.auto import choose
+
+        return choose(model, options)
+    return _load(_point(backend))(model, options)
+
+
+def _point(backend: str) -> EntryPoint:
     for point in entry_points(group=GROUP):
         if point.name == backend:
-            return _load(point)(model, options)
+            return point
     raise UsageError(f"unknown backend {backend!r}: choose one of auto, {', '.join(backend_names())}")
 
 
@@ -85,13 +102,3 @@ def _load(point: EntryPoint) -> type[Session]:
         needed = error.name or "a library"
         how = "pip install 'tfswa[torch]', or use --backend ort" if needed == "torch" else f"install {needed}"
         raise BackendUnavailable(f"backend {point.name} needs {needed} ({error}): {how}") from error
-
-
-def _first_that_works(model: Model, options: BackendOptions) -> Session:
-    reasons = []
-    for name in PREFERENCE:
-        try:
-            return open_session(name, model, options)
-        except BackendUnavailable as error:
-            reasons.append(f"{name}: {error}")
-    raise BackendUnavailable(f"no backend can run {model.name}: {'; '.join(reasons)}")

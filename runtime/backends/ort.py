@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 # Its pass to blocked layouts crashes on float16 graphs with a free batch (1.31.1, CPU).
-_DISABLED = {"fp16": ["NchwcTransformer"]}
+_OPTIONS = {"fp16": {"disabled_optimizers": ["NchwcTransformer"]}}
 
 
 class OrtSession:
@@ -29,6 +29,7 @@ class OrtSession:
     """
 
     name = "ort"
+    precisions = ("fp32", "fp16")
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]
@@ -49,7 +50,7 @@ class OrtSession:
         path = model.file(self.artifact[0])
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), settings, providers=providers, disabled_optimizers=_DISABLED.get(precision)
+                str(path), settings, providers=providers, **_OPTIONS.get(precision, {})
             )
         except Exception as error:  # its exceptions share no public base
             raise BundleError(f"{path} cannot be loaded by onnxruntime: {_first_line(error)}") from error

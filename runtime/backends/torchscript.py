@@ -28,6 +28,7 @@ class TorchScriptSession:
     """
 
     name = "torchscript"
+    precisions = ("fp32",)
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

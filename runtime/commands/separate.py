@@ -55,6 +55,7 @@ def separate(
 
     INPUT is an audio or video file, or a folder whose audio files are all taken.
     """
+    from tfswa.runtime.auto import why
     from tfswa.runtime.backends import BackendOptions
     from tfswa.runtime.encoders import FORMATS
     from tfswa.runtime.errors import UsageError
@@ -74,7 +75,8 @@ def separate(
     with Separator(opened, backend=backend, options=settings, batch=batch) as separator:
         evidence = describe_evidence(opened, separator.session, settings)
         if not as_json:
-            click.echo(f"{opened.name} in {separator.session.description}; {evidence}", err=True)
+            reason = f" ({why(opened, settings, separator.session)})" if backend == "auto" else ""
+            click.echo(f"{opened.name} in {separator.session.description}{reason}; {evidence}", err=True)
         for source, folder in jobs:
             paths = {stem: folder / f"{stem}{FORMATS[format_].extension}" for stem in wanted}
             try:

@@ -132,7 +132,7 @@ def model_with(*artifacts: str) -> Model:
 
 
 def test_the_registered_backends_are_there() -> None:
-    assert {"ort", "torchscript", "torch"} <= set(backend_names())
+    assert {"ort", "openvino", "torchscript", "torch"} <= set(backend_names())
 
 
 def test_an_unknown_backend_lists_what_there_is() -> None:

@@ -263,6 +263,16 @@ def test_data_musdb(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
+def test_bench(tfx: Tfx, bundle: Bundle) -> None:
+    printed = tfx("bench", bundle.path, "--backend", "torch", "--backend", "torch:bf16", "--rounds", 1)
+    check(printed, "tfx bench")
+
+
+def test_doctor(tfx: Tfx) -> None:
+    check(tfx("doctor"), "tfx doctor")
+
+
+@pytest.mark.slow
 def test_export_and_build_engine(tfx: Tfx, bundle: Bundle) -> None:
     check(tfx("export", bundle.path, "--format", "torchscript"), "tfx export")
     check(tfx("export", bundle.path, "--format", "onnx"), "tfx export")
@@ -275,10 +285,12 @@ def test_every_section_is_compared() -> None:
         "tfx separate",
         "tfx parity",
         "tfx evaluate",
+        "tfx bench",
         "tfx inspect: a bundle",
         "tfx inspect: an exported file",
         "tfx inspect: a family",
         "tfx inspect --attention",
+        "tfx doctor",
         "tfx models",
         "tfx train",
         "tfx new",

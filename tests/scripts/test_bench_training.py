@@ -20,8 +20,9 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))  # the scripts are no package
 
 import bench_training  # noqa: E402
-from bench_process import Lost, Trainee  # noqa: E402
 from bench_training import Cell  # noqa: E402
+
+from tfswa.runtime.benchmark.process import Lost, Worker  # noqa: E402
 
 ECHO = """
 import sys
@@ -42,8 +43,8 @@ TINY = (
 )
 
 
-def python(code: str) -> closing[Trainee]:
-    return closing(Trainee([sys.executable, "-c", code]))
+def python(code: str) -> closing[Worker]:
+    return closing(Worker([sys.executable, "-c", code]))
 
 
 def cell(mode: str, seconds: list[float], norms: tuple[float, ...] = (1.0, 2.0)) -> Cell:

@@ -1,4 +1,4 @@
-"""The other end of bench_trainee.py: a process that is asked, waited for, and ended."""
+"""A process that is asked, waited for, and ended: lines to it, lines of JSON from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ class Lost(Exception):
     """A process that will not answer, and why."""
 
 
-class Trainee:
+class Worker:
     """A process that answers a line with a line of JSON; its owner closes it.
 
     Args:
@@ -24,7 +24,7 @@ class Trainee:
         extra: environment variables beside our own.
     """
 
-    def __init__(self, command: Sequence[str], extra: dict[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -32,7 +32,7 @@ class Trainee:
             text=True,
             bufsize=1,
             env={**os.environ, **(extra or {})},
-            start_new_session=True,  # a compiler's workers die with it
+            start_new_session=True,  # what it starts dies with it, and Ctrl-C reaches its owner alone
         )
 
     def ask(self, what: str = "", seconds: float | None = None) -> dict[str, Any]:

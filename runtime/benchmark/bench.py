@@ -1,0 +1,319 @@
+"""Every backend and precision that can run a model here, in turns, each in a process of its own.
+
+One process computes at a time and the turns are short, so a slow spell of the machine hits all alike; ratios
+are of turns side by side. What a process does is in ``worker.py``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.auto import cpu_name
+from tfswa.runtime.backends import backend_names, precisions_of
+from tfswa.runtime.benchmark.process import Lost, Worker
+from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
+from tfswa.runtime.metrics import sdr_db, snr_db
+from tfswa.runtime.models import Model
+from tfswa.runtime.parity import gate_for, load_reference
+from tfswa.runtime.truth import Song
+
+TURN = 2  # timed calls before the next backend has its turn
+CEILINGS = ("fp32", "bf16")  # products that CPUs have; float16 is computed in float32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        entries: backends and precisions; empty for all that are here.
+        rounds: timed calls of each.
+        batch: chunks a call.
+        device: as for ``tfx separate``.
+        threads: CPU threads; None for all.
+    """
+
+    entries: Sequence[tuple[str, str]] = ()
+    rounds: int = 7
+    batch: int = 1
+    device: str = "cpu"
+    threads: int | None = None
+
+
+@dataclass
+class Row:
+    """One backend in one precision. None where a figure could not be had.
+
+    Attributes:
+        backend: its name.
+        precision: as asked for.
+        session: what ran, in words.
+        versions: of its libraries.
+        median_ms: of a call of the network, warm.
+        p95_ms: likewise.
+        x_realtime: seconds of audio per second, by the median.
+        x_first: speed beside the first row's, turn by turn, median.
+        snr_db: of the worst stem of the song, against the first row's output; None where identical.
+        identical: whether the song came out as in the first row, to the bit.
+        drift_db: largest change of SDR against the true stems.
+        passed: whether it meets parity's gate of its precision; the first row does.
+        open_s: loading the network, compiling included.
+        cold_s: from the start of loading to the first answer.
+        memory_mb: peak resident memory of the process.
+        ceiling: share of what a matrix product of that precision reaches here.
+        note: why figures are missing, or what is amiss.
+    """
+
+    backend: str
+    precision: str
+    session: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    x_realtime: float | None = None
+    x_first: float | None = None
+    snr_db: float | None = None
+    identical: bool = False
+    drift_db: float | None = None
+    passed: bool = False
+    open_s: float | None = None
+    cold_s: float | None = None
+    memory_mb: float | None = None
+    ceiling: float | None = None
+    note: str = ""
+    _times: list[float] = field(default_factory=list, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A run.
+
+    Attributes:
+        model: as it was named.
+        machine: CPU, cores, version of tfx, date.
+        song: what the dB are measured on.
+        gflop_per_s_of_audio: cost of the network; None without torch.
+        ceilings: billions of operations per second of a matrix product, by precision.
+        rows: the first is what the others are compared with.
+    """
+
+    model: str
+    machine: Mapping[str, str | int]
+    song: str
+    gflop_per_s_of_audio: float | None
+    ceilings: Mapping[str, float]
+    rows: Sequence[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        whole = {name: getattr(self, name) for name in ("model", "song", "gflop_per_s_of_audio")}
+        mappings = {"machine": dict(self.machine), "ceilings": dict(self.ceilings)}
+        return {**whole, **mappings, "rows": [row.to_dict() for row in self.rows]}
+
+
+def bench(
+    model: Model, song: Song, plan: Plan = Plan(), report: Callable[[str], None] = lambda line: None
+) -> Benchmark:
+    """Measure backends side by side.
+
+    Args:
+        model: what to run.
+        song: for the dB; at the model's rate.
+        plan: what to measure.
+        report: told in a line what begins.
+
+    Raises:
+        UsageError: an entry that no backend has, or no rounds.
+        BackendUnavailable: an entry that was asked for cannot run here, or none can.
+    """
+    if plan.rounds < 1 or plan.batch < 1:
+        raise UsageError(f"rounds {plan.rounds} and batch {plan.batch} must be at least 1")
+    entries = list(plan.entries) or _all_entries()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfx-bench-")))
+        ceilings = _ceilings(plan, report, stack)
+        rows, workers = [], {}
+        for backend, precision in entries:
+            report(f"{backend} {precision}: loading")
+            row = Row(backend, precision)
+            worker = Worker(_command(model, row, plan), _environment(plan))
+            stack.enter_context(closing(worker))
+            rows.append(row)
+            try:
+                _opened(row, worker.ask())
+                workers[len(rows) - 1] = worker
+            except Lost as error:
+                if plan.entries:
+                    raise BackendUnavailable(f"{backend} in {precision} cannot run here: {error}") from None
+                row.note = str(error)
+        if not workers:
+            raise BackendUnavailable(f"no backend can run {model.name}: {'; '.join(r.note for r in rows)}")
+        _take_turns(rows, workers, plan, report)
+        outputs = _separate(rows, workers, song, folder, report)
+    rows = sorted(rows, key=lambda row: row.median_ms is None)  # stable: what could not run comes last
+    _compare(rows, outputs, song, plan, model)
+    cost = _cost(model)
+    for row in rows:
+        top = ceilings.get(row.precision)
+        if cost and top and row.x_realtime:
+            row.ceiling = cost * row.x_realtime / top
+    return Benchmark(model.name, _machine(), song.name, cost, ceilings, rows)
+
+
+def _machine() -> dict[str, str | int]:
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "tfx": version("tfswa"), "date": date}
+
+
+def _all_entries() -> list[tuple[str, str]]:
+    """Every registered backend in every precision that it knows; the eager network first."""
+    names = sorted(backend_names(), key=lambda name: (name != "torch", name))
+    return [(name, precision) for name in names for precision in precisions_of(name)]
+
+
+def _command(model: Model, row: Row, plan: Plan) -> list[str]:
+    given = {
+        "model": model.name,
+        "backend": row.backend,
+        "precision": row.precision,
+        "device": plan.device,
+        "threads": plan.threads,
+        "batch": plan.batch,
+    }
+    return [sys.executable, "-m", "tfswa.runtime.benchmark.worker", json.dumps(given)]
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(plan.threads)} if plan.threads else {}
+
+
+def _ceilings(plan: Plan, report: Callable[[str], None], stack: ExitStack) -> dict[str, float]:
+    """A matrix product in each precision; none where torch is not installed, or on a GPU."""
+    found = {}
+    for precision in CEILINGS if plan.device == "cpu" else ():
+        report(f"the machine's ceiling in {precision}")
+        given = json.dumps({"ceiling": precision, "threads": plan.threads})
+        command = [sys.executable, "-m", "tfswa.runtime.benchmark.worker", given]
+        worker = Worker(command, _environment(plan))
+        stack.enter_context(closing(worker))
+        try:
+            found[precision] = round(worker.ask()["gflop_per_s"], 1)
+        except Lost:
+            return {}
+    return found
+
+
+def _opened(row: Row, answer: Mapping[str, Any]) -> None:
+    row.session, row.versions = answer["session"], answer["versions"]
+    row.open_s = round(answer["open_s"], 3)
+    row.cold_s = round(answer["open_s"] + answer["first_s"], 3)
+    row.memory_mb = answer["memory_mb"]
+
+
+def _take_turns(
+    rows: Sequence[Row], workers: dict[int, Worker], plan: Plan, report: Callable[[str], None]
+) -> None:
+    """Time the workers in turns; one that is lost is left out from then on."""
+    for done in range(0, plan.rounds, TURN):
+        report(f"{done} of {plan.rounds} rounds")
+        for index in list(workers):
+            try:
+                answer = workers[index].ask(f"run {min(TURN, plan.rounds - done)}")
+            except Lost as error:
+                rows[index].note = str(error)
+                del workers[index]
+                continue
+            rows[index]._times += answer["seconds"]
+            rows[index].memory_mb = answer["memory_mb"]
+    for index in workers:
+        times = rows[index]._times
+        rows[index].median_ms = round(statistics.median(times) * 1e3, 2)
+        rows[index].p95_ms = round(float(np.percentile(times, 95)) * 1e3, 2)
+
+
+def _separate(
+    rows: Sequence[Row],
+    workers: Mapping[int, Worker],
+    song: Song,
+    folder: Path,
+    report: Callable[[str], None],
+) -> dict[int, NDArray[np.float32]]:
+    """The song through every backend; by identity of the row."""
+    source = folder / "song.npy"
+    np.save(source, song.mixture)
+    found = {}
+    for index, worker in workers.items():
+        report(f"{rows[index].backend} {rows[index].precision}: {song.name}")
+        target = folder / f"{index}.npy"
+        try:
+            rows[index].memory_mb = worker.ask(f"song {source} {target}")["memory_mb"]
+        except Lost as error:
+            rows[index].note = str(error)
+            continue
+        found[id(rows[index])] = np.load(target)
+    return found
+
+
+def _compare(
+    rows: Sequence[Row], outputs: Mapping[int, NDArray[np.float32]], song: Song, plan: Plan, model: Model
+) -> None:
+    """Fill in what depends on the first row."""
+    first, spec = rows[0], model.spec
+    seconds = plan.batch * spec.chunk_samples / spec.stft.sample_rate
+    reference = outputs.get(id(first))
+    for row in rows:
+        if row.median_ms is None:
+            continue
+        row.x_realtime = round(seconds / (row.median_ms / 1e3), 2)
+        paired = [a / b for a, b in zip(first._times, row._times, strict=True)]
+        row.x_first = round(statistics.median(paired), 3)
+        if row is not first and row.x_first < 1:
+            row.note = f"slower than {first.backend} {first.precision}"
+        found = outputs.get(id(row))
+        if reference is None or found is None:
+            continue
+        row.identical = bool(np.array_equal(reference, found))
+        ratios = [snr_db(a, b) for a, b in zip(reference, found, strict=True)]
+        known = [value for value in ratios if value is not None and math.isfinite(value)]
+        row.snr_db = round(min(known), 1) if known else None
+        drifts: list[float] = []
+        for stem, one, two in zip(spec.stems, reference, found, strict=True):
+            if stem in song.stems:
+                before, after = sdr_db(song.stems[stem], one), sdr_db(song.stems[stem], two)
+                if before is not None and after is not None:
+                    drifts.append(after - before)
+        if drifts:
+            worst: float = max(drifts, key=abs)
+            row.drift_db = round(worst, 4)
+        gate = gate_for(row.precision)
+        near = row.identical or (row.snr_db is not None and row.snr_db >= gate.snr_db)
+        row.passed = near and abs(row.drift_db or 0.0) <= gate.drift_db
+
+
+def _cost(model: Model) -> float | None:
+    """Billions of operations per second of audio; None where the eager network is not at hand."""
+    try:
+        reference: Any = load_reference("torch")(model)
+    except TfxError:
+        return None
+    count = getattr(reference, "gflop_per_second", None)
+    return None if count is None else float(count())

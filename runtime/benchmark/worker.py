@@ -1,0 +1,81 @@
+"""The process that runs one backend for ``tfx bench``, or measures the machine's ceiling.
+
+What it is to do comes as JSON, its one argument; answers are lines of JSON, ``{"error": why}`` among them::
+
+    start                     {"open_s", "first_s", "session", "versions", "memory_mb"}, or {"gflop_per_s"}
+    run 3                     {"seconds": [3 of them], "memory_mb"}
+    song IN.npy OUT.npy       [C, N] is separated to [S, C, N]; {"memory_mb"}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    import numpy as np
+
+    from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.commands.separate import peak_memory_mb
+    from tfswa.runtime.errors import TfxError
+    from tfswa.runtime.models import open_model
+    from tfswa.runtime.parity import load_reference
+    from tfswa.runtime.separator import Separator
+
+    given = json.loads(sys.argv[1])
+    if "ceiling" in given:
+        try:
+            reference: Any = load_reference("torch")
+            _say({"gflop_per_s": reference.ceiling(given["ceiling"], given["threads"])})
+        except TfxError as error:
+            _say({"error": str(error)})
+        return
+    options = BackendOptions(given["precision"], given["device"], given["threads"])
+    start = time.perf_counter()
+    try:
+        separator = Separator(
+            open_model(given["model"]), backend=given["backend"], options=options, batch=given["batch"]
+        )
+        opened = time.perf_counter()
+        spec, session = separator.spec, separator.session
+        random = np.random.default_rng(0)
+        planes = random.standard_normal(spec.input_shape(given["batch"]), dtype=np.float32)
+        session.infer(planes)
+    except (TfxError, RuntimeError, MemoryError) as error:
+        _say({"error": " ".join(str(error).split()) or type(error).__name__})
+        return
+    first = time.perf_counter()
+    answer: dict[str, Any] = {"open_s": opened - start, "first_s": first - opened}
+    answer |= {"session": session.description, "versions": dict(session.versions)}
+    _say({**answer, "memory_mb": peak_memory_mb()})
+    for line in sys.stdin:
+        word, *rest = line.split()
+        try:
+            if word == "run":
+                answer = {"seconds": [_timed(session.infer, planes) for _ in range(int(rest[0]))]}
+            else:
+                source, target = rest
+                np.save(target, separator.separate(np.load(source)))
+                answer = {}
+        except (TfxError, RuntimeError, MemoryError) as error:
+            answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+        _say({**answer, "memory_mb": peak_memory_mb()})
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

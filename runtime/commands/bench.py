@@ -1,0 +1,174 @@
+"""``tfx bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tfswa.runtime.commands import options
+
+if TYPE_CHECKING:
+    from tfswa.runtime.benchmark.bench import Benchmark
+
+COLUMNS = {
+    "backend": "backend",
+    "precision": "precision",
+    "median_ms": "median ms",
+    "p95_ms": "p95 ms",
+    "x_realtime": "x real time",
+    "x_first": "x first",
+    "snr_db": "SNR dB",
+    "drift_db": "drift dB",
+    "open_s": "open s",
+    "cold_s": "cold s",
+    "memory_mb": "memory MB",
+    "ceiling": "of ceiling",
+    "note": "note",
+}
+
+
+@click.command()
+@click.argument("model", default="demo")
+@click.option(
+    "--backend",
+    "entries",
+    multiple=True,
+    metavar="NAME[:PRECISION]",
+    help="Measure this one, in fp32 if none is said; repeatable, the first is what the others are compared "
+    "with; default: all that are installed.",
+)
+@options.device
+@options.threads
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Chunks per call.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Timed calls of each."
+)
+@click.option(
+    "--audio",
+    type=click.Path(path_type=Path),
+    help="A stem file, or a folder of stems, for the dB; default: a synthetic song of 12 s.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="NAME",
+    help="Also write NAME.json, NAME.md and NAME.png; default: print only.",
+)
+@click.option("--auto", is_flag=True, help="Keep the table: --backend auto goes by it; default: print only.")
+@options.force
+@options.as_json
+def bench(
+    model: str,
+    entries: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    batch: int,
+    rounds: int,
+    audio: Path | None,
+    output: Path | None,
+    auto: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Time every backend and precision that can run MODEL here, in turns, beside what each costs in dB.
+
+    Each runs in a process of its own, warm-up apart. SNR and drift are those of the worst stem, against the
+    first row. The ceiling is a product of two matrices of 2048 x 2048 in the same precision.
+    """
+    import json
+
+    from tfswa.runtime import pictures
+    from tfswa.runtime.auto import record
+    from tfswa.runtime.benchmark.bench import Plan
+    from tfswa.runtime.benchmark.bench import bench as run
+    from tfswa.runtime.errors import OutputExists
+    from tfswa.runtime.models import open_model
+    from tfswa.runtime.truth import load_songs, synthetic_song
+
+    endings = (".json", ".md", ".png")
+    files = [output.with_name(output.name + ending) for ending in endings] if output else []
+    taken = [path for path in files if path.exists()]
+    if taken and not force:
+        raise OutputExists(f"{taken[0]} is there already: choose another -o, or --force")
+    if files:
+        pictures.require()
+    opened = open_model(model)
+    song = load_songs(audio, opened.spec)[0] if audio else synthetic_song(opened.spec)
+    plan = Plan([_entry(entry) for entry in entries], rounds, batch, device, threads)
+    found = run(opened, song, plan, report=lambda line: click.echo(line, err=True))
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    if files:
+        _write(files, found, text)
+    table = record(opened, plan, found) if auto else None
+    if as_json:
+        click.echo(text)
+        return
+    click.echo(_table(found))
+    for path in files:
+        click.echo(f"written: {path}")
+    if table is not None:
+        click.echo(f"--backend auto goes by {table}")
+
+
+def _entry(text: str) -> tuple[str, str]:
+    backend, _, precision = text.partition(":")
+    return backend, precision or "fp32"
+
+
+def _table(found: Benchmark) -> str:
+    from tfswa.runtime.table import text_table
+
+    first = found.rows[0]
+    lines = [f"{found.model}, dB on {found.song}; x first: speed beside {first.backend} {first.precision}"]
+    return "\n".join([*lines, *_ceilings(found), text_table(list(COLUMNS.values()), _cells(found))])
+
+
+def _ceilings(found: Benchmark) -> list[str]:
+    cost = found.gflop_per_s_of_audio
+    lines = [] if cost is None else [f"network: {cost:g} GFLOP per second of audio"]
+    return [*lines, *(f"ceiling in {name}: {value:.0f} GFLOP/s" for name, value in found.ceilings.items())]
+
+
+def _cells(found: Benchmark) -> list[list[str | float | None]]:
+    cells: list[list[str | float | None]] = []
+    for row in found.rows:
+        values = row.to_dict()
+        values["ceiling"] = None if row.ceiling is None else f"{100 * row.ceiling:.0f} %"
+        values["note"] = row.note or None
+        if row.identical:
+            values["snr_db"] = "identical"
+        cells.append([values[name] for name in COLUMNS])
+    return cells
+
+
+def _write(files: list[Path], found: Benchmark, text: str) -> None:
+    """The three files, each whole or not at all."""
+    from tfswa.runtime import pictures
+    from tfswa.runtime.atomic import writing
+    from tfswa.runtime.errors import UsageError
+
+    machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())
+    lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB on {found.song}"]
+    lines += [
+        *_ceilings(found),
+        "",
+        "| " + " | ".join(COLUMNS.values()) + " |",
+        "| --- " * len(COLUMNS) + "|",
+    ]
+    for cells in _cells(found):
+        lines.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
+    speeds = {f"{row.backend} {row.precision}": row.x_realtime for row in found.rows if row.x_realtime}
+    try:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(files, (text + "\n", "\n".join(lines) + "\n"), strict=False):
+            with writing(path) as stream:
+                stream.write(content.encode())
+        figure = pictures.bars(speeds, f"{found.model}: seconds of audio per second")
+        pictures.save_png(figure, files[2])
+    except OSError as error:
+        raise UsageError(
+            f"{files[0].parent} cannot be written ({error.strerror}): choose another -o"
+        ) from error
