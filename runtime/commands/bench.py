@@ -138,6 +138,8 @@ def _cells(found: Benchmark) -> list[list[str | float | None]]:
         values = row.to_dict()
         values["ceiling"] = None if row.ceiling is None else f"{100 * row.ceiling:.0f} %"
         values["note"] = row.note or None
+        if row.drift_db is not None:
+            values["drift_db"] = f"{row.drift_db + 0.0:.4f}"  # + 0.0: no minus before nothing
         if row.identical:
             values["snr_db"] = "identical"
         cells.append([values[name] for name in COLUMNS])
