@@ -172,7 +172,7 @@ class Rounding:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = len(os.sched_getaffinity(0))
-        # In the order of the file: by its own order it takes all peaks last, and keeps every result till then.
+        # In the order of the file: by its own it takes all peaks last, and keeps every result till then.
         settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = onnxruntime.InferenceSession(
