@@ -65,6 +65,8 @@ def export_onnx(
         ExportError: the graph cannot be made, differs from eager, or overflows; nothing is written.
     """
     opset = OPSETS[precision] if opset is None else opset
+    if precision == "bf16" and opset < OPSETS["bf16"]:
+        raise UsageError(f"opset {opset} has no convolution in bf16: use {OPSETS['bf16']} or newer")
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UsageError(f"opset {opset} is not one of {OLDEST_OPSET} to {NEWEST_OPSET}: use {OPSET}")
     if precision == "fp32" and plan is not None:

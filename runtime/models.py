@@ -22,8 +22,12 @@ DEMO = "demo"
 
 _KINDS = {".onnx": "onnx", ".ts": "torchscript"}
 _MAKE = {
-    "onnx": "tfx export {name} --format onnx",
-    "torchscript": "tfx export {name} --format torchscript",
+    "onnx": {
+        "fp32": "tfx export {name} --format onnx",
+        "fp16": "tfx export {name} --format onnx --precision fp16",
+        "bf16": "tfx export {name} --format onnx --precision bf16",
+    },
+    "torchscript": {"fp32": "tfx export {name} --format torchscript"},
 }
 
 
@@ -69,7 +73,7 @@ class BundleModel:
         """See ``Model``."""
         found = self.bundle.find(kind, precision)
         if found is None:
-            how = _MAKE.get(kind, "").format(name=self.name)
+            how = _MAKE.get(kind, {}).get(precision, "").format(name=self.name)
             raise BackendUnavailable(
                 f"{self.name} holds no {kind} artifact in {precision}"
                 + (f": make it with `{how}`" if how else "")

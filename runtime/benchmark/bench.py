@@ -142,15 +142,16 @@ def bench(
         report: told in a line what begins.
 
     Raises:
-        UsageError: an entry that no backend has, or no rounds.
+        UsageError: a backend that is not registered, or no rounds.
         BackendUnavailable: an entry that was asked for cannot run here, or none can.
     """
     if plan.rounds < 1 or plan.batch < 1:
         raise UsageError(f"rounds {plan.rounds} and batch {plan.batch} must be at least 1")
+    for backend, _ in plan.entries:
+        precisions_of(backend)  # one that is not registered is the user's mistake, not a missing library
     entries = list(plan.entries) or _all_entries()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfx-bench-")))
-        ceilings = _ceilings(plan, report, stack)
         rows, workers = [], {}
         for backend, precision in entries:
             report(f"{backend} {precision}: loading")
@@ -167,6 +168,7 @@ def bench(
                 row.note = str(error)
         if not workers:
             raise BackendUnavailable(f"no backend can run {model.name}: {'; '.join(r.note for r in rows)}")
+        ceilings = _ceilings(plan, report, stack)
         _take_turns(rows, workers, plan, report)
         outputs = _separate(rows, workers, song, folder, report)
     rows = sorted(rows, key=lambda row: row.median_ms is None)  # stable: what could not run comes last

@@ -53,7 +53,9 @@ def parity(
     from tfswa.runtime.truth import load_songs, synthetic_song
 
     if backend == "auto":
-        raise UsageError("parity measures one backend: name it with --backend ort, torchscript or torch")
+        raise UsageError(
+            "parity measures one backend: name it with --backend ort, openvino, torchscript or torch"
+        )
     gate = gate_for(precision, min_snr_db, max_drift_db)
     opened = open_model(model)
     songs = load_songs(audio, opened.spec) if audio else [synthetic_song(opened.spec)]

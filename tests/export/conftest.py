@@ -43,6 +43,24 @@ def exported_bundle(plain_bundle: Path, tmp_path_factory: pytest.TempPathFactory
     return path
 
 
+@pytest.fixture(scope="session")
+def low_bundle(exported_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with model.fp16.onnx and model.bf16.onnx; read only."""
+    from tfswa.export.onnx import export_onnx
+
+    path = tmp_path_factory.mktemp("low") / "low.tfx"
+    shutil.copytree(exported_bundle, path)
+    export_onnx(open_model(path), precision="fp16")
+    export_onnx(open_model(path), precision="bf16")
+    return path
+
+
+@pytest.fixture
+def low(low_bundle: Path, tmp_path: Path) -> BundleModel:
+    """A bundle of one's own, with graphs in fp32, fp16 and bf16."""
+    return _copy(low_bundle, tmp_path / "mine" / "low.tfx")
+
+
 @pytest.fixture
 def plain(plain_bundle: Path, tmp_path: Path) -> BundleModel:
     """A bundle of one's own, without artifacts."""

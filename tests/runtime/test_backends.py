@@ -203,8 +203,14 @@ def test_a_missing_artifact_says_how_to_make_it(
     tiny_bundle: Bundle, backend: str, precision: str | None
 ) -> None:
     pytest.importorskip("onnxruntime" if backend == "ort" else "torch")
-    with pytest.raises(BackendUnavailable, match=rf"artifact in {precision or 'fp32'}.*tfx export tiny"):
+    kind, asked = "onnx" if backend == "ort" else "torchscript", precision or "fp32"
+    with pytest.raises(BackendUnavailable, match=rf"holds no {kind} artifact in {asked}") as error:
         open_session(backend, BundleModel("tiny", tiny_bundle), BackendOptions(precision=precision))
+    command = f": make it with `tfx export tiny --format {kind}"
+    if asked == "fp32":
+        assert str(error.value).endswith(f"{command}`")
+    else:  # what the command makes is what was asked for, or no command is named
+        assert str(error.value).endswith(f"{command} --precision {asked}`" if kind == "onnx" else asked)
 
 
 def test_cuda_where_onnxruntime_has_none(

@@ -17,7 +17,7 @@ from tfswa.runtime.benchmark.bench import Benchmark, Plan, Row, bench
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.commands.bench import bench as command
-from tfswa.runtime.errors import BackendUnavailable, OutputExists, TfxError, UsageError
+from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
 from tfswa.runtime.models import BundleModel
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.truth import Song, synthetic_song
@@ -69,6 +69,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> C
     """``fakes({"a": Fake(...), ...}, rounds=3)``: a run of these."""
     monkeypatch.setattr(module, "_ceilings", lambda *_: {"fp32": 100.0})
     monkeypatch.setattr(module, "_cost", lambda model: 2.0)
+    monkeypatch.setattr(module, "precisions_of", lambda name: ("fp32",))
 
     def run(workers: dict[str, Fake], rounds: int = 3, asked: bool = True) -> Benchmark:
         def start(given: list[str], extra: Any) -> Fake:
@@ -174,7 +175,7 @@ def test_what_cannot_run_is_named_by_the_command(network_bundle: Bundle) -> None
     assert "ort in fp32 cannot run here: " in str(result.exception)
     assert "tfx export" in str(result.exception)
     result = CliRunner().invoke(command, [str(network_bundle.path), "--backend", "nothing"])
-    assert isinstance(result.exception, TfxError)
+    assert isinstance(result.exception, UsageError)
     assert "unknown backend 'nothing'" in str(result.exception)
 
 

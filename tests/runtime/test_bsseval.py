@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from typing import Any
 
 import numpy as np
@@ -142,5 +143,6 @@ class TestBssEval:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(BackendUnavailable, match=r"tfswa\[eval\]"):
             bsseval.require()
-        with pytest.raises(BackendUnavailable, match=r"tfswa\[plots\]"):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        with pytest.raises(BackendUnavailable, match=r"tfswa\[plots\].*, or --no-plot"):
             boxplot.require()

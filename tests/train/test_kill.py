@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ def begin(config: TrainConfig, out: Path) -> int:
     if child == 0:
         status = 1
         try:
-            os.setsid()  # with its loader's processes it can be killed as one
+            os.setpgid(0, 0)  # with its loader's processes it can be killed as one
             train(config, out, device=torch.device("cpu"), resume=bool(checkpoints(out)))
             status = 0
         finally:
             os._exit(status)
+    with suppress(OSError):  # whichever of the two comes first: it may be killed before it has done so
+        os.setpgid(child, child)
     return child
 
 
