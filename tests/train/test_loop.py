@@ -418,7 +418,7 @@ def test_two_trainings_do_not_share_a_folder(config: TrainConfig, tmp_path: Path
             [
                 sys.executable,
                 "-c",
-                "import fcntl, sys; fcntl.lockf(0, 2); print(flush=True); sys.stderr.read()",
+                "import fcntl, time; fcntl.lockf(0, 2); print(flush=True); time.sleep(600)",
             ],
             stdin=stream,
             stdout=subprocess.PIPE,
