@@ -8,7 +8,6 @@ it rounds (``precision.rounded``), and on signals that are made to overflow it.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,14 +23,12 @@ from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
+from tfswa.runtime.machine import cores
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.models import FileModel
 from tfswa.runtime.parity import GATES
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stft import Stft, pack
-
-# The gates are those of parity. A float32 graph of the same weights is 115 to 130 dB from eager, rounding
-# alone. TF32 products, weights rounded to float16 (74 dB) or a wrong constant all fall below its 80 dB.
 
 if TYPE_CHECKING:
     from tfswa.export.precision import Low
@@ -164,14 +161,15 @@ class Rounding:
         import onnx
         import onnxruntime
 
-        from tfswa.export.precision import largest, rounded
+        from tfswa.export.precision import largest, or_bf16, rounded
 
-        self.model, self.largest = model, largest(cast("Low", model.precision))
+        low = cast("Low", model.precision)
+        self.model, self.largest, self.other = model, largest(low), or_bf16(low)
         self.peak: Peak | None = None
         graph, self.nodes = rounded(onnx.load(model.path))
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
-        settings.intra_op_num_threads = len(os.sched_getaffinity(0))
+        settings.intra_op_num_threads = cores()
         # In the order of the file: by its own it takes all peaks last, and keeps every result till then.
         settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -191,7 +189,7 @@ class Rounding:
             if not value <= self.largest:  # NaN too
                 raise ExportError(
                     f"{self.model.precision} graph overflows on {signal}: {node} gives {value:g}, it holds "
-                    f"{self.largest:g}: keep that in float32 with --plan, or use bf16; not written"
+                    f"{self.largest:g}: keep that in float32 with --plan{self.other}; not written"
                 )
         index = int(peaks.argmax())
         if self.peak is None or peaks[index] > self.peak.value:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from tfswa.export.precision import Precision
 
 MEGABYTE = 1e6
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _precision_option(help: str) -> Callable[[F], F]:
+    return click.option(
+        "--precision",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        default="fp32",
+        show_default=True,
+        help=help,
+    )
 
 
 @click.command()
@@ -27,13 +39,7 @@ MEGABYTE = 1e6
     show_default=True,
     help="What to make: model.onnx or model.ts.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the layers, ONNX only; the mask is multiplied in float32 always.",
-)
+@_precision_option("Of the layers, ONNX only; the mask is multiplied in float32 always.")
 @click.option(
     "--plan",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -117,13 +123,7 @@ def export(
     show_default=True,
     help="Library; auto takes TensorRT where it and a GPU are there, otherwise TensorRT-RTX.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the graph: what `tfx export --precision` made.",
-)
+@_precision_option("Of the graph: what `tfx export --precision` made.")
 @click.option(
     "--compute-capability",
     "capability",
@@ -174,7 +174,8 @@ def build_engine(
     from tfswa.runtime.models import open_model
 
     chosen = BuildOptions(precision, flavor, _batch(batch), capability, timing_cache, workspace)
-    made = run(open_model(model), chosen, force=force, report=lambda line: click.echo(line, err=True))
+    with _Phases() as phases:
+        made = run(open_model(model), chosen, force=force, report=phases.say, progress=phases.step)
     gpu = torch.cuda.is_available()
     if as_json:
         report = {
@@ -194,6 +195,33 @@ def build_engine(
     click.echo(f"{made.file}  {made.bytes / MEGABYTE:.1f} MB, {version}: {what}, {made.seconds:.1f} s")
     if not gpu:
         click.echo("not run: no CUDA device here; measure it with `tfx parity` where there is one")
+
+
+class _Phases:
+    """The phases of a build, a bar each, on a terminal only."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+
+        console = Console(stderr=True)
+        self.bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Phases:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def say(self, line: str) -> None:
+        click.echo(line, err=True)
+
+    def step(self, phase: str, done: int, steps: int) -> None:
+        if phase not in self.tasks:
+            self.tasks[phase] = self.bars.add_task(phase, total=steps)
+        self.bars.update(self.tasks[phase], completed=done)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

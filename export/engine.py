@@ -10,25 +10,21 @@ graph, no flag changes it, so the graph's types are checked before it is built.
 
 from __future__ import annotations
 
-import fcntl
-import functools
-import hashlib
 import importlib
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tfswa.export.artifact import bundle_of
-from tfswa.export.precision import FULL, Precision, PrecisionPlan
+from tfswa.export.builder import Order, Progress, build, capabilities
+from tfswa.export.precision import Precision
 from tfswa.runtime import atomic
-from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.errors import BackendUnavailable, ExportError, UsageError
+from tfswa.runtime.bundle import Bundle, sha256_of_json, writable
+from tfswa.runtime.errors import BackendUnavailable, UsageError
 from tfswa.runtime.models import Model
 
 Flavor = Literal["auto", "rtx", "tensorrt"]
@@ -40,10 +36,6 @@ _INSTALL = {
     "rtx": "pip install 'tfswa[trt-rtx]'",
     "tensorrt": "pip install tensorrt, or use --flavor rtx",
 }
-_WHOLE = {"INT32", "INT64", "BOOL"}  # shapes and indices
-_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-_LAYERS = {"CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "MatMul"}
-
 logger = logging.getLogger(__name__)
 
 
@@ -99,6 +91,7 @@ def build_engine(
     *,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda phase, done, steps: None,
 ) -> Engine:
     """Build an engine from a bundle's ONNX graph, or find the one that was built before.
 
@@ -109,6 +102,7 @@ def build_engine(
         options: what to build.
         force: build even if the bundle holds the engine.
         report: told in one line that a build begins; not called where the engine is there already.
+        progress: told of each phase of the build, steps done and steps in all.
 
     Raises:
         UsageError: options out of order, or the model is an exported file.
@@ -123,11 +117,7 @@ def build_engine(
     bundle = bundle_of(model, "build-engine")
     name, digest = model.artifact("onnx", options.precision)
     flavor, library = _library(options.flavor)
-    if options.timing_cache is not None and flavor == "rtx":
-        raise UsageError(
-            f"flavor rtx measures no kernels while it builds, {options.timing_cache} would stay empty: "
-            "leave --timing-cache out"
-        )
+    _check_timing_cache(options.timing_cache, bundle, flavor)
     made_for = _target(library, flavor, options.capability)
     details = {
         "onnx_sha256": digest,
@@ -137,7 +127,7 @@ def build_engine(
         "batch": list(options.batch),
         "target": made_for,
     }
-    key = hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:16]
+    key = sha256_of_json(details)[:16]
     target = f"engines/{key}.engine"
     cached = target in bundle.files and not force
     if not cached:
@@ -148,27 +138,38 @@ def build_engine(
                 bundle = fresh
             else:
                 report(f"building with {library.__name__} {library.__version__}: 10 s or so for 1M weights")
-                plan = _build(library, model, name, options, made_for)
+                plan = build(library, _order(model, name, options, made_for), progress)
                 bundle.add(target, _writer(plan), kind="engine", precision=options.precision, details=details)
     file = bundle.file(target)
     return Engine(bundle.home, file, file.stat().st_size, key, details, cached, time.perf_counter() - start)
+
+
+def _check_timing_cache(path: Path | None, bundle: Bundle, flavor: str) -> None:
+    if path is None:
+        return
+    if flavor == "rtx":
+        raise UsageError(
+            f"flavor rtx measures no kernels while it builds, {path} would stay empty: "
+            "leave --timing-cache out"
+        )
+    if path.resolve().is_relative_to(bundle.home.resolve()):
+        raise UsageError(
+            f"timing cache {path} is inside the bundle, which holds only what its manifest lists: "
+            "choose a place outside"
+        )
 
 
 @contextmanager
 def _turn(bundle: Bundle, report: Callable[[str], None]) -> Iterator[None]:
     """Wait until no other process builds in this bundle, and keep others waiting."""
     place = bundle.home / "engines"
-    with atomic.folder(place):
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                report(f"waiting for another process that builds in {place}")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+    with ExitStack() as stack:
+        with writable(place):
+            stack.enter_context(atomic.folder(place))
+            stack.enter_context(
+                atomic.locked(place, lambda: report(f"waiting for another process that builds in {place}"))
+            )
+        yield
 
 
 def _library(flavor: Flavor) -> tuple[str, Any]:
@@ -208,7 +209,7 @@ def _target(library: Any, flavor: str, capability: str | None) -> str:
                 f"{capability}: build there, or use --flavor rtx"
             )
         return f"{torch.cuda.get_device_name()}, {CAPABILITY}{own}"
-    known = _capabilities(library)
+    known = capabilities(library)
     if capability is None:
         return f"{CAPABILITY}{own}" if own in known else PORTABLE
     if capability not in known:
@@ -219,122 +220,19 @@ def _target(library: Any, flavor: str, capability: str | None) -> str:
     return f"{CAPABILITY}{capability}"
 
 
-def _capabilities(library: Any) -> dict[str, Any]:
-    """Compute capabilities that TensorRT-RTX can be told to build for: ``8.9`` and its member."""
-    members = library.ComputeCapability.__members__.items()
-    numbers = {name.removeprefix("SM"): member for name, member in members if name.startswith("SM")}
-    return {f"{number[:-1]}.{number[-1]}": member for number, member in numbers.items()}
-
-
-def _build(library: Any, model: Model, name: str, options: BuildOptions, target: str) -> Any:
-    """Parse, check and build; the engine as a buffer."""
-    log = _logger(library)
-    log.errors.clear()
-    builder = library.Builder(log)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = library.OnnxParser(network, log)
-    if not parser.parse(model.file(name).read_bytes()):
-        errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise ExportError(f"{name} is not accepted by {library.__name__}: {'; '.join(errors)}")
+def _order(model: Model, name: str, options: BuildOptions, target: str) -> Order:
     assert model.bundle is not None
-    check_types(network, name, options.precision, model.bundle.files[name].details.get("plan", []))
-    profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, *(model.spec.input_shape(items) for items in options.batch))
-    config = builder.create_builder_config()
-    # On by default, and it rounds factors to 10 bits on Ampere and later: not what fp32 means here.
-    config.clear_flag(library.BuilderFlag.TF32)
-    if options.workspace_mb is not None:
-        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    if target.startswith(CAPABILITY):
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(_capabilities(library)[target.removeprefix(CAPABILITY)], 0)
-    if options.timing_cache is not None:
-        _load_timings(config, options.timing_cache)
-    added = config.add_optimization_profile(profile) >= 0
-    plan = builder.build_serialized_network(network, config) if added else None
-    if plan is None:
-        raise ExportError(
-            f"{library.__name__} {library.__version__} built no engine from {name}: "
-            f"{'; '.join(log.errors) or 'no reason given'}"
-        )
-    if options.timing_cache is not None:
-        _store_timings(config, options.timing_cache)
-    return plan
-
-
-def check_types(network: Any, name: str, precision: Precision, plan: list[str]) -> None:
-    """See that a parsed network computes in the precision that it is said to be in.
-
-    Args:
-        network: ``INetworkDefinition``.
-        name: of the graph's file.
-        precision: of the graph.
-        plan: modules that its precision plan keeps in float32.
-
-    Raises:
-        ExportError: a layer with weights or a product is of another type, or anything is of a third one.
-    """
-    low, keeps = _TYPES[precision], PrecisionPlan(tuple(plan)).keeps
-    lacks = FULL.get(precision, frozenset())
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        wanted = {low, "FLOAT", *_WHOLE}
-        operator = _LAYERS.get(layer.type.name)
-        if operator is not None and operator not in lacks and not keeps(layer.name):
-            wanted = {low}
-        for output in range(layer.num_outputs):
-            found = layer.get_output(output).dtype.name
-            if found not in wanted:
-                raise ExportError(
-                    f"{name} is recorded as {precision}, its layer {layer.name} gives {found}: "
-                    "export it again"
-                )
-
-
-def _load_timings(config: Any, path: Path) -> None:
-    """Give a build what earlier ones measured."""
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        raise UsageError(
-            f"timing cache {path} is damaged, or of another GPU or version: choose another file, or remove it"
-        )
-
-
-def _store_timings(config: Any, path: Path) -> None:
-    """Add what was measured to the file, and keep what other processes added meanwhile."""
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        cache = config.get_timing_cache()
-        if path.exists():
-            cache.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
-        with atomic.writing(path) as stream:
-            stream.write(bytes(cache.serialize()))
-    finally:
-        os.close(handle)
-
-
-def _parser_error(error: Any) -> str:
-    where = f" (node {error.node_name()}, {error.node_operator()})" if error.node_name() else ""
-    return " ".join(str(error.desc()).split()) + where
-
-
-@functools.cache
-def _logger(library: Any) -> Any:
-    """The one logger of a library: it keeps the first that it is given for as long as the process lives."""
-
-    class Log(library.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif severity == library.ILogger.WARNING:
-                logger.warning("%s: %s", library.__name__, message)
-
-    return Log()
+    smallest, best, largest = (model.spec.input_shape(items) for items in options.batch)
+    return Order(
+        graph=model.file(name).read_bytes(),
+        name=name,
+        precision=options.precision,
+        plan=tuple(model.bundle.files[name].details.get("plan", ())),
+        shapes=(smallest, best, largest),
+        capability=target.removeprefix(CAPABILITY) if target.startswith(CAPABILITY) else None,
+        workspace_mb=options.workspace_mb,
+        timing_cache=options.timing_cache,
+    )
 
 
 def _writer(plan: Any) -> Callable[[Path], None]:

@@ -41,7 +41,6 @@ LAYERS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
 # What moves numbers and does not compute with them has the type of what it is given.
 MOVERS = frozenset(("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"))
 MOVERS |= frozenset(("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"))
-PLAN = "precision-plan.json"
 PEAKS = "peaks"
 
 _LOW_CODES = frozenset((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
@@ -104,6 +103,11 @@ def typed(
     model = ir.serde.deserialize_model(graph)
     _Typing(model.graph, precision, plan).apply(low_io)
     return ir.serde.serialize_model(model)
+
+
+def or_bf16(precision: Low) -> str:
+    """What else a message about overflow can offer: bfloat16 reaches as far as float32."""
+    return ", or use bf16" if precision == "fp16" else ""
 
 
 def rounded(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -229,17 +233,18 @@ class _Typing:
         assert value.const_value is not None
         full = value.const_value.numpy()
         with np.errstate(over="ignore"):
-            rounded = full.astype(self.low.numpy())
-        if not np.isfinite(rounded.astype(np.float32)).all():
+            low = full.astype(self.low.numpy())
+        if not np.isfinite(low.astype(np.float32)).all():
+            end, other = largest(self.precision), or_bf16(self.precision)
             raise ExportError(
-                f"weight {value.name} reaches {np.abs(full).max():g}, {self.precision} ends at "
-                f"{largest(self.precision):g}: keep its module in float32 with --plan, or use bf16"
+                f"weight {value.name} reaches {np.abs(full).max():g}, {self.precision} ends at {end:g}: "
+                f"keep its module in float32 with --plan{other}"
             )
         new = ir.Value(
             name=f"{value.name}.{self.precision}",
             shape=value.shape,
             type=ir.TensorType(self.low),
-            const_value=ir.tensor(rounded, dtype=self.low, name=f"{value.name}.{self.precision}"),
+            const_value=ir.tensor(low, dtype=self.low, name=f"{value.name}.{self.precision}"),
         )
         self.graph.register_initializer(new)
         return new

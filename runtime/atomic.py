@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -57,6 +58,29 @@ def folder(path: Path) -> Iterator[None]:
         with suppress(OSError):  # the first that is not empty, and what is above it, stay
             for place in made:
                 place.rmdir()
+
+
+@contextmanager
+def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a folder for a block: whoever else asks for it waits. The lock ends with the process.
+
+    Args:
+        folder: it stays as it is.
+        waiting: called where another process holds it.
+
+    Raises:
+        OSError: it is missing, or is no folder.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def exchange(one: Path, two: Path) -> None:

@@ -22,7 +22,7 @@ from tfswa.runtime.parity import load_reference
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.staging import Staging
 from tfswa.runtime.stft import Stft, pack
-from tfswa.runtime.truth import load_songs
+from tfswa.runtime.truth import load_song
 
 Audio = NDArray[np.float32]
 Maps = Mapping[str, NDArray[np.float32]]
@@ -83,10 +83,8 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
         )
     pictures.require()
     reference: Any = load_reference("torch")(opened)
-    songs = load_songs(song, opened.spec)
-    if len(songs) != 1:
-        raise UsageError(f"{song} holds {len(songs)} songs, attention is drawn for one: name it")
-    start, chunk = loudest_chunk(songs[0].mixture, opened.spec)
+    found = load_song(song, opened.spec)
+    start, chunk = loudest_chunk(found.mixture, opened.spec)
     maps = reference.attention_maps(pack(Stft(opened.spec.stft).forward(chunk))[None])
     _check(model, maps)
     planned = plan_pictures(maps, folder)
@@ -94,7 +92,7 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
     _write(planned, maps, opened.spec, start_seconds, model=model, song=song, force=force)
     return {
         "model": model,
-        "song": songs[0].name,
+        "song": found.name,
         "start_seconds": round(start_seconds, 3),
         "seconds": round(opened.spec.chunk_samples / opened.spec.stft.sample_rate, 3),
         "files": [

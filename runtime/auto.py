@@ -8,16 +8,15 @@ precision. Precision is never chosen: it is the one asked for, float32 by defaul
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platformdirs import user_cache_path
-
 from tfswa.runtime.atomic import writing
 from tfswa.runtime.backends import BackendOptions, Session, open_session
+from tfswa.runtime.bundle import writable
 from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.machine import cores, cpu_name, user_cache
 
 if TYPE_CHECKING:
     from tfswa.runtime.benchmark.bench import Benchmark, Plan
@@ -35,7 +34,7 @@ def choose(model: Model, options: BackendOptions) -> Session:
     for row in _measured(model, options):
         try:
             session = open_session(row["backend"], model, options)
-        except BackendUnavailable:
+        except (BackendUnavailable, UsageError):  # UsageError: what registered it is gone
             continue
         if dict(session.versions) == row["versions"]:
             return session
@@ -66,15 +65,16 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
         The table's file.
 
     Raises:
-        UsageError: the model is an exported file.
+        UsageError: the model is an exported file, or the user's cache cannot be written.
     """
-    path = _table(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = table_of(model)
     rows = [row.to_dict() for row in found.rows if row.x_realtime is not None and row.passed]
     rows.sort(key=lambda row: -row["x_realtime"])
     table = {**_conditions(plan.device, plan.threads), "date": found.machine["date"], "rows": rows}
-    with writing(path) as stream:
-        stream.write(json.dumps(table, indent=1).encode())
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path) as stream:
+            stream.write(json.dumps(table, indent=1).encode())
     return path
 
 
@@ -83,29 +83,26 @@ def _measured(model: Model, options: BackendOptions) -> Sequence[dict[str, Any]]
     if model.bundle is None:
         return []
     try:
-        table = json.loads(_table(model).read_text())
+        table = json.loads(table_of(model).read_text())
         wanted = _conditions(options.device, options.threads)
         if {key: table[key] for key in wanted} != wanted:
             return []
-        return [row for row in table["rows"] if row["precision"] == (options.precision or "fp32")]
+        rows = [row for row in table["rows"] if row["precision"] == (options.precision or "fp32")]
+        return [row for row in rows if row["backend"] and row["versions"] and row["x_realtime"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def _conditions(device: str, threads: int | None) -> dict[str, str | int]:
-    return {"cpu": cpu_name(), "device": device, "threads": threads or len(os.sched_getaffinity(0))}
+    return {"cpu": cpu_name(), "device": device, "threads": threads or cores()}
 
 
-def _table(model: Model) -> Path:
+def table_of(model: Model) -> Path:
+    """Where a model's table is, or would be.
+
+    Raises:
+        UsageError: the model is an exported file.
+    """
     if model.bundle is None:
         raise UsageError(f"{model.name} is an exported file, backends are compared for bundles: name that")
-    return user_cache_path("tfswa") / "auto" / f"{model.bundle.digest[:16]}.json"
-
-
-def cpu_name() -> str:
-    """The processor's name, as the kernel has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+    return user_cache() / "auto" / f"{model.bundle.digest[:16]}.json"

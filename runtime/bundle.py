@@ -11,7 +11,6 @@ the digest of the model. No pickle is read. Every write goes to a temporary name
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,8 +24,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.atomic import PARTIAL, exchange
+from tfswa.runtime.atomic import PARTIAL, exchange, locked
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.machine import user_cache
 from tfswa.runtime.spec import ModelSpec
 
 MANIFEST = "manifest.json"
@@ -135,17 +135,14 @@ class Bundle:
     @property
     def digest(self) -> str:
         """Hash of what the model is (spec and weights); it stays when files are added."""
-        identity = json.dumps([self.spec.to_dict(), self._own[WEIGHTS].sha256], sort_keys=True)
-        return hashlib.sha256(identity.encode()).hexdigest()
+        return sha256_of_json([self.spec.to_dict(), self._own[WEIGHTS].sha256])
 
     @property
     def home(self) -> Path:
         """Where additions go: the bundle itself, or for a sealed one the user's cache."""
         if not self.sealed:
             return self.path
-        from platformdirs import user_cache_path
-
-        return user_cache_path("tfswa") / "bundles" / self.digest[:16]
+        return user_cache() / "bundles" / self.digest[:16]
 
     @property
     def files(self) -> dict[str, FileEntry]:
@@ -216,12 +213,12 @@ class Bundle:
         if name in self.files and not force:
             raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
         target = self.home / name
-        with _writable(target), _directories(target.parent):
+        with writable(target), _directories(target.parent):
             work = target.with_name(f".{target.name}.partial-{os.getpid()}")
             try:
                 write(work)
                 entry = _entry(work, kind, precision, details or {})
-                with _locked(self.home):
+                with locked(self.home):  # or two processes lose each other's entries
                     os.replace(work, target)
                     self._record(name, entry)
             finally:
@@ -230,7 +227,7 @@ class Bundle:
 
     def seal(self) -> None:
         """Close the bundle: from now on additions go to the user's cache."""
-        with _writable(self.path), _locked(self.path):
+        with writable(self.path), locked(self.path):
             _write_manifest(self.path, {**_read_manifest(self.path), "sealed": True}, self._own)
         self.sealed = True
 
@@ -249,6 +246,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_json(value: Any) -> str:
+    """SHA-256 of what JSON can hold, in hexadecimal; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty directory beside ``path`` that takes its place when the block ends well.
@@ -264,7 +266,7 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
             raise OutputExists(f"{path} is there and is not a bundle: not replaced, choose another name")
     place = path.resolve()  # of a link, the folder behind it
     work = place.with_name(f".{place.name}{PARTIAL}{os.getpid()}")
-    with _writable(path):
+    with writable(path):
         # A process of this number may have been killed here: in a container numbers repeat.
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -276,6 +278,19 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
                 work.rename(place)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def writable(target: Path) -> Iterator[None]:
+    """Have a failure to write be the user's to mend.
+
+    Raises:
+        UsageError: in place of any OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror or error}; choose another place") from error
 
 
 def _cast(weights: Mapping[str, NDArray[Any]], precision: str) -> dict[str, NDArray[Any]]:
@@ -325,7 +340,7 @@ def _is_ours(path: Path) -> bool:
 
 def _seal(manifest: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(rest)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -359,17 +374,6 @@ def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str,
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep two processes from losing each other's manifest entries."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
 def _directories(path: Path) -> Iterator[None]:
     """Make a directory and its parents; a failure takes away those that were made."""
     missing = [place for place in (path, *path.parents) if not place.exists()]
@@ -381,11 +385,3 @@ def _directories(path: Path) -> Iterator[None]:
             with suppress(OSError):  # someone else has come to live in it, or it was never made
                 place.rmdir()
         raise
-
-
-@contextmanager
-def _writable(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror or error}; choose another place") from error

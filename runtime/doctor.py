@@ -1,6 +1,6 @@
 """What is installed here, what each backend can do with it, and what stands in its way.
 
-Every check is a function that yields findings and never raises: a broken library is what it looks for.
+Every check is a function that yields findings; one that fails has found something too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+from tfswa.runtime.machine import cores, user_cache
 
 Level = Literal["ok", "missing", "wrong"]
 
@@ -51,11 +53,20 @@ def examine() -> list[Finding]:
         _programs,
         _cache,
     )
-    return [finding for check in checks for finding in check()]
+    return [finding for check in checks for finding in _run(check)]
+
+
+def _run(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """A check's findings; one that fails is a finding itself."""
+    try:
+        yield from check()
+    except Exception as error:  # a library that is half installed fails in any way it likes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        yield Finding("wrong", check.__name__.strip("_"), f"cannot be examined: {reason}", "install it again")
 
 
 def _system() -> Iterator[Finding]:
-    system = f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    system = f"{platform.system()} {platform.machine()}, {cores()} cores"
     yield Finding("ok", "system", f"Python {platform.python_version()} on {system}")
     yield Finding("ok", "tfx", f"{version('tfswa')} in {Path(__file__).parent}")
     if DRIVER.exists():
@@ -170,9 +181,7 @@ def _programs() -> Iterator[Finding]:
 
 
 def _cache() -> Iterator[Finding]:
-    from platformdirs import user_cache_path
-
-    place = user_cache_path("tfswa")
+    place = user_cache()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     free = shutil.disk_usage(there).free
     text = f"{place}, {free / 1e9:.1f} GB free"

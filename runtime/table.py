@@ -18,6 +18,12 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str | float | Non
     return "\n".join([line(columns), line(["-" * width for width in widths]), *map(line, cells)])
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lay out a table for Markdown, a line each; None as a dash."""
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    return lines + ["| " + " | ".join("-" if v is None else str(v) for v in row) + " |" for row in rows]
+
+
 def _cell(value: str | float | None, digits: int) -> str:
     if value is None:
         return "-"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.audio import model_blocks, open_audio
-from tfswa.runtime.errors import AudioError
+from tfswa.runtime.errors import AudioError, UsageError
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stems import MIXTURE, MIXTURES, REST, SongFiles, find_songs
 from tfswa.runtime.stems import STEM_FILE_STREAMS as STEM_FILE_STREAMS
@@ -57,6 +57,19 @@ def load_songs(path: Path, spec: ModelSpec) -> list[Song]:
         AudioError: nothing there that can be decoded, or a song that lacks a stem of the model.
     """
     return [load(song, spec) for song in find_songs(path, names=spec.stems)]
+
+
+def load_song(path: Path, spec: ModelSpec) -> Song:
+    """Load the one song that a user points at.
+
+    Raises:
+        UsageError: it is several.
+        AudioError: as for ``load_songs``.
+    """
+    found = find_songs(path, names=spec.stems)
+    if len(found) != 1:
+        raise UsageError(f"{path} holds {len(found)} songs, one is wanted: name it")
+    return load(found[0], spec)
 
 
 def load(song: SongFiles, spec: ModelSpec) -> Song:

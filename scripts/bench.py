@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -21,8 +20,9 @@ from typing import Any
 import bench_training
 import soundfile
 
+from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.models import open_model
-from tfswa.runtime.table import text_table
+from tfswa.runtime.table import markdown_table, text_table
 from tfswa.runtime.truth import example_stem_file, load_stem_file, synthetic_song
 
 TFX = [sys.executable, "-m", "tfswa.runtime"]
@@ -97,18 +97,12 @@ def page(results: dict[str, Any]) -> str:
     for part, title in TITLES.items():
         if part in results:
             rows = results[part] if isinstance(results[part], list) else [results[part]]
-            lines += ["", f"## {title}", "", "| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
-            lines += [
-                "| " + " | ".join("-" if v is None else str(v) for v in row.values()) + " |" for row in rows
-            ]
+            table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+            lines += ["", f"## {title}", "", *table]
     return "\n".join(lines) + "\n"
 
 
 def machine() -> dict[str, Any]:
-    cpu = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
@@ -119,8 +113,8 @@ def machine() -> dict[str, Any]:
         except ModuleNotFoundError:
             packages[name] = "-"
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": cpu_name(),
+        "cores": cores(),
         "python": platform.python_version(),
         **packages,
         "commit": commit.stdout.strip() or "-",

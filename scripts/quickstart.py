@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from tfswa.runtime.audio import model_blocks, open_audio
-from tfswa.runtime.commands.separate import peak_memory_mb
+from tfswa.runtime.machine import peak_memory_mb
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.models import open_model
 from tfswa.runtime.separator import Separator

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from tfswa.runtime.models import Model
 
 GROUP = "tfswa.backends"
+EXTRAS = {  # what brings a library
+    "onnxruntime": "ort",
+    "openvino": "openvino",
+    "tensorrt": "trt",
+    "tensorrt_rtx": "trt-rtx",
+    "torch": "torch",
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,24 @@ def open_session(backend: str, model: Model, options: BackendOptions) -> Session
     return _load(_point(backend))(model, options)
 
 
+def import_library(name: str, *, backend: str) -> Any:
+    """Import the library that a backend runs on.
+
+    Raises:
+        BackendUnavailable: it is not installed, or cannot be loaded; says what brings it.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:  # OSError: the package is there, a library of it is not
+        raise _lacks(backend, name, error) from error
+
+
+def _lacks(backend: str, library: str, error: Exception) -> BackendUnavailable:
+    extra = EXTRAS.get(library)
+    how = f"pip install 'tfswa[{extra}]'" if extra else f"install {library}"
+    return BackendUnavailable(f"backend {backend} needs {library} ({error}): {how}, or use another --backend")
+
+
 def _point(backend: str) -> EntryPoint:
     for point in entry_points(group=GROUP):
         if point.name == backend:
@@ -99,6 +125,4 @@ def _load(point: EntryPoint) -> type[Session]:
     try:
         return cast(type[Session], point.load())
     except ImportError as error:
-        needed = error.name or "a library"
-        how = "pip install 'tfswa[torch]', or use --backend ort" if needed == "torch" else f"install {needed}"
-        raise BackendUnavailable(f"backend {point.name} needs {needed} ({error}): {how}") from error
+        raise _lacks(point.name, error.name or "a library", error) from error

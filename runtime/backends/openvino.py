@@ -6,8 +6,8 @@ about twice as fast on CPUs that have the instructions. Shapes are static: that 
 
 from __future__ import annotations
 
-import hashlib
-import json
+import errno
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
-from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.backends import BackendOptions, import_library
+from tfswa.runtime.bundle import sha256_of_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.machine import cores, user_cache
 
 if TYPE_CHECKING:
     from tfswa.runtime.models import Model
+
+logger = logging.getLogger(__name__)
 
 TYPES = {"fp32": "f32", "bf16": "bf16"}
 
@@ -44,12 +47,7 @@ class OpenvinoSession:
     versions: Mapping[str, str]
 
     def __init__(self, model: Model, options: BackendOptions):
-        try:
-            import openvino
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"backend openvino needs openvino ({error}): pip install 'tfswa[openvino]'"
-            ) from error
+        openvino = import_library("openvino", backend="openvino")
         self.precision = options.precision or "fp32"
         if self.precision not in TYPES:
             raise UsageError(f"backend openvino has no precision {self.precision!r}: choose fp32 or bf16")
@@ -57,7 +55,7 @@ class OpenvinoSession:
         _check_device(self._core, options.device, self.precision)
         self.artifact = model.artifact("onnx", "fp32")
         self._path, self._spec = model.file(self.artifact[0]), model.spec
-        self._threads = options.threads or len(os.sched_getaffinity(0))
+        self._threads = options.threads or cores()
         self.versions = {"openvino": openvino.__version__}
         self.description = f"openvino {openvino.__version__}, {self.precision} on {options.device}"
         self._cpu = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
@@ -107,18 +105,30 @@ class OpenvinoSession:
             "version": self.versions["openvino"],
             "cpu": self._cpu,
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        name = sha256_of_json(key)[:16]
         return {
             "INFERENCE_PRECISION_HINT": TYPES[self.precision],
             "INFERENCE_NUM_THREADS": self._threads,
             "PERFORMANCE_HINT": "LATENCY",
-            "CACHE_DIR": str(cache_folder() / name),
+            **_kept(cache_folder() / name),
         }
 
 
 def cache_folder() -> Path:
     """Where compiled networks are kept."""
-    return user_cache_path("tfswa") / "openvino"
+    return user_cache() / "openvino"
+
+
+def _kept(place: Path) -> dict[str, str]:
+    """The setting that keeps what was compiled; none where the place cannot be written."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        logger.info("%s cannot be written (%s): compiled anew each time", place, error.strerror)
+        return {}
+    return {"CACHE_DIR": str(place)}
 
 
 def _check_device(core: Any, device: str, precision: str) -> None:

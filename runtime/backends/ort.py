@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.backends import BackendOptions, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError
+from tfswa.runtime.machine import cores
 
 if TYPE_CHECKING:
     from tfswa.runtime.models import Model
@@ -35,18 +35,18 @@ class OrtSession:
     versions: Mapping[str, str]
 
     def __init__(self, model: Model, options: BackendOptions):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"backend ort needs onnxruntime ({error}): pip install 'tfswa[ort]'"
-            ) from error
+        onnxruntime = import_library("onnxruntime", backend="ort")
         precision = options.precision or "fp32"
+        if precision == "bf16" and options.device == "cpu":
+            raise BackendUnavailable(
+                "precision bf16 asked for, onnxruntime has no bfloat16 convolutions on the CPU: "
+                "use --backend openvino or torch"
+            )
         self.artifact = model.artifact("onnx", precision)
         providers = _providers(options.device, onnxruntime.get_available_providers())
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # its warnings are ours to give
-        settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+        settings.intra_op_num_threads = options.threads or cores()
         path = model.file(self.artifact[0])
         try:
             self._session: Any = onnxruntime.InferenceSession(

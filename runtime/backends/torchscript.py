@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.backends import BackendOptions, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class TorchScriptSession:
     versions: Mapping[str, str]
 
     def __init__(self, model: Model, options: BackendOptions):
-        torch = import_torch("torchscript")
+        torch = import_library("torch", backend="torchscript")
         self.artifact = model.artifact("torchscript", options.precision or "fp32")
         self.device = torch_device(options.device)
         if options.threads:
@@ -75,28 +75,13 @@ def _load(torch: Any, path: Path, device: Device) -> Any:
             raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {reason}") from error
 
 
-def import_torch(backend: str) -> Any:
-    """Import torch, or say which extra brings it.
-
-    Raises:
-        BackendUnavailable: torch is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"backend {backend} needs torch ({error}): pip install 'tfswa[torch]', or use --backend ort"
-        ) from error
-    return torch
-
-
 def torch_device(name: str) -> Device:
     """Turn ``cpu``, ``cuda`` or ``cuda:N`` into a device that is really there.
 
     Raises:
         BackendUnavailable: no such device on this machine.
     """
-    torch = import_torch("torch")
+    torch = import_library("torch", backend="torch")
     try:
         device: Device = torch.device(name)
     except RuntimeError:

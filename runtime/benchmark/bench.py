@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -23,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.auto import cpu_name
 from tfswa.runtime.backends import backend_names, precisions_of
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
+from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.models import Model
 from tfswa.runtime.parity import gate_for, load_reference
@@ -98,6 +97,10 @@ class Row:
     note: str = ""
     _times: list[float] = field(default_factory=list, repr=False)
 
+    def remark(self, text: str) -> None:
+        """Add to the note."""
+        self.note = f"{self.note}; {text}" if self.note else text
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
@@ -147,8 +150,10 @@ def bench(
     """
     if plan.rounds < 1 or plan.batch < 1:
         raise UsageError(f"rounds {plan.rounds} and batch {plan.batch} must be at least 1")
+    known = backend_names()
     for backend, _ in plan.entries:
-        precisions_of(backend)  # one that is not registered is the user's mistake, not a missing library
+        if backend not in known:
+            raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(known)}")
     entries = list(plan.entries) or _all_entries()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfx-bench-")))
@@ -165,7 +170,7 @@ def bench(
             except Lost as error:
                 if plan.entries:
                     raise BackendUnavailable(f"{backend} in {precision} cannot run here: {error}") from None
-                row.note = str(error)
+                row.remark(str(error))
         if not workers:
             raise BackendUnavailable(f"no backend can run {model.name}: {'; '.join(r.note for r in rows)}")
         ceilings = _ceilings(plan, report, stack)
@@ -183,7 +188,7 @@ def bench(
 
 def _machine() -> dict[str, str | int]:
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "tfx": version("tfswa"), "date": date}
+    return {"cpu": cpu_name(), "cores": cores(), "tfx": version("tfswa"), "date": date}
 
 
 def _all_entries() -> list[tuple[str, str]]:
@@ -241,7 +246,7 @@ def _take_turns(
             try:
                 answer = workers[index].ask(f"run {min(TURN, plan.rounds - done)}")
             except Lost as error:
-                rows[index].note = str(error)
+                rows[index].remark(str(error))
                 del workers[index]
                 continue
             rows[index]._times += answer["seconds"]
@@ -269,7 +274,7 @@ def _separate(
         try:
             rows[index].memory_mb = worker.ask(f"song {source} {target}")["memory_mb"]
         except Lost as error:
-            rows[index].note = str(error)
+            rows[index].remark(str(error))
             continue
         found[id(rows[index])] = np.load(target)
     return found
@@ -289,7 +294,7 @@ def _compare(
         paired = [a / b for a, b in zip(first._times, row._times, strict=True)]
         row.x_first = round(statistics.median(paired), 3)
         if row is not first and row.x_first < 1:
-            row.note = f"slower than {first.backend} {first.precision}"
+            row.remark(f"slower than {first.backend} {first.precision}")
         found = outputs.get(id(row))
         if reference is None or found is None:
             continue
@@ -317,5 +322,4 @@ def _cost(model: Model) -> float | None:
         reference: Any = load_reference("torch")(model)
     except TfxError:
         return None
-    count = getattr(reference, "gflop_per_second", None)
-    return None if count is None else float(count())
+    return float(reference.gflop_per_second())

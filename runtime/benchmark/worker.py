@@ -10,6 +10,7 @@ What it is to do comes as JSON, its one argument; answers are lines of JSON, ``{
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,8 +22,8 @@ def main() -> None:
     import numpy as np
 
     from tfswa.runtime.backends import BackendOptions
-    from tfswa.runtime.commands.separate import peak_memory_mb
     from tfswa.runtime.errors import TfxError
+    from tfswa.runtime.machine import peak_memory_mb
     from tfswa.runtime.models import open_model
     from tfswa.runtime.parity import load_reference
     from tfswa.runtime.separator import Separator
@@ -74,8 +75,12 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
+    _answers.write(json.dumps(answer) + "\n")
+    _answers.flush()
 
 
 if __name__ == "__main__":
+    # Answers go where the output went; what libraries print goes beside the errors.
+    _answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     main()

@@ -81,12 +81,12 @@ def bench(
     import json
 
     from tfswa.runtime import pictures
-    from tfswa.runtime.auto import record
+    from tfswa.runtime.auto import record, table_of
     from tfswa.runtime.benchmark.bench import Plan
     from tfswa.runtime.benchmark.bench import bench as run
     from tfswa.runtime.errors import OutputExists
     from tfswa.runtime.models import open_model
-    from tfswa.runtime.truth import load_songs, synthetic_song
+    from tfswa.runtime.truth import load_song, synthetic_song
 
     endings = (".json", ".md", ".png")
     files = [output.with_name(output.name + ending) for ending in endings] if output else []
@@ -96,21 +96,19 @@ def bench(
     if files:
         pictures.require()
     opened = open_model(model)
-    song = load_songs(audio, opened.spec)[0] if audio else synthetic_song(opened.spec)
+    if auto:
+        table_of(opened)  # refuses what cannot have one, before the work
+    song = load_song(audio, opened.spec) if audio else synthetic_song(opened.spec)
     plan = Plan([_entry(entry) for entry in entries], rounds, batch, device, threads)
     found = run(opened, song, plan, report=lambda line: click.echo(line, err=True))
     text = json.dumps(found.to_dict(), allow_nan=False)
     if files:
         _write(files, found, text)
-    table = record(opened, plan, found) if auto else None
-    if as_json:
-        click.echo(text)
-        return
-    click.echo(_table(found))
+    click.echo(text if as_json else _table(found))
     for path in files:
-        click.echo(f"written: {path}")
-    if table is not None:
-        click.echo(f"--backend auto goes by {table}")
+        click.echo(f"written: {path}", err=as_json)
+    if auto:
+        click.echo(f"--backend auto goes by {record(opened, plan, found)}", err=as_json)
 
 
 def _entry(text: str) -> tuple[str, str]:
@@ -151,17 +149,11 @@ def _write(files: list[Path], found: Benchmark, text: str) -> None:
     from tfswa.runtime import pictures
     from tfswa.runtime.atomic import writing
     from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.table import markdown_table
 
     machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())
     lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB on {found.song}"]
-    lines += [
-        *_ceilings(found),
-        "",
-        "| " + " | ".join(COLUMNS.values()) + " |",
-        "| --- " * len(COLUMNS) + "|",
-    ]
-    for cells in _cells(found):
-        lines.append("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
+    lines += [*_ceilings(found), "", *markdown_table(list(COLUMNS.values()), _cells(found))]
     speeds = {f"{row.backend} {row.precision}": row.x_realtime for row in found.rows if row.x_realtime}
     try:
         files[0].parent.mkdir(parents=True, exist_ok=True)

@@ -147,6 +147,8 @@ def _naming(source: Path, error: Exception) -> str:
 
 def describe(source: Path, result: FileResult) -> dict[str, Any]:
     """One file's entry in ``--json``; keys are documented in docs/json.md."""
+    from tfswa.runtime.machine import peak_memory_mb
+
     return {
         "input": str(source),
         "outputs": {stem: str(path) for stem, path in result.written.paths.items()},
@@ -160,19 +162,6 @@ def describe(source: Path, result: FileResult) -> dict[str, Any]:
         "gain": result.written.gain,
         "notes": result.written.lines(),
     }
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process, in MB (10^6 bytes)."""
-    import resource
-
-    try:
-        # getrusage starts at the peak of whoever started this process; the kernel's own mark does not.
-        status = Path("/proc/self/status").read_text()
-        kibibytes = int(status.partition("VmHWM:")[2].split()[0])
-    except (OSError, IndexError, ValueError):
-        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(kibibytes * 1024 / 1e6, 1)
 
 
 def _print(source: Path, result: FileResult) -> None:

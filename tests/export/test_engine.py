@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
 torch = pytest.importorskip("torch", reason="torch is not installed: export needs it")
 
-from tfswa.export import engine  # noqa: E402
+from tfswa.export import builder, engine  # noqa: E402
 from tfswa.export.engine import PORTABLE, BuildOptions, build_engine  # noqa: E402
 from tfswa.export.precision import Precision, PrecisionPlan, typed  # noqa: E402
 from tfswa.runtime.bundle import Bundle  # noqa: E402
@@ -220,6 +222,39 @@ def test_rtx_has_no_use_for_a_timing_cache(trt: Any, exported: BundleModel, tmp_
         build_engine(exported, BuildOptions(flavor="rtx", timing_cache=tmp_path / "timings"))
 
 
+def test_a_timing_cache_stays_out_of_the_bundle(exported: BundleModel) -> None:
+    with pytest.raises(UsageError, match="timings is inside the bundle"):
+        engine._check_timing_cache(exported.bundle.path / "engines" / "timings", exported.bundle, "tensorrt")
+
+
+@pytest.mark.trt
+def test_a_build_tells_its_progress_and_ends_by_ctrl_c(trt: Any, exported: BundleModel) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def interrupt(phase: str, done: int, steps: int) -> None:
+        told.append((phase, done, steps))
+        if len(told) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(exported, BuildOptions(flavor="rtx"), progress=interrupt)
+    assert not (exported.bundle.path / "engines").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is before
+    stopped = len(told)
+    build_engine(exported, BuildOptions(flavor="rtx"), progress=lambda *step: told.append(step))
+    assert len(told) - stopped > stopped  # without the signal it goes on to the end
+    assert all(0 <= done <= steps for _, done, steps in told)
+
+
+@pytest.mark.trt
+def test_a_file_where_engines_go_is_one_line(trt: Any, exported: BundleModel) -> None:
+    (exported.bundle.path / "engines").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write .*engines: File exists; choose another place"):
+        build_engine(exported, BuildOptions(flavor="rtx"))
+
+
 class Timings:
     """What ``ITimingCache`` and ``IBuilderConfig`` do with timings: kernels in a set, one a byte."""
 
@@ -249,12 +284,12 @@ def test_timings_are_merged_with_those_of_other_builds(tmp_path: Path) -> None:
     path = tmp_path / "timings"
     one, two = Timings(b"a"), Timings(b"b")
     for config in (one, two):
-        engine._load_timings(config, path)  # both begin before either ends
+        builder._load_timings(config, path)  # both begin before either ends
     for config in (one, two):
-        engine._store_timings(config, path)
+        builder._store_timings(config, path)
     assert path.read_bytes() == b"ab"
     third = Timings()
-    engine._load_timings(third, path)
+    builder._load_timings(third, path)
     assert third.kernels == set(b"ab")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -263,7 +298,12 @@ def test_foreign_timings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "timings"
     path.write_bytes(b"foreign")
     with pytest.raises(UsageError, match="timings is damaged, or of another GPU or version"):
-        engine._load_timings(Timings(), path)
+        builder._load_timings(Timings(), path)
+
+
+def test_a_place_without_room_for_timings_is_said_before_the_build(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere/timings cannot be written .*: choose another place"):
+        builder._load_timings(Timings(), tmp_path / "nowhere" / "timings")
 
 
 @pytest.mark.trt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,10 +68,37 @@ def test_the_fastest_that_passed_is_taken_and_why_is_said(model: BundleModel) ->
     assert why(model, CPU, session) == "the fastest of 2 measured here, 5 x real time"
 
 
+def test_bfloat16_goes_past_onnxruntime_that_has_none_on_the_cpu(
+    tiny_bundle: Bundle, register: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    tiny_bundle.add("model.bf16.onnx", lambda path: path.touch(), kind="onnx", precision="bf16")
+    register(backends, "fast", fake("fast"))
+    monkeypatch.setattr(auto, "PREFERENCE", ("ort", "fast"))
+    model = BundleModel("tiny", tiny_bundle)
+    bf16 = BackendOptions(precision="bf16")
+    assert choose(model, bf16).name == "fast"
+    with pytest.raises(BackendUnavailable, match="no bfloat16 convolutions on the CPU: use --backend openvi"):
+        open_session("ort", model, bf16)
+
+
 def test_precision_is_never_chosen(model: BundleModel) -> None:
     record(model, Plan(), measured(("slow", "fp32", 2.0, True), ("fast", "bf16", 9.0, True)))
     assert choose(model, CPU).name == "slow"
     assert choose(model, BackendOptions(precision="bf16")).name == "fast"
+
+
+def test_a_backend_that_nobody_registers_any_more_is_passed_over(
+    model: BundleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(model, Plan(), measured(("removed", "fp32", 9.0, True), ("slow", "fp32", 2.0, True)))
+    assert choose(model, CPU).name == "slow"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(model: BundleModel, private_cache: Path) -> None:
+    (private_cache / "tfswa").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write .*auto.*\.json: Not a directory"):
+        record(model, Plan(), measured(("slow", "fp32", 2.0, True)))
 
 
 def test_one_that_is_gone_or_of_another_version_is_passed_over(model: BundleModel) -> None:

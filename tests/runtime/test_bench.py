@@ -69,13 +69,13 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> C
     """``fakes({"a": Fake(...), ...}, rounds=3)``: a run of these."""
     monkeypatch.setattr(module, "_ceilings", lambda *_: {"fp32": 100.0})
     monkeypatch.setattr(module, "_cost", lambda model: 2.0)
-    monkeypatch.setattr(module, "precisions_of", lambda name: ("fp32",))
 
     def run(workers: dict[str, Fake], rounds: int = 3, asked: bool = True) -> Benchmark:
         def start(given: list[str], extra: Any) -> Fake:
             return workers[json.loads(given[-1])["backend"]]
 
         monkeypatch.setattr(module, "Worker", start)
+        monkeypatch.setattr(module, "backend_names", lambda: list(workers))
         entries = [(name, "fp32") for name in workers]
         monkeypatch.setattr(module, "_all_entries", lambda: entries)
         return bench(BundleModel("tiny", tiny_bundle), song, Plan(entries if asked else (), rounds))
@@ -112,7 +112,8 @@ def test_slower_than_the_first_is_said(fakes: Callable[..., Benchmark]) -> None:
 def test_one_that_dies_is_said_and_the_others_go_on(fakes: Callable[..., Benchmark], when: str) -> None:
     found = fakes({"a": Fake([0.1] * 3, halves()), "b": Fake([0.2] * 3, halves(), dies=when)})
     assert [row.backend for row in found.rows] == ["a", "b"]
-    assert "died, exit code -9" in found.rows[1].note or when == "song"
+    notes = {"run": "died, exit code -9", "song": "died, exit code -9; slower than a fp32"}
+    assert found.rows[1].note == notes[when]
     assert found.rows[1].snr_db is None
     assert found.rows[0].median_ms == 100.0
 

@@ -530,6 +530,6 @@ class TestProcess:
 def test_peak_memory_is_not_that_of_the_parent() -> None:
     """What ``getrusage`` says of a new process starts at the size of the one that started it."""
     ballast = np.ones(60_000_000, np.float32)  # 240 MB, all touched
-    code = "from tfswa.runtime.commands.separate import peak_memory_mb; print(peak_memory_mb())"
+    code = "from tfswa.runtime.machine import peak_memory_mb; print(peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 < float(done.stdout) < ballast.nbytes / 1e6 / 2

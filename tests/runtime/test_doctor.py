@@ -154,3 +154,14 @@ def test_the_command_fails_where_something_is_wrong(monkeypatch: pytest.MonkeyPa
     result = CliRunner().invoke(command, [])
     assert isinstance(result.exception, TfxError)
     assert str(result.exception) == "1 of 3 findings are wrong (cache): see above"
+
+
+def test_a_check_that_fails_is_a_finding_and_the_others_go_on(
+    place: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = SimpleNamespace(__version__="1")  # loads, and has nothing that a torch has
+    place(modules={"torch": broken, "onnxruntime": ort()})
+    found = about("torch")
+    assert found.level == "wrong"
+    assert "cannot be examined: " in found.text
+    assert about("ort").level == "ok"

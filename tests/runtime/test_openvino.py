@@ -104,6 +104,15 @@ def test_bfloat16_is_bfloat16(model: BundleModel) -> None:
     assert "bf16 on cpu" in session.description
 
 
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    model: BundleModel, private_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (private_cache / "tfswa").write_text("")
+    with caplog.at_level("INFO"):
+        OpenvinoSession(model, BackendOptions()).close()
+    assert "compiled anew each time" in caplog.text
+
+
 def test_what_was_compiled_is_kept_by_its_key(model: BundleModel, private_cache: Path) -> None:
     for options in (BackendOptions(threads=1), BackendOptions(threads=1), BackendOptions(threads=2)):
         OpenvinoSession(model, options).close()

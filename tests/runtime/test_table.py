@@ -1,6 +1,6 @@
 """Plain tables: columns that line up, nothing wider than it must be."""
 
-from tfswa.runtime.table import text_table
+from tfswa.runtime.table import markdown_table, text_table
 
 
 def test_text_goes_left_numbers_right_and_none_is_a_dash() -> None:
@@ -41,3 +41,12 @@ def test_columns_follow_the_widest_cell() -> None:
 
 def test_wide_characters_and_empty_cells() -> None:
     assert text_table(("a", "b"), [("", "ü")]).splitlines() == ["a  b", "-  -", "   ü"]
+
+
+def test_markdown() -> None:
+    assert markdown_table(("a", "b"), [(1, None), ("x", 2.5)]) == [
+        "| a | b |",
+        "| --- | --- |",
+        "| 1 | - |",
+        "| x | 2.5 |",
+    ]

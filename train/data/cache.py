@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.machine import user_cache
 from tfswa.train.data.decode import Decoded, Recording, read_decoded
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,7 @@ def _allow_files(count: int) -> None:
 
 def default_folder() -> Path:
     """The user's cache of decoded audio."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("tfswa") / "decoded"
+    return user_cache() / "decoded"
 
 
 class _Lease:

@@ -1,0 +1,236 @@
+"""From an ONNX graph to a serialised engine, through the API that ``tensorrt`` and ``tensorrt_rtx`` share.
+
+What is built, for whom and under which key is decided in ``engine.py``. Here the graph is parsed, the types
+of its layers are compared with its precision, and the builder runs, which can be watched and stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tfswa.export.precision import FULL, Precision, PrecisionPlan
+from tfswa.runtime import atomic
+from tfswa.runtime.errors import ExportError, UsageError
+
+Shape = tuple[int, ...]
+Progress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all
+
+_WHOLE = {"INT32", "INT64", "BOOL"}  # shapes and indices
+_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_LAYERS = {"CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "MatMul"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be built.
+
+    Attributes:
+        graph: the ONNX model, serialised.
+        name: what it is called in messages.
+        precision: what its layers compute in.
+        plan: modules that its precision plan keeps in float32.
+        shapes: smallest, best and largest shape of its input.
+        capability: compute capability to build for, such as ``8.9``; None for the library's own choice.
+        workspace_mb: most GPU memory that one layer may take for itself; None for the library's own choice.
+        timing_cache: file that keeps what was measured; None to keep nothing.
+    """
+
+    graph: bytes
+    name: str
+    precision: Precision
+    plan: tuple[str, ...]
+    shapes: tuple[Shape, Shape, Shape]
+    capability: str | None = None
+    workspace_mb: int | None = None
+    timing_cache: Path | None = None
+
+
+def build(library: Any, order: Order, progress: Progress = lambda phase, done, steps: None) -> Any:
+    """Parse, check and build.
+
+    Returns:
+        The engine, as a buffer.
+
+    Raises:
+        ExportError: the graph cannot be parsed or built, or is not of its precision.
+        UsageError: the timing cache is damaged or foreign.
+        KeyboardInterrupt: by Ctrl-C; SIGTERM does what it does elsewhere.
+    """
+    log = _logger(library)
+    log.errors.clear()
+    builder = library.Builder(log)
+    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = library.OnnxParser(network, log)
+    if not parser.parse(order.graph):
+        errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise ExportError(f"{order.name} is not accepted by {library.__name__}: {'; '.join(errors)}")
+    check_types(network, order.name, order.precision, order.plan)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(network.get_input(0).name, *order.shapes)
+    config = builder.create_builder_config()
+    # On by default, and it rounds factors to 10 bits on Ampere and later: not what fp32 means here.
+    config.clear_flag(library.BuilderFlag.TF32)
+    if order.workspace_mb is not None:
+        config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, order.workspace_mb << 20)
+    if order.capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capabilities(library)[order.capability], 0)
+    if order.timing_cache is not None:
+        _load_timings(config, order.timing_cache)
+    added = config.add_optimization_profile(profile) >= 0
+    with _stoppable() as stopped:
+        config.progress_monitor = _monitor(library, progress, stopped)
+        plan = builder.build_serialized_network(network, config) if added else None
+    if plan is None:
+        raise ExportError(
+            f"{library.__name__} {library.__version__} built no engine from {order.name}: "
+            f"{'; '.join(log.errors) or 'no reason given'}"
+        )
+    if order.timing_cache is not None:
+        _store_timings(config, order.timing_cache)
+    return plan
+
+
+def capabilities(library: Any) -> dict[str, Any]:
+    """Compute capabilities that TensorRT-RTX can be told to build for: ``8.9`` and its member."""
+    members = library.ComputeCapability.__members__.items()
+    numbers = {name.removeprefix("SM"): member for name, member in members if name.startswith("SM")}
+    return {f"{number[:-1]}.{number[-1]}": member for number, member in numbers.items()}
+
+
+def check_types(network: Any, name: str, precision: Precision, plan: Sequence[str]) -> None:
+    """See that a parsed network computes in the precision that it is said to be in.
+
+    Args:
+        network: ``INetworkDefinition``.
+        name: of the graph's file.
+        precision: of the graph.
+        plan: modules that its precision plan keeps in float32.
+
+    Raises:
+        ExportError: a layer with weights or a product is of another type, or anything is of a third one.
+    """
+    low, keeps = _TYPES[precision], PrecisionPlan(tuple(plan)).keeps
+    lacks = FULL.get(precision, frozenset())
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        wanted = {low, "FLOAT", *_WHOLE}
+        operator = _LAYERS.get(layer.type.name)
+        if operator is not None and operator not in lacks and not keeps(layer.name):
+            wanted = {low}
+        for output in range(layer.num_outputs):
+            found = layer.get_output(output).dtype.name
+            if found not in wanted:
+                raise ExportError(
+                    f"{name} is recorded as {precision}, its layer {layer.name} gives {found}: "
+                    "export it again"
+                )
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM for as long as a block lasts, and let them through after it.
+
+    The builder calls back from C++, where the exception that a signal raises in Python would be lost.
+    """
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals do not come here
+        yield stopped
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if stopped:
+            signal.raise_signal(stopped[0])
+
+
+def _monitor(library: Any, progress: Progress, stopped: Sequence[int]) -> Any:
+    """An ``IProgressMonitor`` that tells ``progress``, and ends the build once a signal has come."""
+
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.steps[phase] = steps
+            progress(phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            progress(phase, step + 1, self.steps.get(phase, 0))
+            return not stopped
+
+        def phase_finish(self, phase: str) -> None:
+            self.steps.pop(phase, None)
+
+    return Monitor()
+
+
+def _load_timings(config: Any, path: Path) -> None:
+    """Give a build what earlier ones measured; a place that cannot be written is said before the work."""
+    try:
+        known = path.read_bytes() if path.exists() else b""
+        if not path.exists():
+            with atomic.writing(path):
+                pass
+            path.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"timing cache {path} cannot be written ({error.strerror}): choose another place"
+        ) from error
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise UsageError(
+            f"timing cache {path} is damaged, or of another GPU or version: choose another file, or remove it"
+        )
+
+
+def _store_timings(config: Any, path: Path) -> None:
+    """Add what was measured to the file, and keep what other processes added meanwhile."""
+    with atomic.locked(path.parent):
+        cache = config.get_timing_cache()
+        if path.exists():
+            cache.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
+        with atomic.writing(path) as stream:
+            stream.write(bytes(cache.serialize()))
+
+
+def _parser_error(error: Any) -> str:
+    where = f" (node {error.node_name()}, {error.node_operator()})" if error.node_name() else ""
+    return " ".join(str(error.desc()).split()) + where
+
+
+@functools.cache
+def _logger(library: Any) -> Any:
+    """The one logger of a library: it keeps the first that it is given for as long as the process lives."""
+
+    class Log(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
+                self.errors.append(" ".join(message.split()))
+            elif severity == library.ILogger.WARNING:
+                logger.warning("%s: %s", library.__name__, message)
+
+    return Log()

@@ -1,0 +1,40 @@
+"""What tfx has to know of the machine that it runs on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cores() -> int:
+    """CPU cores that this process may use: a container or ``taskset`` may allow fewer than there are."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel has it, or ``unknown``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process, in MB (10^6 bytes)."""
+    import resource
+
+    try:
+        # getrusage starts at the peak of whoever started this process; the kernel's own mark does not.
+        status = Path("/proc/self/status").read_text()
+        kibibytes = int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kibibytes * 1024 / 1e6, 1)
+
+
+def user_cache() -> Path:
+    """The user's folder for what can be made again; it may not exist yet."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("tfswa")
