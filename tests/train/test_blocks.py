@@ -18,7 +18,7 @@ from tfswa.train.blocks.attention import (  # noqa: E402
     rotary_tables,
 )
 from tfswa.train.blocks.conv import ResidualConv, fold, unfold  # noqa: E402
-from tfswa.train.blocks.window import WindowAttention, relative_index, shift_masks  # noqa: E402
+from tfswa.train.blocks.window import WindowAttention, cut, join, relative_index, shift_masks  # noqa: E402
 
 Tensor = Any
 
@@ -34,6 +34,19 @@ def randomised(module: Any, seed: int = 0) -> Any:
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def in_plane(block: Any, x: Tensor) -> Tensor:
+    """Window attention from plane to plane, ``[B, T, F, D]``."""
+    columns = x.shape[2] // block.size
+    windows = block(cut(x, block.size, block.shift), columns)
+    return join(windows, block.size, block.shift, columns)
+
+
+def over_frames(block: Any, x: Tensor, source: Tensor | None = None) -> Tensor:
+    """Time attention on ``[B, T, F, D]``."""
+    asked = None if source is None else source.transpose(1, 2)
+    return block(x.transpose(1, 2), asked).transpose(1, 2)
 
 
 def region(place: int, length: int, size: int, shift: int) -> int:
@@ -72,26 +85,41 @@ def naive_window_attention(block: Any, x: Tensor) -> Tensor:
     return x + block.out(mixed)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_windows_hold_neighbours_and_join_undoes_cut(shift: int) -> None:
+    t, f, size = 8, 12, 4
+    x = torch.arange(2 * t * f).reshape(2, t, f, 1).float()
+    windows = cut(x, size, shift)
+    assert windows.shape == (2, 6, 16, 1)
+    for index in range(6):
+        row, column = divmod(index, 3)
+        for place in range(16):
+            i = (row * size + place // size + shift) % t
+            j = (column * size + place % size + shift) % f
+            assert windows[1, index, place] == x[1, i, j]
+    assert torch.equal(join(windows, size, shift, 3), x)
+
+
 @pytest.mark.parametrize("shift", [0, 1, 2])
 @pytest.mark.parametrize(("t", "f", "heads"), [(4, 8, 2), (8, 4, 1), (8, 12, 2), (4, 4, 3)])
 def test_window_attention_equals_the_naive_loops(shift: int, t: int, f: int, heads: int) -> None:
     block = randomised(WindowAttention(6, heads, size=4, shift=shift))
     x = noise(2, t, f, 6)
-    torch.testing.assert_close(block(x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(in_plane(block, x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [3, 5])
 def test_windows_of_odd_size_equal_the_naive_loops(size: int) -> None:
     block = randomised(WindowAttention(4, 2, size=size, shift=size // 2))
     x = noise(2, size, 2 * size, 4)
-    torch.testing.assert_close(block(x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(in_plane(block, x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
 
 
 def test_without_its_mask_the_shift_mixes_what_is_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_module, "MASKED", 0.0)
     block = randomised(WindowAttention(6, 2, size=4, shift=2))
     x = noise(2, 8, 12, 6)
-    assert (block(x) - naive_window_attention(block, x)).abs().max() > 0.01
+    assert (in_plane(block, x) - naive_window_attention(block, x)).abs().max() > 0.01
 
 
 def test_the_shift_lets_windows_meet() -> None:
@@ -101,7 +129,7 @@ def test_the_shift_lets_windows_meet() -> None:
     changed[0, 3, 3, 0] += 1.0  # of one channel: the norm would take it from all
     for shift, (low, high) in {0: (0, 4), 2: (2, 6)}.items():
         block = randomised(WindowAttention(6, 2, size=4, shift=shift))
-        moved = (block(changed) - block(x)).abs().sum(dim=-1)[0] > 1e-7
+        moved = (in_plane(block, changed) - in_plane(block, x)).abs().sum(dim=-1)[0] > 1e-7
         expected = torch.zeros(8, 8, dtype=torch.bool)
         expected[low:high, low:high] = True
         assert torch.equal(moved, expected)
@@ -166,7 +194,7 @@ def naive_time_attention(block: Any, x: Tensor) -> Tensor:
 def test_time_attention_equals_the_naive_rotations(heads: int) -> None:
     block = randomised(TimeAttention(8, heads))
     x = noise(2, 7, 3, 8)
-    ours = block(x)
+    ours = over_frames(block, x)
     torch.testing.assert_close(ours, naive_time_attention(block, x), atol=1e-4, rtol=1e-4)
 
 
@@ -192,7 +220,7 @@ def test_time_attention_knows_the_order_of_frames() -> None:
     block = randomised(TimeAttention(8, 2))
     x = noise(1, 6, 2, 8)
     order = torch.tensor([0, 2, 1, 3, 5, 4])
-    assert (block(x)[:, order] - block(x[:, order])).abs().max() > 1e-3
+    assert (over_frames(block, x)[:, order] - over_frames(block, x[:, order])).abs().max() > 1e-3
 
 
 def test_time_attention_keeps_bins_apart_and_frequency_attention_frames() -> None:
@@ -200,7 +228,7 @@ def test_time_attention_keeps_bins_apart_and_frequency_attention_frames() -> Non
     changed = x.clone()
     changed[1, 2, 3, 0] += 1.0
     time = randomised(TimeAttention(8, 2))
-    moved = (time(changed) - time(x)).abs().sum(-1) > 1e-7
+    moved = (over_frames(time, changed) - over_frames(time, x)).abs().sum(-1) > 1e-7
     expected = torch.zeros(2, 5, 6, dtype=torch.bool)
     expected[1, :, 3] = True
     assert torch.equal(moved, expected)
@@ -235,19 +263,20 @@ def test_attention_asks_the_source_where_one_is_given() -> None:
     x, source, other = noise(1, 4, 4, 8), noise(1, 4, 4, 8, seed=2), noise(1, 4, 4, 8, seed=3)
     time, frequency = randomised(TimeAttention(8, 2)), randomised(FrequencyAttention(8, 2))
     embedding = noise(4, 8, seed=5)
-    assert (time(x, source) - time(x, other)).abs().max() > 1e-3
+    assert (over_frames(time, x, source) - over_frames(time, x, other)).abs().max() > 1e-3
     assert (frequency(x, embedding, source) - frequency(x, embedding, other)).abs().max() > 1e-3
-    torch.testing.assert_close(time(x, x), time(x))
+    torch.testing.assert_close(over_frames(time, x, x), over_frames(time, x))
     torch.testing.assert_close(frequency(x, embedding, x), frequency(x, embedding))
 
 
 def test_cross_attention_mixes_both_streams_and_learns() -> None:
     block = CrossAttention(8, 2)
     one, two, embedding = noise(1, 4, 4, 8), noise(1, 4, 4, 8, seed=2), noise(4, 8, seed=5)
-    expected = 0.5 * (block.time(one, source=two) + block.frequency(two, embedding, source=one))
-    out = block(one, two, embedding)
+    asked = over_frames(block.time, one, two)
+    expected = 0.5 * (asked + block.frequency(two, embedding, source=one))
+    out = block(one.transpose(1, 2), two, embedding)
     torch.testing.assert_close(out, expected)
-    assert (out - block(two, one, embedding)).abs().max() > 1e-4
+    assert (out - block(two.transpose(1, 2), one, embedding)).abs().max() > 1e-4
     out.square().sum().backward()
     for name, parameter in block.named_parameters():
         assert parameter.grad is not None, name

@@ -1,9 +1,12 @@
 """Attention along time and along frequency (TSA, FSA).
 
-Tokens are ``[B, T, F, D]`` throughout, channels last, so that FSA needs no transpose and TSA one.
+Tokens have their channels last, and the axis that is attended along before them: ``[B, F, T, D]`` for TSA,
+``[B, T, F, D]`` for FSA. A block changes the order between the two, once.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,42 +31,8 @@ class Mlp(nn.Module):
         return out
 
 
-class TimeAttention(nn.Module):
-    """TSA: every bin attends over its frames, positions by rotary embedding; residual inside.
-
-    Rotary positions: Su et al. 2021 (RoFormer), section 3.4, halves rotated against each other.
-    Only differences of frames matter, so a chunk does not depend on where it was cut.
-
-    Args:
-        dim: D, a multiple of heads; D / heads even.
-        heads: attention heads.
-    """
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
-        """``[B, T, F, D] -> [B, T, F, D]``; keys and values come from ``source`` where given."""
-        b, t, f, d = x.shape
-        tokens = self.norm(x).transpose(1, 2)  # [B, F, T, D]
-        origin = tokens if source is None else self.norm(source).transpose(1, 2)
-        cos, sin = rotary_tables(t, d // self.heads, x.device)
-        query = _rotate(_split(self.query(tokens), self.heads), cos, sin)  # [B*F, heads, T, D/heads]
-        key, value = self.key_value(origin).chunk(2, dim=-1)
-        key = _rotate(_split(key, self.heads), cos, sin)
-        mixed = functional.scaled_dot_product_attention(query, key, _split(value, self.heads))
-        mixed = mixed.transpose(1, 2).reshape(b, f, t, d)
-        out: Tensor = x + self.out(mixed).transpose(1, 2)
-        return out
-
-
-class FrequencyAttention(nn.Module):
-    """FSA: every frame attends over its bins, which a learned embedding tells apart; residual inside.
+class AxialAttention(nn.Module):
+    """Attention along one axis of ``[B, A, L, D]``: the places of L attend to each other, for each of A.
 
     Args:
         dim: D, a multiple of heads.
@@ -78,18 +47,41 @@ class FrequencyAttention(nn.Module):
         self.key_value = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
 
+    def attend(self, tokens: Tensor, origin: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Let ``tokens`` ask ``origin``, both ``[B, A, L, D]``; ``turn`` marks queries and keys by place."""
+        key, value = project(self.key_value, origin, 2)
+        mixed = functional.scaled_dot_product_attention(
+            turn(split_heads(self.query(tokens), self.heads)),  # [B*A, heads, L, D/heads]
+            turn(split_heads(key, self.heads)),
+            split_heads(value, self.heads),
+        )
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(tokens.shape))
+        return out
+
+
+class TimeAttention(AxialAttention):
+    """TSA: every bin attends over its frames, positions by rotary embedding; residual inside.
+
+    Rotary positions: Su et al. 2021 (RoFormer), section 3.4, halves rotated against each other.
+    Only differences of frames matter, so a chunk does not depend on where it was cut. D / heads is even.
+    """
+
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        """``[B, F, T, D] -> [B, F, T, D]``; keys and values come from ``source`` where given."""
+        tokens = self.norm(x)
+        origin = tokens if source is None else self.norm(source)
+        cos, sin = rotary_tables(x.shape[2], x.shape[3] // self.heads, x.device)
+        return x + self.attend(tokens, origin, lambda z: _rotate(z, cos, sin))
+
+
+class FrequencyAttention(AxialAttention):
+    """FSA: every frame attends over its bins, which a learned embedding tells apart; residual inside."""
+
     def forward(self, x: Tensor, embedding: Tensor, source: Tensor | None = None) -> Tensor:
         """``[B, T, F, D] -> [B, T, F, D]``; ``embedding`` is ``[F, D]``."""
-        b, t, f, d = x.shape
         tokens = self.norm(x) + embedding
         origin = tokens if source is None else self.norm(source) + embedding
-        query = _split(self.query(tokens), self.heads)  # [B*T, heads, F, D/heads]
-        key, value = self.key_value(origin).chunk(2, dim=-1)
-        mixed = functional.scaled_dot_product_attention(
-            query, _split(key, self.heads), _split(value, self.heads)
-        )
-        out: Tensor = x + self.out(mixed.transpose(1, 2).reshape(b, t, f, d))
-        return out
+        return x + self.attend(tokens, origin, lambda z: z)
 
 
 class CrossAttention(nn.Module):
@@ -105,9 +97,9 @@ class CrossAttention(nn.Module):
         self.frequency = FrequencyAttention(dim, heads)
 
     def forward(self, time: Tensor, frequency: Tensor, embedding: Tensor) -> Tensor:
-        """Two streams ``[B, T, F, D]`` into one."""
-        asked_time = self.time(time, source=frequency)
-        asked_frequency = self.frequency(frequency, embedding, source=time)
+        """Streams ``[B, F, T, D]`` and ``[B, T, F, D]`` into one ``[B, T, F, D]``."""
+        asked_time = self.time(time, source=frequency.transpose(1, 2)).transpose(1, 2)
+        asked_frequency = self.frequency(frequency, embedding, source=time.transpose(1, 2))
         out: Tensor = 0.5 * (asked_time + asked_frequency)
         return out
 
@@ -127,7 +119,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
+def project(layer: nn.Linear, x: Tensor, parts: int) -> list[Tensor]:
+    """The parts of what a layer gives, each a product of its own: parts of one result would be copied."""
+    size = layer.out_features // parts
+    starts = range(0, layer.out_features, size)
+    return [functional.linear(x, layer.weight[i : i + size], layer.bias[i : i + size]) for i in starts]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """``[B, A, L, D] -> [B*A, heads, L, D/heads]``."""
     b, a, length, d = x.shape
     return x.reshape(b * a, length, heads, d // heads).transpose(1, 2)

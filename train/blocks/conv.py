@@ -40,16 +40,17 @@ def fold(x: Tensor, factor: int, layout: str) -> Tensor:
             in ``factor`` sub-bands (TFSWA-ResUNet, MDX23C).
     """
     b, p, t, f = x.shape
+    # Channels go last and come back as a view: convolutions are fastest on memory in that order.
     if layout == "adjacent":
-        x = x.reshape(b, p, t, f // factor, factor).permute(0, 1, 4, 2, 3)
+        x = x.reshape(b, p, t, f // factor, factor).permute(0, 2, 3, 1, 4)
     else:
-        x = x.reshape(b, p, t, factor, f // factor).permute(0, 1, 3, 2, 4)
-    return x.reshape(b, p * factor, t, f // factor)
+        x = x.reshape(b, p, t, factor, f // factor).permute(0, 2, 4, 1, 3)
+    return x.reshape(b, t, f // factor, p * factor).permute(0, 3, 1, 2)
 
 
 def unfold(x: Tensor, factor: int, layout: str) -> Tensor:
-    """Undo ``fold``: ``[B, P*factor, T, F/factor] -> [B, P, T, F]``."""
+    """Undo ``fold``: ``[B, P*factor, T, F] -> [B, P, T, F*factor]``."""
     b, p, t, f = x.shape
-    x = x.reshape(b, p // factor, factor, t, f)
-    order = (0, 1, 3, 4, 2) if layout == "adjacent" else (0, 1, 3, 2, 4)
+    x = x.permute(0, 2, 3, 1).reshape(b, t, f, p // factor, factor)
+    order = (0, 3, 1, 2, 4) if layout == "adjacent" else (0, 3, 1, 4, 2)
     return x.permute(*order).reshape(b, p // factor, t, f * factor)

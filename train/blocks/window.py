@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tfswa.train.blocks.attention import project, split_heads
+
 MASKED = -100.0  # a score, not -inf: its exponential is 4e-44 in float32 and 0 in float16, never NaN
 
 
@@ -28,7 +30,7 @@ class WindowAttention(nn.Module):
     Args:
         dim: D, a multiple of heads.
         heads: attention heads.
-        size: side of a window, in tokens; T and F must be multiples of it.
+        size: side of a window, in tokens.
         shift: cyclic shift in tokens, 0 <= shift < size.
     """
 
@@ -45,31 +47,22 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative", relative_index(size), persistent=False)
         self.register_buffer("masks", shift_masks(size, shift), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, F, D] -> [B, T, F, D]``."""
-        b, t, f, d = x.shape
-        rows, columns, size, heads = t // self.size, f // self.size, self.size, self.heads
-        tokens = self.qkv(self.norm(x))
-        if self.shift:
-            tokens = tokens.roll((-self.shift, -self.shift), dims=(1, 2))
-        # [B, rows, size, columns, size, 3, heads, d] -> [3, B, rows, columns, heads, size, size, d]
-        tokens = tokens.reshape(b, rows, size, columns, size, 3, heads, d // heads)
-        tokens = tokens.permute(5, 0, 1, 3, 6, 2, 4, 7)
+    def forward(self, x: Tensor, columns: int) -> Tensor:
+        """``[B, rows*columns, size^2, D]`` to the same, window by window; see ``cut``."""
+        b, windows, places, d = x.shape
+        tokens = self.norm(x)
+        query, key, value = (split_heads(part, self.heads) for part in project(self.qkv, tokens, 3))
         scores = self.bias[self.relative].permute(2, 0, 1)  # [heads, size^2, size^2]
         if self.shift:
             # Fused attention wants four axes: windows, which differ in their mask, join the heads.
-            scores = self._shifted_scores(scores, rows, columns)
-            tokens = tokens.reshape(3, b, rows * columns * heads, size * size, d // heads)
-        else:
-            tokens = tokens.reshape(3, b * rows * columns, heads, size * size, d // heads)
+            scores = self._shifted_scores(scores, windows // columns, columns)
+            joined = (b, windows * self.heads, places, d // self.heads)
+            query, key, value = query.reshape(joined), key.reshape(joined), value.reshape(joined)
         mixed = functional.scaled_dot_product_attention(
-            tokens[0], tokens[1], tokens[2], attn_mask=scores[None].to(tokens.dtype)
+            query, key, value, attn_mask=scores[None].to(query.dtype)
         )
-        mixed = mixed.reshape(b, rows, columns, heads, size, size, d // heads)
-        mixed = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, f, d)
-        if self.shift:
-            mixed = mixed.roll((self.shift, self.shift), dims=(1, 2))
-        out: Tensor = x + self.out(mixed)
+        mixed = mixed.reshape(b * windows, self.heads, places, d // self.heads).transpose(1, 2)
+        out: Tensor = x + self.out(mixed.reshape(x.shape))
         return out
 
     def _shifted_scores(self, bias: Tensor, rows: int, columns: int) -> Tensor:
@@ -79,6 +72,27 @@ class WindowAttention(nn.Module):
         last = torch.cat((four[2:3].expand(columns - 1, -1, -1, -1), four[3:]))
         plane = torch.cat((inner.repeat(rows - 1, 1, 1, 1), last))
         return plane.reshape(-1, *bias.shape[1:])
+
+
+def cut(x: Tensor, size: int, shift: int) -> Tensor:
+    """Cut a plane, shifted cyclically, into windows: ``[B, T, F, D] -> [B, rows*columns, size^2, D]``.
+
+    T and F are multiples of size. What is done to tokens singly can be done to windows as well.
+    """
+    b, t, f, d = x.shape
+    if shift:
+        x = x.roll((-shift, -shift), dims=(1, 2))
+    x = x.reshape(b, t // size, size, f // size, size, d).transpose(2, 3)
+    return x.reshape(b, (t // size) * (f // size), size * size, d)
+
+
+def join(windows: Tensor, size: int, shift: int, columns: int) -> Tensor:
+    """Undo ``cut``: ``[B, rows*columns, size^2, D] -> [B, T, F, D]``."""
+    b, count, _, d = windows.shape
+    rows = count // columns
+    x = windows.reshape(b, rows, columns, size, size, d).transpose(2, 3)
+    x = x.reshape(b, rows * size, columns * size, d)
+    return x.roll((shift, shift), dims=(1, 2)) if shift else x
 
 
 def relative_index(size: int) -> Tensor:

@@ -30,7 +30,7 @@ from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.spec import ChunkSpec, ModelSpec
 from tfswa.train.blocks.attention import CrossAttention, FrequencyAttention, Mlp, TimeAttention
 from tfswa.train.blocks.conv import ResidualConv, fold, unfold
-from tfswa.train.blocks.window import WindowAttention
+from tfswa.train.blocks.window import WindowAttention, cut, join
 from tfswa.train.families import Family
 
 TINY = 1e-8
@@ -99,15 +99,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``[B, T, F, D] -> [B, T, F, D]``; ``embedding`` is the stage's, ``[F, D]``."""
-        if self.axial and self.cross:
-            time = self.time_mlp(self.time(x))
-            frequency = self.frequency_mlp(self.frequency(x, embedding))
-            x = self.fusion(time, frequency, embedding)
-        elif self.axial:
-            x = self.time_mlp(self.time(x))
-            x = self.frequency_mlp(self.frequency(x, embedding))
-        out: Tensor = self.window_mlp(self.window(x))
-        return out
+        if self.axial:
+            time = self.time_mlp(self.time(x.transpose(1, 2)))  # [B, F, T, D]
+            if self.cross:
+                frequency = self.frequency_mlp(self.frequency(x, embedding))
+                x = self.fusion(time, frequency, embedding)
+            else:
+                x = self.frequency_mlp(self.frequency(time.transpose(1, 2), embedding))
+        size, shift = self.window.size, self.window.shift
+        columns = x.shape[2] // size
+        windows = self.window_mlp(self.window(cut(x, size, shift), columns))
+        return join(windows, size, shift, columns)
 
 
 class Stage(nn.Module):
@@ -188,8 +190,9 @@ class TfswaUnet(nn.Module):
         """Return what is normalised: the mixture's planes, or log-compressed magnitudes, ``[B, P, T, F]``."""
         if self.hyper.mask != "magnitude":
             return mixture
-        real, imaginary = mixture[:, 0::2], mixture[:, 1::2]
-        return torch.log(torch.sqrt(real * real + imaginary * imaginary + TINY) + 1e-3)
+        b, _, t, f = mixture.shape
+        power = mixture.square().reshape(b, self.channels, 2, t, f).sum(dim=2)
+        return torch.log(torch.sqrt(power + TINY) + 1e-3)
 
     def forward(self, mixture: Tensor) -> Tensor:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
