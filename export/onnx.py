@@ -236,7 +236,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention written out in six nodes, ``[B, H, L, D/H]``.
+    """Attention written out in six nodes, five where queries come scaled, ``[B, H, L, D/H]``.
 
     torch's own translation computes the shape of the transposed key at run time, fourteen nodes more a
     block; ONNX's Attention (opset 23) has no TensorRT-RTX kernel for windowed heads.
@@ -245,7 +245,9 @@ def _attention(
         raise ExportError("attention with dropout, causal masks or grouped queries is not exported")
     op = _operators()
     factor = float(query.shape[-1]) ** -0.5 if scale is None else scale
-    scores = op.MatMul(op.Mul(query, op.CastLike(factor, query)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if factor != 1.0:
+        query = op.Mul(query, op.CastLike(factor, query))
+    scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
     if attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)

@@ -49,11 +49,13 @@ class AxialAttention(nn.Module):
 
     def attend(self, tokens: Tensor, origin: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
         """Let ``tokens`` ask ``origin``, both ``[B, A, L, D]``; ``turn`` marks queries and keys by place."""
-        key, value = project(self.key_value, origin, 2)
+        (query,) = project(self.query, tokens, 1, scale=query_scale(tokens, self.heads))
+        key, value = project(self.key_value, origin, 2, scale=1.0)
         mixed = functional.scaled_dot_product_attention(
-            turn(split_heads(self.query(tokens), self.heads)),  # [B*A, heads, L, D/heads]
+            turn(split_heads(query, self.heads)),  # [B*A, heads, L, D/heads]
             turn(split_heads(key, self.heads)),
             split_heads(value, self.heads),
+            scale=1.0,
         )
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(tokens.shape))
         return out
@@ -119,11 +121,24 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated
 
 
-def project(layer: nn.Linear, x: Tensor, parts: int) -> list[Tensor]:
-    """The parts of what a layer gives, each a product of its own: parts of one result would be copied."""
+def project(layer: nn.Linear, x: Tensor, parts: int, *, scale: float) -> list[Tensor]:
+    """The parts of what a layer gives, each a product of its own: parts of one result would be copied.
+
+    The first is scaled, by its weights: an exported graph holds them scaled, and never touches the tokens.
+    """
     size = layer.out_features // parts
-    starts = range(0, layer.out_features, size)
-    return [functional.linear(x, layer.weight[i : i + size], layer.bias[i : i + size]) for i in starts]
+    made = []
+    for index in range(parts):
+        weight, bias = (p[index * size : (index + 1) * size] for p in (layer.weight, layer.bias))
+        if index == 0 and scale != 1.0:
+            weight, bias = weight * scale, bias * scale
+        made.append(functional.linear(x, weight, bias))
+    return made
+
+
+def query_scale(x: Tensor, heads: int) -> float:
+    """What scores are divided by, as a factor: 1 / sqrt(D / heads)."""
+    return float((x.shape[-1] // heads) ** -0.5)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

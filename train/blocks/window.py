@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfswa.train.blocks.attention import project, split_heads
+from tfswa.train.blocks.attention import project, query_scale, split_heads
 
 MASKED = -100.0  # a score, not -inf: its exponential is 4e-44 in float32 and 0 in float16, never NaN
 
@@ -51,7 +51,8 @@ class WindowAttention(nn.Module):
         """``[B, rows*columns, size^2, D]`` to the same, window by window; see ``cut``."""
         b, windows, places, d = x.shape
         tokens = self.norm(x)
-        query, key, value = (split_heads(part, self.heads) for part in project(self.qkv, tokens, 3))
+        parts = project(self.qkv, tokens, 3, scale=query_scale(tokens, self.heads))
+        query, key, value = (split_heads(part, self.heads) for part in parts)
         scores = self.bias[self.relative].permute(2, 0, 1)  # [heads, size^2, size^2]
         if self.shift:
             # Fused attention wants four axes: windows, which differ in their mask, join the heads.
@@ -59,7 +60,7 @@ class WindowAttention(nn.Module):
             joined = (b, windows * self.heads, places, d // self.heads)
             query, key, value = query.reshape(joined), key.reshape(joined), value.reshape(joined)
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=scores[None].to(query.dtype)
+            query, key, value, attn_mask=scores[None].to(query.dtype), scale=1.0
         )
         mixed = mixed.reshape(b * windows, self.heads, places, d // self.heads).transpose(1, 2)
         out: Tensor = x + self.out(mixed.reshape(x.shape))
