@@ -41,7 +41,7 @@ class AxialAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        self.heads = heads
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
         self.norm = nn.LayerNorm(dim)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
@@ -49,7 +49,7 @@ class AxialAttention(nn.Module):
 
     def attend(self, tokens: Tensor, origin: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
         """Let ``tokens`` ask ``origin``, both ``[B, A, L, D]``; ``turn`` marks queries and keys by place."""
-        (query,) = project(self.query, tokens, 1, scale=query_scale(tokens, self.heads))
+        (query,) = project(self.query, tokens, 1, scale=self.scale)
         key, value = project(self.key_value, origin, 2, scale=1.0)
         mixed = functional.scaled_dot_product_attention(
             turn(split_heads(query, self.heads)),  # [B*A, heads, L, D/heads]
@@ -134,11 +134,6 @@ def project(layer: nn.Linear, x: Tensor, parts: int, *, scale: float) -> list[Te
             weight, bias = weight * scale, bias * scale
         made.append(functional.linear(x, weight, bias))
     return made
-
-
-def query_scale(x: Tensor, heads: int) -> float:
-    """What scores are divided by, as a factor: 1 / sqrt(D / heads)."""
-    return float((x.shape[-1] // heads) ** -0.5)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

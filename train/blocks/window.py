@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfswa.train.blocks.attention import project, query_scale, split_heads
+from tfswa.train.blocks.attention import project, split_heads
 
 MASKED = -100.0  # a score, not -inf: its exponential is 4e-44 in float32 and 0 in float16, never NaN
 
@@ -40,6 +40,7 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, size: int, shift: int):
         super().__init__()
         self.heads, self.size, self.shift = heads, size, shift
+        self.scale = (dim // heads) ** -0.5
         self.norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -51,7 +52,7 @@ class WindowAttention(nn.Module):
         """``[B, rows*columns, size^2, D]`` to the same, window by window; see ``cut``."""
         b, windows, places, d = x.shape
         tokens = self.norm(x)
-        parts = project(self.qkv, tokens, 3, scale=query_scale(tokens, self.heads))
+        parts = project(self.qkv, tokens, 3, scale=self.scale)
         query, key, value = (split_heads(part, self.heads) for part in parts)
         scores = self.bias[self.relative].permute(2, 0, 1)  # [heads, size^2, size^2]
         if self.shift:
