@@ -34,7 +34,7 @@ class Exported:
         bundle: the bundle that it went to.
         file: the artifact.
         bytes: its size.
-        format: ``onnx`` or ``torchscript``.
+        format: ``onnx``, ``torchscript`` or ``aotinductor``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         snr_db: by stem, against the eager network; ``math.inf`` where exact.
         details: as the manifest has them.
@@ -67,7 +67,7 @@ def produce(
     Args:
         model: a bundle.
         name: file name of the artifact.
-        kind: ``onnx`` or ``torchscript``.
+        kind: ``onnx``, ``torchscript`` or ``aotinductor``.
         convert: writes the graph of the eager network to a path and returns details for the manifest.
         precision: of the artifact.
         output: where a copy of the bundle goes, whole or not at all; default: into the model's bundle.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tfswa.runtime.backends import BackendOptions, Session
+from tfswa.runtime.backends.aotinductor import AotInductorSession
 from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
@@ -281,9 +282,12 @@ def _chunks(spec: ModelSpec, audio: Path) -> Iterator[NDArray[np.float32]]:
 
 
 def _open(model: FileModel) -> Session:
-    if model.kind == "onnx":
-        return OrtSession(model, BackendOptions(precision=model.precision))
-    return TorchScriptSession(model, BackendOptions())
+    runs: dict[str, type[Session]] = {
+        "onnx": OrtSession,
+        "torchscript": TorchScriptSession,
+        "aotinductor": AotInductorSession,
+    }
+    return runs[model.kind](model, BackendOptions(precision=model.precision))
 
 
 def _snr_db(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:

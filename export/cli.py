@@ -34,10 +34,10 @@ def _precision_option(help: str) -> Callable[[F], F]:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["onnx", "torchscript"]),
+    type=click.Choice(["onnx", "torchscript", "aotinductor"]),
     default="onnx",
     show_default=True,
-    help="What to make: model.onnx or model.ts.",
+    help="What to make: model.onnx, model.ts, or model.pt2 (code for this CPU, for one chunk a call).",
 )
 @_precision_option("Of the layers, ONNX only; the mask is multiplied in float32 always.")
 @click.option(
@@ -73,7 +73,7 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export MODEL (a bundle, or the name demo) to ONNX or TorchScript.
+    """Export MODEL (a bundle, or the name demo) to ONNX, TorchScript, or code compiled by torch.
 
     The graph is compared with the network it came from before it is written: 80 dB SNR on every stem in
     fp32, 45 dB in fp16, 36 dB in bf16, or there is no file. A graph in fp16 or bf16 says in its types what
@@ -89,8 +89,8 @@ def export(
         "--io": None if io == "fp32" else io,
     }
     for option, value in onnx_only.items():
-        if kind == "torchscript" and value is not None:
-            raise UsageError(f"{option} {value} is for --format onnx, asked for is torchscript: leave it out")
+        if kind != "onnx" and value is not None:
+            raise UsageError(f"{option} {value} is for --format onnx, asked for is {kind}: leave it out")
     opened = open_model(model)
     click.echo(f"exporting {model} to {kind} in {precision} ...", err=True)
     if kind == "onnx":
@@ -107,10 +107,14 @@ def export(
             audio=audio,
             force=force,
         )
-    else:
+    elif kind == "torchscript":
         from tfswa.export.torchscript import export_torchscript
 
         made = export_torchscript(opened, output, audio=audio, force=force)
+    else:
+        from tfswa.export.aotinductor import export_aotinductor
+
+        made = export_aotinductor(opened, output, audio=audio, force=force)
     _report(made, as_json=as_json)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import torch
 from torch import nn
 
 from tfswa.export.artifact import Exported, bundle_of, produce
+from tfswa.runtime.backends.torchscript import jit_allowed
 from tfswa.runtime.models import METADATA, Model, embed
 from tfswa.runtime.spec import ModelSpec
 
@@ -41,7 +39,7 @@ def export_torchscript(
     carried = {f"{METADATA}.json": embed(model.spec, "fp32", bundle_of(model, "export").digest)}
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
-        with _quiet():
+        with jit_allowed():
             torch.jit.save(trace(network, model.spec), path, _extra_files=carried)
         return {"torch": torch.__version__}
 
@@ -56,7 +54,7 @@ def trace(network: nn.Module, spec: ModelSpec) -> torch.jit.ScriptModule:
         spec: its contract.
     """
     # The comparison with eager comes later, on music; torch's own would repeat the trace on zeros.
-    with _quiet(), torch.no_grad():
+    with jit_allowed(), torch.no_grad():
         mixture = torch.zeros(spec.input_shape(2))
         traced = torch.jit.trace(network, mixture, check_trace=False)  # type: ignore[no-untyped-call]
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced)
@@ -77,11 +75,3 @@ def _free_device(graph: Any) -> None:
     for constant in graph.findAllNodes("prim::Constant"):
         if constant.output().type().kind() == "DeviceObjType":
             constant.output().replaceAllUsesWith(device.output())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch 2.13's deprecation of all of torch.jit: nothing else writes what plain libtorch loads."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        yield

@@ -117,7 +117,13 @@ def _torch() -> Iterator[Finding]:
         yield _absent("torch", "torch", problem, "pip install 'tfswa[torch]'")
         return
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"
-    yield Finding("ok", "torch", f"torch {torch.__version__}, {built}: torch, torchscript")
+    runs = "torch, torchscript"
+    if shutil.which("g++"):
+        runs += ", torch-compile, aotinductor"
+    else:
+        text = "no g++ on PATH: torch-compile and tfx export --format aotinductor need it"
+        yield Finding("missing", "compiler", text, "apt-get install g++")
+    yield Finding("ok", "torch", f"torch {torch.__version__}, {built}: {runs}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             capability = ".".join(map(str, torch.cuda.get_device_capability(index)))

@@ -1,7 +1,7 @@
 """From what a user types as MODEL to an open model: a bundle, an exported file, or a name.
 
-An exported file carries its spec inside (ONNX metadata_props, TorchScript extra_files), so a single file
-handed to someone else still separates. Both are read here without onnx or torch.
+An exported file carries its spec inside (ONNX metadata_props, extra files of torch's archives), so a single
+file handed to someone else still separates. They are read here without onnx or torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfswa.runtime.spec import ModelSpec
 METADATA = "tfx"  # key of metadata_props in ONNX; name of the extra file in TorchScript is tfx.json
 DEMO = "demo"
 
-_KINDS = {".onnx": "onnx", ".ts": "torchscript"}
+_KINDS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "aotinductor"}
 _MAKE = {
     "onnx": {
         "fp32": "tfx export {name} --format onnx",
@@ -28,6 +28,7 @@ _MAKE = {
         "bf16": "tfx export {name} --format onnx --precision bf16",
     },
     "torchscript": {"fp32": "tfx export {name} --format torchscript"},
+    "aotinductor": {"fp32": "tfx export {name} --format aotinductor"},
 }
 
 
@@ -142,8 +143,8 @@ def embed(spec: ModelSpec, precision: str, source: str) -> str:
 def _open_file(path: Path) -> FileModel:
     kind = _KINDS.get(path.suffix)
     if kind is None:
-        raise BundleError(f"{path} ends in {path.suffix!r}: a model is a bundle, a .onnx or a .ts file")
-    text = _onnx_metadata(path) if kind == "onnx" else _torchscript_metadata(path)
+        raise BundleError(f"{path} ends in {path.suffix!r}: a model is a bundle, a .onnx, .ts or .pt2 file")
+    text = _onnx_metadata(path) if kind == "onnx" else _archive_metadata(path)
     if text is None:
         raise BundleError(f"{path} carries no tfx spec: export it with `tfx export`")
     try:
@@ -156,14 +157,14 @@ def _open_file(path: Path) -> FileModel:
     return FileModel(str(path), path, kind, precision, spec)
 
 
-def _torchscript_metadata(path: Path) -> str | None:
+def _archive_metadata(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith(f"/extra/{METADATA}.json"):
                     return archive.read(name).decode()
     except Exception as error:  # zipfile lets the errors of zlib, lzma, struct and others through
-        raise BundleError(f"{path} is not a TorchScript file, or damaged: {error}") from error
+        raise BundleError(f"{path} is not a file of torch, or damaged: {error}") from error
     return None
 
 

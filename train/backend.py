@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.backends.torchscript import run_torch, torch_device
+from tfswa.runtime.backends import BackendOptions, filled
+from tfswa.runtime.backends.torchscript import jit_allowed, run_torch, torch_device
 from tfswa.runtime.bundle import WEIGHTS, Bundle
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.models import Model
@@ -29,7 +29,7 @@ class TorchSession:
     """
 
     name = "torch"
-    precisions = ("fp32", "fp16", "bf16")
+    precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]
@@ -56,6 +56,41 @@ class TorchSession:
     def close(self) -> None:
         """Release the network."""
         self._network = None
+
+
+class CompiledSession(TorchSession):
+    """The eager network through ``torch.compile``; see ``Session``. Precision ``fp32``, or ``bf16``.
+
+    It compiles while it is loaded, for minutes, and again for a larger batch; smaller ones are filled up with
+    silence. What was compiled is kept by torch for the next time.
+
+    Raises:
+        BackendUnavailable: as for ``TorchSession``, or it cannot be compiled here.
+    """
+
+    name = "torch-compile"
+    precisions = ("fp32", "bf16")
+
+    def __init__(self, model: Model, options: BackendOptions):
+        super().__init__(model, options)
+        self._network = torch.compile(self._network, fullgraph=True, dynamic=False)
+        self._batch = 1
+        try:
+            with jit_allowed():
+                super().infer(np.zeros(model.spec.input_shape(1), np.float32))
+        except Exception as error:  # what a compiler that is not there makes torch raise has no common base
+            reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+            raise BackendUnavailable(
+                f"torch {torch.__version__} cannot compile {model.spec.family}: {reason}; it needs a C++ "
+                "compiler (apt-get install g++), or use --backend torch"
+            ) from error
+        self.description = self.description.replace("eager", "compiled")
+
+    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        self._batch = max(self._batch, len(mixture))
+        with jit_allowed():
+            return super().infer(filled(mixture, self._batch))[: len(mixture)]
 
 
 def load_network(model: Model) -> nn.Module:

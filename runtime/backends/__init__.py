@@ -108,6 +108,15 @@ def import_library(name: str, *, backend: str) -> Any:
         raise _lacks(backend, name, error) from error
 
 
+def filled(mixture: NDArray[np.float32], items: int) -> NDArray[np.float32]:
+    """A batch filled up with silence to a size that a network is compiled for."""
+    if len(mixture) == items:
+        return mixture
+    whole = np.zeros((items, *mixture.shape[1:]), np.float32)
+    whole[: len(mixture)] = mixture
+    return whole
+
+
 def _lacks(backend: str, library: str, error: Exception) -> BackendUnavailable:
     extra = EXTRAS.get(library)
     how = f"pip install 'tfswa[{extra}]'" if extra else f"install {library}"

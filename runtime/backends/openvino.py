@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import BackendOptions, import_library
+from tfswa.runtime.backends import BackendOptions, filled, import_library
 from tfswa.runtime.bundle import sha256_of_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.machine import cores, user_cache
@@ -67,10 +67,8 @@ class OpenvinoSession:
         items = len(mixture)
         if items > self._batch:
             self._compile(items)
-        filled = np.zeros((self._batch, *mixture.shape[1:]), np.float32)
-        filled[:items] = mixture
         request: Any = self._request
-        stems: NDArray[np.float32] = request.infer([filled], share_inputs=True)[0]
+        stems: NDArray[np.float32] = request.infer([filled(mixture, self._batch)], share_inputs=True)[0]
         return stems[:items].copy()
 
     def close(self) -> None:

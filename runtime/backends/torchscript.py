@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,23 @@ def run_torch(module: Any, mixture: NDArray[np.float32], device: Device) -> NDAr
 
 
 def _load(torch: Any, path: Path, device: Device) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is, and still the format asked for
+    with jit_allowed():
         try:
             return torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {reason}") from error
+
+
+@contextmanager
+def jit_allowed() -> Iterator[None]:
+    """Silence torch 2.13's deprecation of all of torch.jit.
+
+    Nothing else writes what plain libtorch loads, and torch's own compiler uses it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        yield
 
 
 def torch_device(name: str) -> Device:

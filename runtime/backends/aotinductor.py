@@ -1,0 +1,93 @@
+"""The ``aotinductor`` backend: a network compiled ahead by torch, for one torch and one kind of CPU."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.backends import BackendOptions, import_library
+from tfswa.runtime.errors import BackendUnavailable, BundleError
+
+if TYPE_CHECKING:
+    from tfswa.runtime.models import Model
+
+MADE_FOR = "made_for.json"  # in the package: what its code runs on
+
+
+class AotInductorSession:
+    """Runs a bundle's ``model.pt2``; see ``Session``. It takes one item at a time.
+
+    Raises:
+        BackendUnavailable: torch or the artifact is missing, or it was compiled for something else than what
+            is here.
+        BundleError: the file cannot be loaded.
+    """
+
+    name = "aotinductor"
+    precisions = ("fp32",)
+    artifact: tuple[str, str]
+    description: str
+    versions: Mapping[str, str]
+
+    def __init__(self, model: Model, options: BackendOptions):
+        torch = import_library("torch", backend=self.name)
+        inductor = import_library("torch._inductor", backend=self.name)
+        if options.device != "cpu":
+            raise BackendUnavailable(
+                f"device {options.device} asked for, packages are compiled for the CPU: use --device cpu"
+            )
+        self.artifact = model.artifact("aotinductor", options.precision or "fp32")
+        path = model.file(self.artifact[0])
+        made_for, here = _made_for(path), machine(torch)
+        if made_for != here:
+            raise BackendUnavailable(
+                f"{path} was compiled for {_in_words(made_for)}, here is {_in_words(here)}: "
+                f"make it again with `tfx export {model.name} --format aotinductor --force`"
+            )
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self._torch = torch
+        try:
+            self._call: Any = inductor.aoti_load_package(str(path))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {reason}") from error
+        self.versions = {"torch": torch.__version__}
+        self.description = f"aotinductor, torch {torch.__version__}, fp32 on cpu"
+
+    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        torch = self._torch
+        with torch.inference_mode():
+            items = torch.from_numpy(np.ascontiguousarray(mixture)).split(1)
+            stems: NDArray[np.float32] = torch.cat([self._call(item) for item in items]).numpy()
+        return stems
+
+    def close(self) -> None:
+        """Release the network."""
+        self._call = None
+
+
+def machine(torch: Any) -> dict[str, str]:
+    """What compiled code depends on, of the torch and the CPU that are here."""
+    return {"torch": str(torch.__version__), "cpu": str(torch.backends.cpu.get_cpu_capability())}
+
+
+def _made_for(path: Path) -> dict[str, str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(f"/extra/{MADE_FOR}"))
+            found: dict[str, str] = json.loads(archive.read(name))
+    except (OSError, ValueError, StopIteration, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} is not a package of tfx, or damaged: export it again") from error
+    return found
+
+
+def _in_words(made_for: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in made_for.items())
