@@ -161,7 +161,10 @@ def _simplify(model: ir.Model) -> None:
         transpose_transpose_rule,
     )
     common.InlinePass()(model)
-    fold_constants(model, should_fold=_worth_folding)
+    # Weights of any size: a slice or a factor of one is not to be computed anew in every session.
+    fold_constants(
+        model, should_fold=_worth_folding, input_size_limit=LIMIT_BYTES, output_size_limit=LIMIT_BYTES
+    )
     rewrite(model, rules)
     common.IdentityEliminationPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

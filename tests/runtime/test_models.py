@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["song.wav", "model", "model.pt", "model.engine"])
 def test_files_of_other_kinds_are_refused_by_their_ending(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(BundleError, match=r"\.onnx or a \.ts"):
+    with pytest.raises(BundleError, match=r"a \.onnx, \.ts or \.pt2 file"):
         open_model(tmp_path / name)
 
 
