@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from tfswa.export.check import check_graph, check_planes
-from tfswa.runtime.bundle import WEIGHTS, Bundle, replacing_directory
+from tfswa.runtime.bundle import Bundle, replacing_directory
 from tfswa.runtime.engines import ANSWER, ENGINE
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.models import FileModel, Model, open_model

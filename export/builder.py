@@ -216,4 +216,3 @@ def _store_timings(config: Any, path: Path) -> None:
 def _parser_error(error: Any) -> str:
     where = f" (node {error.node_name()}, {error.node_operator()})" if error.node_name() else ""
     return " ".join(str(error.desc()).split()) + where
-

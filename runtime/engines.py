@@ -38,10 +38,12 @@ def answer_of(engine: str) -> str:
 
 
 def probe(spec: ModelSpec) -> NDArray[np.float32]:
-    """Input of the self-test: noise that falls with frequency, the same bits on every machine.
+    """Input of the self-test: harmonics and bursts, filled with noise; the same bits on every machine.
 
-    Whole numbers are mixed as in the finalizer of MurmurHash3 (A. Appleby, 2008), because no random
-    generator promises its numbers for ever.
+    It has to look like music: a network that finds neither voices nor beats gives nearly its input back,
+    whatever its weights are. (The embedded model, its weights 2 % off, still reaches 77 dB on plain noise,
+    39 dB on this and on music.) Whole numbers are mixed as in the finalizer of MurmurHash3 (A. Appleby,
+    2008), because no random generator promises its numbers for ever.
 
     Returns:
         float32 ``[1, 2*C, T, F]``.
@@ -53,8 +55,12 @@ def probe(spec: ModelSpec) -> NDArray[np.float32]:
         mixed *= np.uint32(factor)
     mixed ^= mixed >> np.uint32(16)
     noise = mixed.reshape(shape).astype(np.float32) * np.float32(2.0**-31) - np.float32(1.0)
-    fall = 1.0 + 15.0 * np.arange(shape[-1], dtype=np.float32) / np.float32(shape[-1])
-    return (np.float32(_PEAK) * noise / fall).astype(np.float32)
+    frames, bins = np.arange(shape[2])[:, np.newaxis], np.arange(shape[3])
+    pitch = 20 + frames // 16 * 3 % 17  # in bins; another every 16 frames
+    sounds = (bins % pitch < 2) | (frames % 24 < 3)
+    level = np.where(sounds, np.float32(_PEAK), np.float32(_PEAK * 0.01))
+    fall = 1.0 + 15.0 * bins.astype(np.float32) / np.float32(shape[3])
+    return (noise * level / fall).astype(np.float32)
 
 
 def samples(stems: NDArray[Any]) -> NDArray[np.float32]:

@@ -169,7 +169,7 @@ class PinnedBuffer(_Resource):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         super().__init__(device, device.call("cudaMallocHost", size), "cudaFreeHost")
         memory = (ctypes.c_byte * size).from_address(self.address)
-        self.array: NDArray[Any] = np.frombuffer(memory, dtype).reshape(shape)
+        self.array: NDArray[Any] = np.ndarray(shape, dtype, buffer=memoryview(memory))
 
     @property
     def address(self) -> int:
