@@ -103,7 +103,8 @@ class TrtSession:
                     needed = 2 * (ends.mixture_bytes(batch) + ends.stems_bytes(batch))
                     raise self._full(device, needed + engine.device_memory_size_v2, error) from error
                 half = max(smallest, batch // 2)
-                logger.warning("no memory for batch %d (%s): going on with batch %d", batch, error, half)
+                reason = str(error)  # the error itself would keep what could not be made in the log
+                logger.warning("no memory for batch %d (%s): going on with batch %d", batch, reason, half)
                 batch = half
 
     def _deserialised(self, device: Device) -> Any:

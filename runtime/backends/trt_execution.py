@@ -140,11 +140,11 @@ class Execution:
     def _run(self, slot: _Slot, batch: int) -> _Run:
         """The engine bound to a slot for a batch; made when it is first asked for."""
         if batch not in slot.runs:
-            context = self._context(slot, batch)
-            run = self._stack.enter_context(
-                closing(_Run(self._device, self._library, context, self._compute))
-            )
-            run.prepare()
+            with ExitStack() as stack:
+                context = self._context(slot, batch)
+                run = stack.enter_context(closing(_Run(self._device, self._library, context, self._compute)))
+                run.prepare()
+                self._stack.enter_context(stack.pop_all())
             slot.runs[batch] = run
         return slot.runs[batch]
 
@@ -229,7 +229,7 @@ class _Run:
             else:
                 logger.info("%s cannot record a CUDA graph: going on without", self._library.__name__)
         except CudaError as error:
-            logger.info("no CUDA graph was recorded (%s): going on without", error)
+            logger.info("no CUDA graph was recorded (%s): going on without", str(error))
 
     def launch(self) -> None:
         """Put the network onto the stream."""
