@@ -119,7 +119,7 @@ class Execution:
     def _send(self, slot: _Slot, piece: NDArray[np.float32]) -> None:
         """Put a piece on its way through a slot that is free."""
         batch = max(len(piece), self._smallest)
-        run = self._run(slot, batch)  # first: warming up writes over the slot's memory
+        run = self._run(slot, batch)
         slot.host_in.array[: len(piece)] = piece
         slot.host_in.array[len(piece) : batch] = 0.0
         self._device.copy_in(slot.mixture, slot.host_in, self._ends.mixture_bytes(batch), self._copies_in)
@@ -132,7 +132,7 @@ class Execution:
         self._copies_out.record(slot.left)
 
     def _settle(self) -> None:
-        """Wait until no stream touches a buffer any more, after an error."""
+        """Wait until no stream touches a buffer any more: after an error they may be freed at once."""
         for stream in (self._copies_in, self._compute, self._copies_out):
             with suppress(CudaError):
                 stream.synchronise()

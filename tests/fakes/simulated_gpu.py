@@ -121,6 +121,11 @@ class SimulatedCuda:
         return getattr(self._thread, "current", 0)
 
     @property
+    def idle(self) -> bool:
+        """Whether all that was asked for is done."""
+        return not any(handle.work for handle in self._handles.values())
+
+    @property
     def used(self) -> int:
         return sum(self._sizes.values())
 
@@ -271,7 +276,7 @@ class SimulatedTensorRt:
 
     Attributes:
         profile: smallest, best and largest batch.
-        scratch: bytes that a context needs for each item.
+        scratch: from a batch to the bytes that a context needs for it.
         capturable: what contexts answer to ``is_stream_capturable``.
     """
 
@@ -292,7 +297,8 @@ class SimulatedTensorRt:
         self.cuda, self.network, self.mixture, self.profile = cuda, network, mixture, profile
         self.stems = network(np.zeros((1, *mixture), np.float32)).shape[1:]
         self.type, self.tensors = "FLOAT", {"mixture": "input", "stems": "output"}
-        self.scratch, self.capturable, self.refuses = 100, True, ""
+        self.scratch: Callable[[int], int] = lambda batch: 100 * batch
+        self.capturable, self.refuses = True, ""
         self.logger: Any = None
         self.scratch_streams: dict[int, int] = {}  # the stream that each scratch memory is used on
 
@@ -315,7 +321,7 @@ class Engine:
     def __init__(self, library: SimulatedTensorRt):
         self.library, self.home = library, library.cuda.current
         self.num_io_tensors = len(library.tensors)
-        self.device_memory_size_v2 = library.scratch * library.profile[-1]
+        self.device_memory_size_v2 = max(map(library.scratch, library.profile))
         library.cuda.live["engine"] += 1
 
     def __del__(self) -> None:
@@ -371,7 +377,7 @@ class Context:
         return (self.batch, *self.library.stems)
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return self.library.scratch * self.batch
+        return self.library.scratch(self.batch)
 
     def set_device_memory(self, address: int, size: int) -> None:
         self.scratch = (address, size)
@@ -384,7 +390,7 @@ class Context:
         stream = cuda._handles[number]
         assert cuda.current == self.engine.home, "another device is current"
         address, size = self.scratch
-        assert size >= library.scratch * self.batch
+        assert size >= library.scratch(self.batch)
         used_by = library.scratch_streams.setdefault(address, number)
         assert used_by == number, "scratch memory is used by two streams, maybe at once"
         if stream.recording is not None:

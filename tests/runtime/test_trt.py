@@ -226,6 +226,15 @@ def test_without_a_graph_the_stems_are_the_same(
     place.left_nothing()
 
 
+def test_a_small_batch_may_need_more_scratch_memory_than_a_large_one(place: Place) -> None:
+    place.library.scratch = lambda batch: 1000 // batch
+    mixture = planes(place.spec, 11)
+    with closing(place.open()) as session:
+        for batch in (11, 6, 1, 11):
+            np.testing.assert_array_equal(session.infer(mixture[:batch]), network(mixture[:batch]))
+    place.left_nothing()
+
+
 def test_two_sessions_do_not_meet(place: Place) -> None:
     one, two = place.open(), place.open()
     first, second = planes(place.spec, 5), planes(place.spec, 6)
@@ -285,6 +294,7 @@ def test_an_error_in_a_song_leaves_a_session_that_works(place: Place) -> None:
         place.cuda.fail = lambda found, name=name, left=left: next(left, None) if found == name else None
         with pytest.raises(CudaError, match=rf"^{name} on cuda:0 gave cudaErrorInvalidValue, it failed$"):
             session.infer(mixture)
+        assert place.cuda.idle
         np.testing.assert_array_equal(session.infer(mixture), network(mixture))
     session.close()
     place.left_nothing()
