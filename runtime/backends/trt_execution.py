@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends.cuda import Device, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
-from tfswa.runtime.engines import errors_of
+from tfswa.runtime.engines import errors_of, library_logger
 from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
 from tfswa.runtime.models import INPUT, OUTPUT
 
@@ -82,7 +82,7 @@ class Execution:
                 stack.enter_context(closing(Stream(device))) for _ in range(3)
             )
             self._slots = [stack.enter_context(closing(_Slot(device, ends, batch))) for _ in range(SLOTS)]
-            self._config = _config(library, engine)
+            self._config, self._kernels = _config(library, engine)
             for slot in self._slots:  # the first song should not find out that memory is short
                 self._run(slot, batch)
             self._stack = stack.pop_all()
@@ -114,7 +114,7 @@ class Execution:
     def close(self) -> None:
         """Release everything but the engine; calling it twice is harmless."""
         self._stack.close()
-        self._config = self._engine = None
+        self._config = self._kernels = self._engine = None
 
     def _send(self, slot: _Slot, piece: NDArray[np.float32]) -> None:
         """Put a piece on its way through a slot that is free."""
@@ -250,24 +250,31 @@ class _Run:
 
 
 def failure(library: Any, what: str) -> CudaError:
-    """The error for what a library did not do, with the reason that it logged."""
+    """The error for what a library did not do, with the reason that it logged; the next starts afresh."""
     reason = errors_of(library)
+    library_logger(library).errors.clear()
     full = "outofmemory" in reason.lower().replace(" ", "")  # "out of memory", "OutOfMemory"
     kind = DeviceMemoryError if full else CudaError
     return kind(f"{library.__name__} {library.__version__} {what}: {reason}")
 
 
-def _config(library: Any, engine: Any) -> Any:
-    """How execution contexts are made: their scratch memory is ours, their kernels are final."""
-    config = engine.create_runtime_config()
+def _config(library: Any, engine: Any) -> tuple[Any, Any]:
+    """How execution contexts are made: their scratch memory is ours, their kernels are final.
+
+    Returns:
+        The configuration, and the cache of kernels that it refers to and may not own; None where there is
+        no such thing.
+    """
+    config, cache = engine.create_runtime_config(), None
     config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
     kernels = getattr(library, "DynamicShapesKernelSpecializationStrategy", None)
     if kernels is not None:
         # TensorRT-RTX compiles on the GPU that it runs on. By default it does so behind a run's back and
         # changes kernels later, when a graph has recorded the first ones; the cache spares the second slot.
         config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
-        config.set_runtime_cache(config.create_runtime_cache())
-    return config
+        cache = config.create_runtime_cache()
+        config.set_runtime_cache(cache)
+    return config, cache
 
 
 def _collect(stems: NDArray[np.float32], slot: _Slot, place: slice) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from simulated_gpu import Error, SimulatedCuda, SimulatedTensorRt
+from simulated_gpu import Engine, Error, SimulatedCuda, SimulatedTensorRt
 
 from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions, open_session
@@ -325,6 +325,23 @@ def test_without_memory_it_goes_on_with_half_the_batch(
     np.testing.assert_array_equal(session.infer(mixture), network(mixture))
     session.close()
     place.left_nothing()
+
+
+def test_a_library_that_finds_no_memory_is_understood(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """And what it said then is not the reason of a later failure."""
+    made = Engine.create_execution_context
+    reasons = ["Error Code 2: OutOfMemory (Requested size was 7 bytes.)", "Error Code 9: Internal"]
+
+    def refuse(engine: Engine, config: Any) -> Any:
+        if not reasons:
+            return made(engine, config)
+        place.library.logger.log(place.library.ILogger.ERROR, reasons.pop(0))
+        return None
+
+    place.patch.setattr(Engine, "create_execution_context", refuse)
+    place.refuses(CudaError, r"1\.116 made no execution context for batch 2: Error Code 9: Internal$")
+    assert "no memory for batch 4 (tensorrt_rtx 1.7.1.116 made no execution context" in caplog.text
+    place.open().close()
 
 
 def test_without_memory_for_the_smallest_batch_both_figures_are_said(place: Place) -> None:
