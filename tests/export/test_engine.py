@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from simulated_gpu import SimulatedCuda
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
 torch = pytest.importorskip("torch", reason="torch is not installed: export needs it")
@@ -26,6 +27,7 @@ from tfswa.export.engine import BuildOptions, build_engine  # noqa: E402
 from tfswa.export.precision import Precision, PrecisionPlan, typed  # noqa: E402
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
+from tfswa.runtime.backends.trt import TrtSession  # noqa: E402
 from tfswa.runtime.bundle import Bundle, _entries, _read_manifest, _write_manifest  # noqa: E402
 from tfswa.runtime.engines import PORTABLE, probe, samples  # noqa: E402
 from tfswa.runtime.errors import (  # noqa: E402
@@ -118,6 +120,19 @@ def test_another_batch_is_another_engine_and_force_builds_again(trt: Any, export
     forced = build_engine(exported, BuildOptions(flavor="rtx"), force=True)
     assert (forced.key, forced.cached) == (one.key, False)
     assert one.file.stat().st_mtime_ns != before
+
+
+@pytest.mark.trt
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, which would run the engine")
+def test_the_backend_takes_what_was_built_as_far_as_the_library_does(
+    trt: Any, exported: BundleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real engine, the real library, and no GPU but a simulated one: loading is where it must end."""
+    made = build_engine(exported, BuildOptions(flavor="rtx", batch=(1, 2, 4)))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", SimulatedCuda())
+    command = r"`tfx build-engine .*exported\.tfx --precision fp32 --flavor rtx --batch 1,2,4`"
+    with pytest.raises(BundleError, match=rf"cannot load engines/{made.key}\.engine: .*{command}"):
+        TrtSession(open_model(exported.name), BackendOptions(device="cuda"))
 
 
 @pytest.mark.trt

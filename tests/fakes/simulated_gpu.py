@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import itertools
 import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -340,16 +341,37 @@ class Engine:
         assert (name, index) == ("mixture", 0)
         return [(batch, *self.library.mixture) for batch in self.library.profile]
 
-    def create_runtime_config(self) -> Any:
-        return SimpleNamespace(
-            set_execution_context_allocation_strategy=lambda strategy: None,
-            create_runtime_cache=object,
-            set_runtime_cache=lambda cache: True,
-        )
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
 
-    def create_execution_context(self, config: Any) -> Context:
+    def create_execution_context(self, config: RuntimeConfig) -> Context:
+        assert config.strategy == "ours", "scratch memory would be allocated twice"
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+        assert config.cache is not None
+        assert config.cache() is not None, "the cache is gone"
         return Context(self)
+
+
+class RuntimeCache:
+    """``IRuntimeCache``."""
+
+
+class RuntimeConfig:
+    """``IRuntimeConfig``; it does not own its cache."""
+
+    def __init__(self) -> None:
+        self.strategy = self.dynamic_shapes_kernel_specialization_strategy = ""
+        self.cache: Callable[[], Any] | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = weakref.ref(cache)
+        return True
 
 
 class Context:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import inspect
 import io
 import sys
 import threading
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from simulated_gpu import Engine, Error, SimulatedCuda, SimulatedTensorRt
+from simulated_gpu import Context, Engine, Error, RuntimeConfig, SimulatedCuda, SimulatedTensorRt
 
 from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions, open_session
@@ -29,6 +31,9 @@ from tfswa.runtime.spec import ModelSpec
 ENGINE = "engines/0123456789abcdef.engine"
 CUDA = BackendOptions(device="cuda")
 SAME = 1e-6  # of full scale: float32, the same operations
+PROBE = (
+    "2b3c0f8ffd5ba6ef"  # SHA-256 of the probe's bits: another one would refuse every engine that was built
+)
 
 
 def network(mixture: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -550,10 +555,52 @@ def test_silence_answers_silence(place: Place) -> None:
     place.open().close()
 
 
+def test_the_simulated_cuda_has_the_calls_of_the_real_one(place: Place) -> None:
+    place.patch.delitem(sys.modules, "cuda.bindings.runtime")
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    calls = {name: call for name, call in vars(SimulatedCuda).items() if inspect.isfunction(call)}
+    calls = {name: call for name, call in calls.items() if name.startswith("cuda")}
+    assert len(calls) > 20
+    for name, call in calls.items():
+        signature = (getattr(runtime, name).__doc__ or "").split("\n")[0]
+        arguments = signature.partition("(")[2].rpartition(")")[0]
+        assert len(inspect.signature(call).parameters) - 1 == len(arguments.split(",")) * bool(arguments), (
+            name
+        )
+    for kind in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        names = [name for name in vars(getattr(SimulatedCuda, kind)) if name.startswith("cuda")]
+        assert names
+        assert all(hasattr(getattr(runtime, kind), name) for name in names)
+    assert SimulatedCuda.cudaEventDisableTiming == runtime.cudaEventDisableTiming
+    assert SimulatedCuda.cudaStreamNonBlocking == runtime.cudaStreamNonBlocking
+
+
+@pytest.mark.trt
+def test_the_simulated_tensorrt_has_the_members_of_the_real_one(place: Place) -> None:
+    place.patch.delitem(sys.modules, "tensorrt_rtx")
+    real = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    for fake, name in (
+        (Engine, "ICudaEngine"),
+        (Context, "IExecutionContext"),
+        (RuntimeConfig, "IRuntimeConfig"),
+    ):
+        members = [member for member in vars(fake) if not member.startswith("_")]
+        assert members
+        assert [member for member in members if not hasattr(getattr(real, name), member)] == []
+    assert hasattr(real.ICudaEngine, "device_memory_size_v2")
+    assert hasattr(real.ICudaEngine, "num_io_tensors")
+    assert hasattr(real.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(real.DynamicShapesKernelSpecializationStrategy, "EAGER")
+    assert hasattr(real.ExecutionContextAllocationStrategy, "USER_MANAGED")
+    assert {"FLOAT", "HALF"} <= set(real.DataType.__members__)
+    assert {"INPUT", "OUTPUT"} <= set(real.TensorIOMode.__members__)
+
+
 def test_the_probe_is_the_same_for_ever(place: Place) -> None:
     first = probe(place.spec)
     assert (first.shape, first.dtype) == (place.spec.input_shape(1), np.float32)
     np.testing.assert_array_equal(first, probe(place.spec))
+    assert hashlib.sha256(first.tobytes()).hexdigest()[:16] == PROBE
     assert 0.05 < float(first.std()) < 1.0
     assert float(np.abs(first).max()) <= 4.0
 
