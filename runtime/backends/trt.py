@@ -73,10 +73,11 @@ class TrtSession:
         self._model, library = model, self._found.library
         self.artifact = (self._found.name, self._found.sha256)
         self.versions = {library.__name__: str(library.__version__)}
+        answer = self._answer()
         with ExitStack() as stack:
             self._execution, batch = self._open(device)
             stack.enter_context(closing(self._execution))
-            self._self_test(batch)
+            self._self_test(answer, batch)
             self._stack = stack.pop_all()
         self.description = (
             f"{library.__name__} {library.__version__}, {self._precision} on {device.name} ({device.label}), "
@@ -117,7 +118,7 @@ class TrtSession:
             error = failure(library, f"cannot load {self._found.name}")
             if isinstance(error, DeviceMemoryError):
                 raise self._full(device, len(plan), error) from error
-            raise BundleError(f"{error}; rebuild it with `{self._found.command}`") from error
+            raise BundleError(f"{error}; rebuild it with `{self._found.command} --force`") from error
         return engine
 
     def _full(self, device: Device, needed: int, error: Exception) -> BackendUnavailable:
@@ -127,23 +128,28 @@ class TrtSession:
             f"{free} of {total} MB free ({error}): end what else uses it, or use another --device"
         )
 
-    def _self_test(self, batch: int) -> None:
+    def _answer(self) -> NDArray[np.float32]:
+        """What the engine must give in its self-test."""
+        name = answer_of(self._found.name)
+        if name not in _bundle(self._model).files:
+            raise BackendUnavailable(
+                f"{self._found.name} was built without an answer to its self-test, {name}: rebuild it with "
+                f"`{self._found.command}`"
+            )
+        answer: NDArray[np.float32] = np.load(self._model.file(name), allow_pickle=False)
+        return answer
+
+    def _self_test(self, answer: NDArray[np.float32], batch: int) -> None:
         """Ask the engine what its bundle knows the answer to.
 
         One item more than the largest batch: both slots, the largest batch and the smallest.
         """
-        name, spec = answer_of(self._found.name), self._model.spec
-        again = f"rebuild it with `{self._found.command}`"
-        if self._model.bundle is None or name not in self._model.bundle.files:
-            raise BackendUnavailable(
-                f"{self._found.name} was built without an answer to its self-test, {name}: {again}"
-            )
-        right = np.load(self._model.file(name), allow_pickle=False)
-        found = self.infer(np.repeat(probe(spec), batch + 1, axis=0))
+        again = f"rebuild it with `{self._found.command} --force`"
+        found = self.infer(np.repeat(probe(self._model.spec), batch + 1, axis=0))
         if not np.isfinite(found).all():
             raise BundleError(f"{self._found.name} gives NaN or Inf in its self-test on this GPU: {again}")
         gate_db = gate_for(self._precision).snr_db
-        reached_db = min(_likeness_db(right, samples(stems)) for stems in found)
+        reached_db = min(_likeness_db(answer, samples(stems)) for stems in found)
         if reached_db < gate_db:
             raise BundleError(
                 f"{self._found.name} reaches {reached_db:.1f} dB SNR in its self-test, {self._precision} "

@@ -130,7 +130,7 @@ def test_the_backend_takes_what_was_built_as_far_as_the_library_does(
     """A real engine, the real library, and no GPU but a simulated one: loading is where it must end."""
     made = build_engine(exported, BuildOptions(flavor="rtx", batch=(1, 2, 4)))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", SimulatedCuda())
-    command = r"`tfx build-engine .*exported\.tfx --precision fp32 --flavor rtx --batch 1,2,4`"
+    command = r"`tfx build-engine .*exported\.tfx --precision fp32 --flavor rtx --batch 1,2,4 --force`"
     with pytest.raises(BundleError, match=rf"cannot load engines/{made.key}\.engine: .*{command}"):
         TrtSession(open_model(exported.name), BackendOptions(device="cuda"))
 

@@ -367,7 +367,7 @@ def test_an_engine_that_cannot_be_loaded(place: Place) -> None:
     place.refuses(
         BundleError,
         r"tensorrt_rtx 1\.7\.1\.116 cannot load .*abcdef\.engine: magic tag does not match; rebuild it with "
-        r"`tfx build-engine .*tiny\.tfx --precision fp32 --flavor rtx --batch 1,2,4`",
+        r"`tfx build-engine .*tiny\.tfx --precision fp32 --flavor rtx --batch 1,2,4 --force`",
     )
 
 
