@@ -6,8 +6,6 @@ of its layers are compared with its precision, and the builder runs, which can b
 
 from __future__ import annotations
 
-import functools
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ from typing import Any
 
 from tfswa.export.precision import FULL, Precision, PrecisionPlan
 from tfswa.runtime import atomic
+from tfswa.runtime.engines import errors_of, library_logger
 from tfswa.runtime.errors import ExportError, UsageError
 
 Shape = tuple[int, ...]
@@ -27,8 +26,6 @@ Progress = Callable[[str, int, int], None]  # a phase, its steps done, its steps
 _WHOLE = {"INT32", "INT64", "BOOL"}  # shapes and indices
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 _LAYERS = {"CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "MatMul"}
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def build(library: Any, order: Order, progress: Progress = lambda phase, done, s
         UsageError: the timing cache is damaged or foreign.
         KeyboardInterrupt: by Ctrl-C; SIGTERM does what it does elsewhere.
     """
-    log = _logger(library)
+    log = library_logger(library)
     log.errors.clear()
     builder = library.Builder(log)
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -81,6 +78,9 @@ def build(library: Any, order: Order, progress: Progress = lambda phase, done, s
     config = builder.create_builder_config()
     # On by default, and it rounds factors to 10 bits on Ampere and later: not what fp32 means here.
     config.clear_flag(library.BuilderFlag.TF32)
+    allocation = getattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if allocation is not None:  # or TensorRT-RTX may allocate while it runs, which no CUDA graph can record
+        config.set_flag(allocation)
     if order.workspace_mb is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, order.workspace_mb << 20)
     if order.capability is not None:
@@ -95,7 +95,7 @@ def build(library: Any, order: Order, progress: Progress = lambda phase, done, s
     if plan is None:
         raise ExportError(
             f"{library.__name__} {library.__version__} built no engine from {order.name}: "
-            f"{'; '.join(log.errors) or 'no reason given'}"
+            f"{errors_of(library)}"
         )
     if order.timing_cache is not None:
         _store_timings(config, order.timing_cache)
@@ -216,21 +216,3 @@ def _store_timings(config: Any, path: Path) -> None:
 def _parser_error(error: Any) -> str:
     where = f" (node {error.node_name()}, {error.node_operator()})" if error.node_name() else ""
     return " ".join(str(error.desc()).split()) + where
-
-
-@functools.cache
-def _logger(library: Any) -> Any:
-    """The one logger of a library: it keeps the first that it is given for as long as the process lives."""
-
-    class Log(library.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif severity == library.ILogger.WARNING:
-                logger.warning("%s: %s", library.__name__, message)
-
-    return Log()

@@ -198,7 +198,8 @@ def build_engine(
     what = "in the bundle already, not built again (--force builds it)" if made.cached else "built"
     click.echo(f"{made.file}  {made.bytes / MEGABYTE:.1f} MB, {version}: {what}, {made.seconds:.1f} s")
     if not gpu:
-        click.echo("not run: no CUDA device here; measure it with `tfx parity` where there is one")
+        how = "`tfx parity --backend trt --device cuda`"
+        click.echo(f"not run: no CUDA device here; measure it with {how} where there is one")
 
 
 class _Phases:

@@ -1,6 +1,7 @@
 """TensorRT engines from a bundle's ONNX graph, by TensorRT or TensorRT-RTX.
 
     model.onnx (checked against its hash) -> parser -> types checked -> builder -> engines/<key>.engine
+    model.safetensors -> eager network in float32 -> answer to the self-test    -> engines/<key>.npy
 
 The two libraries share the part of their API that is used here. TensorRT-RTX builds without a GPU, for every
 GPU that it supports or for those of one compute capability; TensorRT builds on, and only for, the GPU that
@@ -19,19 +20,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tfswa.export.artifact import bundle_of
 from tfswa.export.builder import Order, Progress, build, capabilities
 from tfswa.export.precision import Precision
 from tfswa.runtime import atomic
+from tfswa.runtime.backends.torchscript import run_torch
 from tfswa.runtime.bundle import Bundle, sha256_of_json, writable
-from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.engines import (
+    ANSWER,
+    CAPABILITY,
+    ENGINE,
+    MODULES,
+    PORTABLE,
+    answer_of,
+    probe,
+    samples,
+)
+from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError
 from tfswa.runtime.models import Model
+from tfswa.train.backend import load_network
 
 Flavor = Literal["auto", "rtx", "tensorrt"]
-PORTABLE = "portable"  # target of an engine that is not bound to one GPU
-CAPABILITY = "compute capability "
 
-_MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _INSTALL = {
     "rtx": "pip install 'tfswa[trt-rtx]'",
     "tensorrt": "pip install tensorrt, or use --flavor rtx",
@@ -109,6 +122,7 @@ def build_engine(
         BackendUnavailable: the library, its GPU, or the ONNX artifact is missing.
         BundleError: the ONNX artifact is damaged.
         ExportError: the graph cannot be parsed or built, or is not of its precision.
+        NonFiniteError: the eager network gives NaN or Inf for the self-test.
     """
     start = time.perf_counter()
     if not 1 <= options.batch[0] <= options.batch[1] <= options.batch[2]:
@@ -129,19 +143,49 @@ def build_engine(
     }
     key = sha256_of_json(details)[:16]
     target = f"engines/{key}.engine"
-    cached = target in bundle.files and not force
+    cached = _holds(bundle, target) and not force
     if not cached:
         with _turn(bundle, report):
             fresh = Bundle.open(bundle.path)  # another process may have built it meanwhile
-            cached = target in fresh.files and not force
+            cached = _holds(fresh, target) and not force
             if cached:
                 bundle = fresh
             else:
                 report(f"building with {library.__name__} {library.__version__}: 10 s or so for 1M weights")
                 plan = build(library, _order(model, name, options, made_for), progress)
-                bundle.add(target, _writer(plan), kind="engine", precision=options.precision, details=details)
+                _add(bundle, target, plan, answer(model), details)
     file = bundle.file(target)
     return Engine(bundle.home, file, file.stat().st_size, key, details, cached, time.perf_counter() - start)
+
+
+def answer(model: Model) -> NDArray[np.float32]:
+    """What a bundle's engines must give for ``probe``: samples of the eager network's output, float32.
+
+    Raises:
+        NonFiniteError: the network itself gives NaN or Inf.
+    """
+    import torch
+
+    stems = run_torch(load_network(model), probe(model.spec), torch.device("cpu"))
+    if not np.isfinite(stems).all():
+        raise NonFiniteError(
+            f"the eager network of {model.name} gives NaN or Inf for the self-test: train it again"
+        )
+    return samples(stems[0])
+
+
+def _holds(bundle: Bundle, engine: str) -> bool:
+    """Whether an engine is there with its answer; without one it could not be run."""
+    return {engine, answer_of(engine)} <= set(bundle.files)
+
+
+def _add(
+    bundle: Bundle, engine: str, plan: Any, right: NDArray[np.float32], details: Mapping[str, Any]
+) -> None:
+    """Add an engine and its answer; the answer first, so that no engine is ever seen without one."""
+    about = {"onnx_sha256": details["onnx_sha256"]}  # a copy of the bundle takes both along, or neither
+    bundle.add(answer_of(engine), _array_writer(right), kind=ANSWER, details=about)
+    bundle.add(engine, _writer(plan), kind=ENGINE, precision=details["precision"], details=details)
 
 
 def _check_timing_cache(path: Path | None, bundle: Bundle, flavor: str) -> None:
@@ -179,15 +223,15 @@ def _library(flavor: Flavor) -> tuple[str, Any]:
 
         if torch.cuda.is_available():
             try:
-                return "tensorrt", importlib.import_module(_MODULES["tensorrt"])
+                return "tensorrt", importlib.import_module(MODULES["tensorrt"])
             except (ImportError, OSError) as error:
                 logger.info("tensorrt cannot be imported (%s): taking tensorrt_rtx", error)
         flavor = "rtx"
     try:
-        return flavor, importlib.import_module(_MODULES[flavor])
+        return flavor, importlib.import_module(MODULES[flavor])
     except (ImportError, OSError) as error:  # OSError: the package is there, a library of it is not
         raise BackendUnavailable(
-            f"flavor {flavor} needs {_MODULES[flavor]} ({error}): {_INSTALL[flavor]}"
+            f"flavor {flavor} needs {MODULES[flavor]} ({error}): {_INSTALL[flavor]}"
         ) from error
 
 
@@ -238,5 +282,13 @@ def _order(model: Model, name: str, options: BuildOptions, target: str) -> Order
 def _writer(plan: Any) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         path.write_bytes(plan)
+
+    return write
+
+
+def _array_writer(array: NDArray[Any]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:  # given a path, numpy would add an ending
+            np.save(stream, array, allow_pickle=False)
 
     return write

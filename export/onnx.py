@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tfswa.export.artifact import Exported, bundle_of, produce
 from tfswa.export.precision import Precision, PrecisionPlan, count_casts, typed
 from tfswa.runtime.errors import ExportError, UsageError
-from tfswa.runtime.models import METADATA, Model, embed
+from tfswa.runtime.models import INPUT, METADATA, OUTPUT, Model, embed
 from tfswa.runtime.spec import ModelSpec
 
 NAME = "model.onnx"
@@ -30,7 +30,7 @@ OPSET = 20
 OPSETS = {"fp32": OPSET, "fp16": OPSET, "bf16": 22}  # older convolutions know no bfloat16
 OLDEST_OPSET = 18  # the oldest that torch writes
 NEWEST_OPSET = 25  # the newest that onnxscript 0.7.2 converts to
-INPUT, OUTPUT, BATCH = "mixture", "stems", "batch"
+BATCH = "batch"
 SCOPES = "pkg.torch.onnx.name_scopes"  # as torch's exporter calls them
 LIMIT_BYTES = (1 << 31) - (1 << 24)  # a protobuf message ends at 2 GiB; leave 16 MiB for the nodes
 

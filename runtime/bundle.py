@@ -42,8 +42,8 @@ class FileEntry:
     Attributes:
         sha256: of its content.
         bytes: its size.
-        kind: ``weights``, ``onnx``, ``torchscript``, ``aotinductor``, ``engine``, ``evidence`` or
-            ``document``.
+        kind: ``weights``, ``onnx``, ``torchscript``, ``aotinductor``, ``engine``, ``answer`` (what an engine
+            must give in its self-test, see ``engines.py``), ``evidence`` or ``document``.
         precision: ``fp32``, ``fp16``, ... or empty where the word means nothing.
         details: whatever the stage that made it wants to remember, JSON values only.
     """

@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from tfswa.runtime.backends.cuda import Device
+from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.machine import cores, user_cache
 
 Level = Literal["ok", "missing", "wrong"]
@@ -147,15 +149,34 @@ def _torch() -> Iterator[Finding]:
 
 
 def _tensorrt() -> Iterator[Finding]:
+    found = []
     for name, extra in (("tensorrt", "trt"), ("tensorrt_rtx", "trt-rtx")):
         remedy = f"pip install 'tfswa[{extra}]'"
         library, problem = _load(name)
         if library is not None:
+            found.append(name)
             yield Finding("ok", name, f"{name} {library.__version__}: builds engines")
         elif _installed(name):
             yield Finding("wrong", name, f"installed, and cannot be imported: {problem}", remedy)
         else:
             yield Finding("missing", name, "not installed: no engines of this flavour", remedy)
+    if found:
+        yield _trt(" and ".join(found))
+
+
+def _trt(libraries: str) -> Finding:
+    """Whether the engines of these libraries can be run here."""
+    library, problem = _load("cuda.bindings.runtime")
+    if library is None:
+        return _absent("trt", "cuda-bindings", problem, "pip install 'tfswa[trt-rtx]'")
+    try:
+        device = Device(0)
+    except BackendUnavailable as error:
+        if DRIVER.exists():
+            return Finding("wrong", "trt", str(error), "update the NVIDIA driver")
+        return Finding("ok", "trt", f"no GPU: engines of {libraries} can be built here, not run")
+    gpu = f"{device.name}, compute capability {device.capability}"
+    return Finding("ok", "trt", f"runs engines of {libraries} on {gpu}: fp32, fp16, bf16")
 
 
 def _extras() -> Iterator[Finding]:

@@ -11,6 +11,8 @@
     ├── TrainingError             1   training cannot go on
     ├── GateError                 3   a parity gate was not met
     └── BackendUnavailable        4   a backend, a device or a library is missing
+        └── CudaError             4   a call to CUDA, or to a library on it, failed
+            └── DeviceMemoryError 4   the GPU, or the host's pinned memory, is full
 
 A message is one line with three parts: what is wrong, the two values that disagree, what to do.
 """
@@ -68,3 +70,11 @@ class BackendUnavailable(TfxError):
     """A backend, a device or a library that was asked for is missing."""
 
     exit_code = 4
+
+
+class CudaError(BackendUnavailable):
+    """A call to CUDA failed, or one to a library that runs on it."""
+
+
+class DeviceMemoryError(CudaError):
+    """The GPU has no memory left, or the host none that can be pinned."""

@@ -18,6 +18,7 @@ from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.spec import ModelSpec
 
 METADATA = "tfx"  # key of metadata_props in ONNX; name of the extra file in TorchScript is tfx.json
+INPUT, OUTPUT = "mixture", "stems"  # of every exported graph
 DEMO = "demo"
 
 _KINDS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "aotinductor"}

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tfswa.runtime.models import Model
 
 GROUP = "tfswa.backends"
-EXTRAS = {  # what brings a library
+EXTRAS = {  # what brings a library, by its top-level package
+    "cuda": "trt-rtx",
     "onnxruntime": "ort",
     "openvino": "openvino",
     "tensorrt": "trt",
@@ -31,7 +32,7 @@ class BackendOptions:
     """What a user may choose.
 
     Attributes:
-        precision: of the artifact, ``fp32`` or ``fp16``; None for the backend's default, fp32.
+        precision: of the artifact, ``fp32``, ``fp16`` or ``bf16``; None for the backend's default, fp32.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads; None for all.
     """
@@ -118,7 +119,7 @@ def filled(mixture: NDArray[np.float32], items: int) -> NDArray[np.float32]:
 
 
 def _lacks(backend: str, library: str, error: Exception) -> BackendUnavailable:
-    extra = EXTRAS.get(library)
+    extra = EXTRAS.get(library.partition(".")[0])
     how = f"pip install 'tfswa[{extra}]'" if extra else f"install {library}"
     return BackendUnavailable(f"backend {backend} needs {library} ({error}): {how}, or use another --backend")
 

@@ -14,7 +14,7 @@ backend = click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="auto, ort, openvino, torchscript, torch, or an installed plug-in.",
+    help="auto, ort, openvino, torchscript, torch, trt, or an installed plug-in.",
 )
 precision = click.option("--precision", help="Precision of the artifact: fp32, fp16, ...; default: fp32.")
 device = click.option(

@@ -54,7 +54,7 @@ def parity(
 
     if backend == "auto":
         raise UsageError(
-            "parity measures one backend: name it with --backend ort, openvino, torchscript or torch"
+            "parity measures one backend: name it with --backend ort, openvino, torchscript, torch or trt"
         )
     gate = gate_for(precision, min_snr_db, max_drift_db)
     opened = open_model(model)

@@ -9,21 +9,37 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from simulated_gpu import SimulatedCuda
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
 torch = pytest.importorskip("torch", reason="torch is not installed: export needs it")
 
 from tfswa.export import builder, engine  # noqa: E402
-from tfswa.export.engine import PORTABLE, BuildOptions, build_engine  # noqa: E402
+from tfswa.export.artifact import bundle_copy  # noqa: E402
+from tfswa.export.check import Rounding  # noqa: E402
+from tfswa.export.engine import BuildOptions, build_engine  # noqa: E402
 from tfswa.export.precision import Precision, PrecisionPlan, typed  # noqa: E402
-from tfswa.runtime.bundle import Bundle  # noqa: E402
-from tfswa.runtime.errors import BackendUnavailable, BundleError, ExportError, UsageError  # noqa: E402
-from tfswa.runtime.models import BundleModel, open_model  # noqa: E402
+from tfswa.runtime.backends import BackendOptions  # noqa: E402
+from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
+from tfswa.runtime.backends.trt import TrtSession  # noqa: E402
+from tfswa.runtime.bundle import Bundle, _entries, _read_manifest, _write_manifest  # noqa: E402
+from tfswa.runtime.engines import PORTABLE, probe, samples  # noqa: E402
+from tfswa.runtime.errors import (  # noqa: E402
+    BackendUnavailable,
+    BundleError,
+    ExportError,
+    NonFiniteError,
+    UsageError,
+)
+from tfswa.runtime.metrics import snr_db  # noqa: E402
+from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.parity import GATES  # noqa: E402
 
 
 @pytest.fixture
@@ -81,6 +97,9 @@ def test_an_engine_is_built_recorded_and_found_again(
     assert made.key == hashlib.sha256(text.encode()).hexdigest()[:16]
     entry = Bundle.open(exported.bundle.path).files[f"engines/{made.key}.engine"]
     assert (entry.kind, entry.precision, dict(entry.details)) == ("engine", "fp32", made.details)
+    entry = Bundle.open(exported.bundle.path).files[f"engines/{made.key}.npy"]
+    assert (entry.kind, entry.precision) == ("answer", "")
+    assert dict(entry.details) == {"onnx_sha256": made.details["onnx_sha256"]}
     written = made.file.stat().st_mtime_ns
     again = build_engine(open_model(exported.name), BuildOptions(flavor="rtx"), report=lines.append)
     assert (again.cached, again.key, again.file) == (True, made.key, made.file)
@@ -95,11 +114,76 @@ def test_another_batch_is_another_engine_and_force_builds_again(trt: Any, export
     four = build_engine(exported, BuildOptions(flavor="auto", batch=(1, 2, 4)))
     assert four.key != one.key
     assert four.details["batch"] == [1, 2, 4]
-    assert {entry.kind for name, entry in exported.bundle.files.items() if "engines/" in name} == {"engine"}
+    kinds = [entry.kind for name, entry in sorted(exported.bundle.files.items()) if "engines/" in name]
+    assert sorted(kinds) == ["answer", "answer", "engine", "engine"]
     before = one.file.stat().st_mtime_ns
     forced = build_engine(exported, BuildOptions(flavor="rtx"), force=True)
     assert (forced.key, forced.cached) == (one.key, False)
     assert one.file.stat().st_mtime_ns != before
+
+
+@pytest.mark.trt
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, which would run the engine")
+def test_the_backend_takes_what_was_built_as_far_as_the_library_does(
+    trt: Any, exported: BundleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real engine, the real library, and no GPU but a simulated one: loading is where it must end."""
+    made = build_engine(exported, BuildOptions(flavor="rtx", batch=(1, 2, 4)))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", SimulatedCuda())
+    command = r"`tfx build-engine .*exported\.tfx --precision fp32 --flavor rtx --batch 1,2,4 --force`"
+    with pytest.raises(BundleError, match=rf"cannot load engines/{made.key}\.engine: .*{command}"):
+        TrtSession(open_model(exported.name), BackendOptions(device="cuda"))
+
+
+@pytest.mark.trt
+def test_an_engine_without_its_answer_is_built_again(trt: Any, exported: BundleModel) -> None:
+    made = build_engine(exported, BuildOptions(flavor="rtx"))
+    manifest = _read_manifest(exported.bundle.path)
+    entries = _entries(exported.bundle.path, manifest)
+    del entries[f"engines/{made.key}.npy"]  # as it was made before there were answers
+    _write_manifest(exported.bundle.path, manifest, entries)
+    again = build_engine(open_model(exported.name), BuildOptions(flavor="rtx"))
+    assert (again.cached, again.key) == (False, made.key)
+    assert Bundle.open(exported.bundle.path).files[f"engines/{made.key}.npy"].kind == "answer"
+
+
+def test_an_answer_is_what_the_network_gives(exported: BundleModel) -> None:
+    right = engine.answer(exported)
+    with closing(OrtSession(exported, BackendOptions())) as session:
+        found = samples(session.infer(probe(exported.spec))[0])
+    assert (right.dtype, right.ndim) == (np.float32, 1)
+    assert 2000 < right.size <= 4096
+    assert right.std() > 0.01
+    assert (snr_db(right, found) or 0) > GATES["fp32"].snr_db
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_graph_of_low_precision_gives_the_answer_too(low: BundleModel, precision: Precision) -> None:
+    graph = open_model(low.bundle.path / f"model.{precision}.onnx")
+    assert isinstance(graph, FileModel)
+    found = samples(Rounding(graph).infer(probe(low.spec))[0])
+    assert (snr_db(engine.answer(low), found) or 0) > GATES[precision].snr_db
+
+
+def test_a_network_without_an_answer_is_not_built(
+    exported: BundleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "run_torch", lambda *_: np.full(exported.spec.output_shape(1), np.nan))
+    with pytest.raises(NonFiniteError, match="gives NaN or Inf for the self-test: train it again"):
+        engine.answer(exported)
+
+
+@pytest.mark.trt
+def test_a_copy_takes_engines_with_their_answers_or_neither(
+    trt: Any, exported: BundleModel, tmp_path: Path
+) -> None:
+    build_engine(exported, BuildOptions(flavor="rtx"))
+    for without, left in (("model.ts", {"answer", "engine"}), ("model.onnx", set())):
+        path = tmp_path / f"without-{without}"
+        with bundle_copy(exported.bundle, path, without=without, force=False):
+            pass
+        kinds = {entry.kind for entry in Bundle.open(path).files.values()}
+        assert kinds & {"answer", "engine"} == left
 
 
 @pytest.mark.trt
@@ -213,7 +297,7 @@ def test_two_builders_at_once_make_one_engine(trt: Any, exported: BundleModel) -
     assert sorted(report["cached"] for report in reports) == [False, True]
     assert len({report["file"] for report in reports}) == 1
     assert sum("building with" in err for _, err in answers) == 1
-    assert [path.suffix for path in (exported.bundle.path / "engines").iterdir()] == [".engine"]
+    assert {path.suffix for path in (exported.bundle.path / "engines").iterdir()} == {".engine", ".npy"}
 
 
 @pytest.mark.trt

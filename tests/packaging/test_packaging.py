@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]  # tfswa.train -> train
 TRAINING = {"torch", "tensorboard", "onnx", "onnxscript"}
-LIBRARIES = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "onnx", "onnxscript"}
+LIBRARIES = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "openvino", "onnx", "onnxscript"}
 
 
 def modules() -> dict[str, Path]:
@@ -273,6 +273,10 @@ def test_extras_bring_what_the_messages_promise() -> None:
         ("train", "tensorboard"),
         ("export", "onnx"),
         ("ort-gpu", "onnxruntime-gpu"),
+        ("trt", "tensorrt"),
+        ("trt", "cuda-bindings"),
+        ("trt-rtx", "tensorrt-rtx"),
+        ("trt-rtx", "cuda-bindings"),
     ):
         assert any(need.startswith(f"{library}>=") for need in extras[extra]), extra
     base = " ".join(PROJECT["project"]["dependencies"])

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from simulated_gpu import SimulatedCuda
 
 from tfswa.runtime import doctor
 from tfswa.runtime.commands.doctor import doctor as command
 from tfswa.runtime.doctor import Finding, examine
 from tfswa.runtime.errors import TfxError
+
+LIBRARIES = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx")
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
     def make(
         packages: tuple[str, ...] = (), modules: dict[str, Any] | None = None, driver: str | None = None
     ) -> None:
-        for name in ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx"):
+        for name in (*LIBRARIES, "cuda.bindings.runtime"):
             monkeypatch.setitem(sys.modules, name, (modules or {}).get(name))
         monkeypatch.setattr(doctor, "_installed", lambda name: name in packages)
         path = tmp_path / "driver"
@@ -117,6 +120,22 @@ def test_gpus_are_listed(place: Callable[..., None]) -> None:
     place(("torch", "onnxruntime"), {"torch": torch("13.0", 2), "onnxruntime": ort("CUDA")}, driver="580")
     assert about("cuda:1").text == "L4 number 1, compute capability 8.9, 24576 MiB"
     assert not [finding for finding in examine() if "on cuda" in finding.topic]
+
+
+def test_what_runs_engines(place: Callable[..., None]) -> None:
+    rtx = SimpleNamespace(__version__="1.7")
+    place(("tensorrt_rtx",), {"tensorrt_rtx": rtx})
+    assert about("trt").level == "missing"
+    assert "pip install 'tfswa[trt-rtx]'" in about("trt").remedy
+    modules = {"tensorrt_rtx": rtx, "cuda.bindings.runtime": SimulatedCuda()}
+    place(("tensorrt_rtx", "cuda-bindings"), modules)
+    runs = "runs engines of tensorrt_rtx on NVIDIA Simulated, compute capability 9.0: fp32, fp16, bf16"
+    assert about("trt").text == runs
+    modules["cuda.bindings.runtime"] = SimulatedCuda(devices=0)
+    place(("tensorrt_rtx", "cuda-bindings"), modules)
+    assert about("trt").text == "no GPU: engines of tensorrt_rtx can be built here, not run"
+    place(("tensorrt_rtx", "cuda-bindings"), modules, driver="470")
+    assert (about("trt").level, about("trt").remedy) == ("wrong", "update the NVIDIA driver")
 
 
 def test_a_cpu_without_bfloat16(place: Callable[..., None]) -> None:

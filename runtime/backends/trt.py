@@ -1,0 +1,289 @@
+"""The ``trt`` backend: engines that ``tfx build-engine`` put into a bundle, on a GPU.
+
+One implementation over the API that ``tensorrt`` and ``tensorrt_rtx`` share, without torch. An engine is run
+only where it was built for, by the version that built it, from the graph that the bundle holds now; and only
+after it has given the answer to its self-test.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.backends import BackendOptions, import_library
+from tfswa.runtime.backends.cuda import Device
+from tfswa.runtime.backends.trt_execution import Ends, Execution, failure
+from tfswa.runtime.engines import (
+    CAPABILITY,
+    ENGINE,
+    MODULES,
+    PORTABLE,
+    answer_of,
+    library_logger,
+    probe,
+    samples,
+)
+from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError
+from tfswa.runtime.metrics import snr_db
+from tfswa.runtime.models import INPUT, OUTPUT
+from tfswa.runtime.parity import gate_for
+from tfswa.runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from tfswa.runtime.bundle import Bundle
+    from tfswa.runtime.models import Model
+
+logger = logging.getLogger(__name__)
+
+TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "HALF": np.dtype(np.float16)}
+MEGABYTE = 1 << 20
+
+
+class TrtSession:
+    """Runs an engine of a bundle; see ``Session``.
+
+    Raises:
+        UsageError: no such precision.
+        BackendUnavailable: a library, the GPU, its memory, or an engine that fits all of them is missing.
+        BundleError: the engine is damaged, is not the spec's, or fails its self-test.
+    """
+
+    name = "trt"
+    precisions = ("fp32", "fp16", "bf16")
+    artifact: tuple[str, str]
+    description: str
+    versions: Mapping[str, str]
+
+    def __init__(self, model: Model, options: BackendOptions):
+        self._precision = options.precision or "fp32"
+        if self._precision not in self.precisions:
+            raise UsageError(
+                f"backend trt has no precision {self._precision!r}: choose {', '.join(self.precisions)}"
+            )
+        index = _device_index(options.device)
+        built = _built(model, self._precision)
+        device = Device(index)
+        self._found = _fitting(model, self._precision, built, device)
+        self._model, library = model, self._found.library
+        self.artifact = (self._found.name, self._found.sha256)
+        self.versions = {library.__name__: str(library.__version__)}
+        answer = self._answer()
+        with ExitStack() as stack:
+            self._execution, batch = self._open(device)
+            stack.enter_context(closing(self._execution))
+            self._self_test(answer, batch)
+            self._stack = stack.pop_all()
+        self.description = (
+            f"{library.__name__} {library.__version__}, {self._precision} on {device.name} ({device.label}), "
+            f"batch up to {batch}"
+        )
+
+    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``, for any B."""
+        return self._execution.infer(mixture)
+
+    def close(self) -> None:
+        """Release the engine and its memory."""
+        self._stack.close()
+
+    def _open(self, device: Device) -> tuple[Execution, int]:
+        """The engine, ready to run, and the largest batch that there is memory for."""
+        library, engine = self._found.library, self._deserialised(device)
+        ends, smallest, batch = _ends(self._found.name, library, engine, self._model.spec)
+        while True:
+            try:
+                return Execution(device, library, engine, ends, smallest, batch), batch
+            except DeviceMemoryError as error:
+                if batch == smallest:
+                    needed = 2 * (ends.mixture_bytes(batch) + ends.stems_bytes(batch))
+                    raise self._full(device, needed + engine.device_memory_size_v2, error) from error
+                half = max(smallest, batch // 2)
+                reason = str(error)  # the error itself would keep what could not be made in the log
+                logger.warning("no memory for batch %d (%s): going on with batch %d", batch, reason, half)
+                batch = half
+
+    def _deserialised(self, device: Device) -> Any:
+        library = self._found.library
+        log = library_logger(library)
+        log.errors.clear()
+        plan = self._model.file(self._found.name).read_bytes()
+        engine = library.Runtime(log).deserialize_cuda_engine(plan)
+        if engine is None:
+            error = failure(library, f"cannot load {self._found.name}")
+            if isinstance(error, DeviceMemoryError):
+                raise self._full(device, len(plan), error) from error
+            raise BundleError(f"{error}; rebuild it with `{self._found.command} --force`") from error
+        return engine
+
+    def _full(self, device: Device, needed: int, error: Exception) -> BackendUnavailable:
+        free, total = (size // MEGABYTE for size in device.memory())
+        return BackendUnavailable(
+            f"{self._found.name} needs about {-(-needed // MEGABYTE)} MB of GPU memory, {device.label} has "
+            f"{free} of {total} MB free ({error}): end what else uses it, or use another --device"
+        )
+
+    def _answer(self) -> NDArray[np.float32]:
+        """What the engine must give in its self-test."""
+        name = answer_of(self._found.name)
+        if name not in _bundle(self._model).files:
+            raise BackendUnavailable(
+                f"{self._found.name} was built without an answer to its self-test, {name}: rebuild it with "
+                f"`{self._found.command}`"
+            )
+        answer: NDArray[np.float32] = np.load(self._model.file(name), allow_pickle=False)
+        return answer
+
+    def _self_test(self, answer: NDArray[np.float32], batch: int) -> None:
+        """Ask the engine what its bundle knows the answer to.
+
+        One item more than the largest batch: both slots, the largest batch and the smallest.
+        """
+        again = f"rebuild it with `{self._found.command} --force`"
+        found = self.infer(np.repeat(probe(self._model.spec), batch + 1, axis=0))
+        if not np.isfinite(found).all():
+            raise BundleError(f"{self._found.name} gives NaN or Inf in its self-test on this GPU: {again}")
+        gate_db = gate_for(self._precision).snr_db
+        reached_db = min(_likeness_db(answer, samples(stems)) for stems in found)
+        if reached_db < gate_db:
+            raise BundleError(
+                f"{self._found.name} reaches {reached_db:.1f} dB SNR in its self-test, {self._precision} "
+                f"must reach {gate_db:g}: {again}"
+            )
+
+
+@dataclass(frozen=True)
+class _Built:
+    """An engine in a bundle.
+
+    Attributes:
+        name: of its file.
+        sha256: of its file.
+        details: as the manifest has them, see ``Engine`` in ``export/engine.py``.
+        command: builds one like it.
+        library: what runs it, or why that cannot be imported.
+    """
+
+    name: str
+    sha256: str
+    details: Mapping[str, Any]
+    command: str
+    library: Any
+
+    @property
+    def batch(self) -> int:
+        """Largest batch that it was built for."""
+        return int(self.details["batch"][-1])
+
+
+def _device_index(device: str) -> int:
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        raise BackendUnavailable("device cpu asked for, engines run on GPUs: use --device cuda")
+    if kind != "cuda" or (":" in device and not index.isdecimal()):
+        raise BackendUnavailable(f"unknown device {device!r}: engines run on cuda or cuda:N")
+    return int(index or 0)
+
+
+def _built(model: Model, precision: str) -> list[_Built]:
+    """Engines of a model in a precision, at least one."""
+    bundle = _bundle(model)
+    build = f"tfx build-engine {model.name} --precision {precision}"
+    found = [
+        _Built(name, entry.sha256, entry.details, _command(build, entry.details), _library(entry.details))
+        for name, entry in bundle.files.items()
+        if entry.kind == ENGINE and entry.precision == precision
+    ]
+    if not found:
+        raise BackendUnavailable(f"{model.name} holds no engine in {precision}: build one with `{build}`")
+    return found
+
+
+def _bundle(model: Model) -> Bundle:
+    if model.bundle is None:
+        raise BackendUnavailable(
+            f"{model.name} is an exported file, engines are in bundles: name the bundle, or use --backend ort"
+        )
+    return model.bundle
+
+
+def _command(build: str, details: Mapping[str, Any]) -> str:
+    return f"{build} --flavor {details['flavor']} --batch {','.join(map(str, details['batch']))}"
+
+
+def _library(details: Mapping[str, Any]) -> Any:
+    try:
+        return import_library(MODULES[details["flavor"]], backend="trt")
+    except BackendUnavailable as error:
+        return error
+
+
+def _fitting(model: Model, precision: str, built: list[_Built], device: Device) -> _Built:
+    """The engine that fits this place: of several, one for this GPU alone, then the largest batch."""
+    graph = model.artifact("onnx", precision)
+    amiss = {engine.name: list(_differences(engine, graph, device)) for engine in built}
+    fitting = [engine for engine in built if not amiss[engine.name]]
+    if fitting:
+        return max(fitting, key=lambda engine: (engine.details["target"] != PORTABLE, engine.batch))
+    nearest = min(built, key=lambda engine: len(amiss[engine.name]))
+    if isinstance(nearest.library, BackendUnavailable) and len(amiss[nearest.name]) == 1:
+        raise nearest.library
+    raise BackendUnavailable(
+        f"{nearest.name} {' and '.join(amiss[nearest.name])}: rebuild it with `{nearest.command}`"
+    )
+
+
+def _differences(engine: _Built, graph: tuple[str, str], device: Device) -> Iterator[str]:
+    """What keeps an engine from running here, each with the two values that differ."""
+    target, version = engine.details["target"], engine.details["version"]
+    own = f"{CAPABILITY}{device.capability}"
+    if isinstance(engine.library, BackendUnavailable):
+        yield f"needs {MODULES[engine.details['flavor']]}, which is not here"
+    elif str(engine.library.__version__) != version:
+        here = f"{engine.library.__name__} here is {engine.library.__version__}"
+        yield f"was built by version {version}, {here}"
+    if target not in (PORTABLE, own, f"{device.name}, {own}"):
+        yield f"was built for {target}, {device.label} is {device.name}, {own}"
+    if engine.details["onnx_sha256"] != graph[1]:
+        built_from = str(engine.details["onnx_sha256"])[:12]
+        yield f"was built from other weights (SHA-256 {built_from}, {graph[0]} has {graph[1][:12]})"
+
+
+def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, int, int]:
+    """Input and output of an engine as a model's spec has them; smallest and largest batch."""
+    modes = {
+        tensor: engine.get_tensor_mode(tensor)
+        for tensor in map(engine.get_tensor_name, range(engine.num_io_tensors))
+    }
+    if modes != {INPUT: library.TensorIOMode.INPUT, OUTPUT: library.TensorIOMode.OUTPUT}:
+        raise BundleError(
+            f"{name} has the inputs and outputs {', '.join(modes)}, a separation network has {INPUT} and "
+            f"{OUTPUT}: build it with `tfx build-engine`"
+        )
+    types = [engine.get_tensor_dtype(tensor).name for tensor in (INPUT, OUTPUT)]
+    if not set(types) <= set(TYPES):
+        raise BundleError(f"{name} takes {types[0]} and gives {types[1]}, it may be {' or '.join(TYPES)}")
+    smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(INPUT, 0))
+    for shape in (smallest, largest):
+        if shape[1:] != spec.input_shape(1)[1:]:
+            raise BundleError(
+                f"{name} takes {list(shape)}, the model's spec says {list(spec.input_shape(shape[0]))}: "
+                "export the model and build the engine again"
+            )
+    ends = Ends(spec.input_shape(1)[1:], spec.output_shape(1)[1:], TYPES[types[0]], TYPES[types[1]])
+    return ends, smallest[0], largest[0]
+
+
+def _likeness_db(right: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """SNR of what was found; a network that is silent must be answered by silence."""
+    if right.shape != found.shape:
+        return -np.inf
+    value = snr_db(right, found)
+    if value is None:
+        return -np.inf if found.any() else np.inf
+    return value

@@ -1,0 +1,284 @@
+"""An engine at work: pieces of a batch go through two slots, so that copies overlap with compute.
+
+    copies in    [piece 0][piece 1]          [piece 2]          [piece 3]
+    compute               [piece 0          ][piece 1          ][piece 2          ]
+    copies out                               [piece 0]          [piece 1]
+
+A piece's slot is its number modulo two. Before the host gives a slot to the next piece it waits for the last
+copy out of it, and everything of the piece before came earlier; so no two pieces ever meet in a buffer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.backends.cuda import Device, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
+from tfswa.runtime.engines import errors_of, library_logger
+from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
+from tfswa.runtime.models import INPUT, OUTPUT
+
+logger = logging.getLogger(__name__)
+
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Input and output of an engine, without the batch.
+
+    Attributes:
+        mixture: ``[2*C, T, F]``.
+        stems: ``[S, 2*C, T, F]``.
+        mixture_type: float32 or float16.
+        stems_type: float32 or float16.
+    """
+
+    mixture: tuple[int, ...]
+    stems: tuple[int, ...]
+    mixture_type: np.dtype[Any]
+    stems_type: np.dtype[Any]
+
+    def mixture_bytes(self, batch: int) -> int:
+        """Size of a batch of mixtures."""
+        return batch * int(np.prod(self.mixture)) * self.mixture_type.itemsize
+
+    def stems_bytes(self, batch: int) -> int:
+        """Size of a batch of stems."""
+        return batch * int(np.prod(self.stems)) * self.stems_type.itemsize
+
+
+class Execution:
+    """Streams, slots and execution contexts of an engine.
+
+    Args:
+        device: where the engine lies, current in this thread.
+        library: ``tensorrt`` or ``tensorrt_rtx``.
+        engine: ``ICudaEngine``; the caller's to release after this.
+        ends: its input and output.
+        smallest: batch that its profile begins with; smaller pieces are filled up with silence.
+        batch: largest piece, not above the end of its profile.
+
+    Raises:
+        DeviceMemoryError: there is not enough memory for that batch; nothing is kept.
+        BundleError: the engine's output is not of the shape that ``ends`` says.
+        CudaError: CUDA or the library fails.
+    """
+
+    def __init__(self, device: Device, library: Any, engine: Any, ends: Ends, smallest: int, batch: int):
+        self._device, self._library, self._engine, self._ends = device, library, engine, ends
+        self._smallest, self._batch = smallest, batch
+        self._scratch: DeviceBuffer | None = None
+        with ExitStack() as stack:
+            self._stack = stack
+            self._copies_in, self._compute, self._copies_out = (
+                stack.enter_context(closing(Stream(device))) for _ in range(3)
+            )
+            self._slots = [stack.enter_context(closing(_Slot(device, ends, batch))) for _ in range(SLOTS)]
+            self._config, self._kernels = _config(library, engine)
+            for slot in self._slots:  # the first song should not find out that memory is short
+                self._run(slot, batch)
+            self._stack = stack.pop_all()
+
+    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``, both float32, of any B.
+
+        Raises:
+            CudaError: CUDA or the library fails.
+        """
+        assert mixture.shape[1:] == self._ends.mixture, mixture.shape
+        stems = np.empty((len(mixture), *self._ends.stems), np.float32)
+        under_way: deque[tuple[_Slot, slice]] = deque()
+        self._device.activate()
+        try:
+            for number, start in enumerate(range(0, len(mixture), self._batch)):
+                if len(under_way) == SLOTS:
+                    _collect(stems, *under_way.popleft())
+                slot, place = self._slots[number % SLOTS], slice(start, start + self._batch)
+                self._send(slot, mixture[place])
+                under_way.append((slot, place))
+            while under_way:
+                _collect(stems, *under_way.popleft())
+        except BaseException:
+            self._settle()
+            raise
+        return stems
+
+    def close(self) -> None:
+        """Release everything but the engine; calling it twice is harmless."""
+        self._stack.close()
+        self._config = self._kernels = self._engine = None
+
+    def _send(self, slot: _Slot, piece: NDArray[np.float32]) -> None:
+        """Put a piece on its way through a slot that is free."""
+        batch = max(len(piece), self._smallest)
+        run = self._run(slot, batch)
+        slot.host_in.array[: len(piece)] = piece
+        slot.host_in.array[len(piece) : batch] = 0.0
+        self._device.copy_in(slot.mixture, slot.host_in, self._ends.mixture_bytes(batch), self._copies_in)
+        self._copies_in.record(slot.arrived)
+        self._compute.wait(slot.arrived)
+        run.launch()
+        self._compute.record(slot.computed)
+        self._copies_out.wait(slot.computed)
+        self._device.copy_out(slot.host_out, slot.stems, self._ends.stems_bytes(len(piece)), self._copies_out)
+        self._copies_out.record(slot.left)
+
+    def _settle(self) -> None:
+        """Wait until no stream touches a buffer any more: after an error they may be freed at once."""
+        for stream in (self._copies_in, self._compute, self._copies_out):
+            with suppress(CudaError):
+                stream.synchronise()
+
+    def _run(self, slot: _Slot, batch: int) -> _Run:
+        """The engine bound to a slot for a batch; made when it is first asked for."""
+        if batch not in slot.runs:
+            with ExitStack() as stack:
+                context = self._context(slot, batch)
+                run = stack.enter_context(closing(_Run(self._device, self._library, context, self._compute)))
+                run.prepare()
+                self._stack.enter_context(stack.pop_all())
+            slot.runs[batch] = run
+        return slot.runs[batch]
+
+    def _context(self, slot: _Slot, batch: int) -> Any:
+        context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise failure(self._library, f"made no execution context for batch {batch}")
+        bound = (
+            context.set_input_shape(INPUT, (batch, *self._ends.mixture))
+            and context.set_tensor_address(INPUT, slot.mixture.address)
+            and context.set_tensor_address(OUTPUT, slot.stems.address)
+        )
+        if not bound:
+            raise failure(self._library, f"did not take batch {batch}")
+        found, wanted = tuple(context.get_tensor_shape(OUTPUT)), (batch, *self._ends.stems)
+        if found != wanted:
+            raise BundleError(
+                f"the engine's {OUTPUT} are {list(found)}, the model's spec says {list(wanted)}: "
+                "export the model and build the engine again"
+            )
+        needed = context.update_device_memory_size_for_shapes()
+        if self._scratch is None or self._scratch.size < needed:
+            # Contexts that were bound to a smaller one keep it: it is in their graphs.
+            size = max(needed, 1)
+            self._scratch = self._stack.enter_context(closing(DeviceBuffer(self._device, size)))
+        context.set_device_memory(self._scratch.address, self._scratch.size)
+        return context
+
+
+class _Slot:
+    """Memory of one piece on its way, on the host and on the device, and the points that it passes."""
+
+    def __init__(self, device: Device, ends: Ends, batch: int):
+        self.runs: dict[int, _Run] = {}
+        with ExitStack() as stack:
+            self.host_in = stack.enter_context(
+                closing(PinnedBuffer(device, (batch, *ends.mixture), ends.mixture_type))
+            )
+            self.host_out = stack.enter_context(
+                closing(PinnedBuffer(device, (batch, *ends.stems), ends.stems_type))
+            )
+            self.mixture = stack.enter_context(closing(DeviceBuffer(device, ends.mixture_bytes(batch))))
+            self.stems = stack.enter_context(closing(DeviceBuffer(device, ends.stems_bytes(batch))))
+            self.arrived, self.computed, self.left = (
+                stack.enter_context(closing(Event(device))) for _ in range(3)
+            )
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Release the memory."""
+        self.runs.clear()
+        self._stack.close()
+
+
+class _Run:
+    """An execution context, bound to a slot and a batch for good, and its CUDA graph where it has one.
+
+    Each has a context of its own because a graph holds the addresses and shapes that its context had, and
+    whatever is set anew in a context may change memory that its graphs read. All run on one stream, where
+    no two are ever at work at once: that is what lets them share their scratch memory, and computing two
+    pieces at once would gain nothing where one fills the GPU.
+    """
+
+    def __init__(self, device: Device, library: Any, context: Any, stream: Stream):
+        self._device, self._library, self._stream = device, library, stream
+        self._context: Any = context
+        self._graph: Graph | None = None
+
+    def prepare(self) -> None:
+        """Run once, since a first run does more than those after it, and then record a graph.
+
+        Raises:
+            CudaError: the library fails.
+        """
+        self._enqueue()
+        self._stream.synchronise()
+        try:
+            # TensorRT has no such question, and says it by failing; TensorRT-RTX asks for it to be put.
+            able: Callable[[int], bool] = getattr(self._context, "is_stream_capturable", lambda stream: True)
+            if able(int(self._stream.handle)):
+                self._graph = self._device.capture(self._stream, self._enqueue)
+            else:
+                logger.info("%s cannot record a CUDA graph: going on without", self._library.__name__)
+        except CudaError as error:
+            logger.info("no CUDA graph was recorded (%s): going on without", str(error))
+
+    def launch(self) -> None:
+        """Put the network onto the stream."""
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        else:
+            self._enqueue()
+
+    def close(self) -> None:
+        """Release the graph, then the context that it was recorded from."""
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = self._context = None
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._stream.handle)):
+            raise failure(self._library, "could not run the engine")
+
+
+def failure(library: Any, what: str) -> CudaError:
+    """The error for what a library did not do, with the reason that it logged; the next starts afresh."""
+    reason = errors_of(library)
+    library_logger(library).errors.clear()
+    full = "outofmemory" in reason.lower().replace(" ", "")  # "out of memory", "OutOfMemory"
+    kind = DeviceMemoryError if full else CudaError
+    return kind(f"{library.__name__} {library.__version__} {what}: {reason}")
+
+
+def _config(library: Any, engine: Any) -> tuple[Any, Any]:
+    """How execution contexts are made: their scratch memory is ours, their kernels are final.
+
+    Returns:
+        The configuration, and the cache of kernels that it refers to and may not own; None where there is
+        no such thing.
+    """
+    config, cache = engine.create_runtime_config(), None
+    config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+    kernels = getattr(library, "DynamicShapesKernelSpecializationStrategy", None)
+    if kernels is not None:
+        # TensorRT-RTX compiles on the GPU that it runs on. By default it does so behind a run's back and
+        # changes kernels later, when a graph has recorded the first ones; the cache spares the second slot.
+        config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+        cache = config.create_runtime_cache()
+        config.set_runtime_cache(cache)
+    return config, cache
+
+
+def _collect(stems: NDArray[np.float32], slot: _Slot, place: slice) -> None:
+    """Wait for a piece and put it in its place."""
+    slot.left.synchronise()
+    part = stems[place]
+    part[...] = slot.host_out.array[: len(part)]
