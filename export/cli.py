@@ -198,7 +198,7 @@ def build_engine(
     what = "in the bundle already, not built again (--force builds it)" if made.cached else "built"
     click.echo(f"{made.file}  {made.bytes / MEGABYTE:.1f} MB, {version}: {what}, {made.seconds:.1f} s")
     if not gpu:
-        how = "`tfx parity --backend trt --device cuda`"
+        how = "`tfx parity --backend trt`"
         click.echo(f"not run: no CUDA device here; measure it with {how} where there is one")
 
 

@@ -70,7 +70,7 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
     path = table_of(model)
     rows = [row.to_dict() for row in found.rows if row.x_realtime is not None and row.passed]
     rows.sort(key=lambda row: -row["x_realtime"])
-    table = {**_conditions(plan.device, plan.threads), "date": found.machine["date"], "rows": rows}
+    table = {**_conditions(plan.device or "cpu", plan.threads), "date": found.machine["date"], "rows": rows}
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path) as stream:

@@ -43,7 +43,10 @@ class BackendOptions:
 
 
 class Session(Protocol):
-    """A loaded network. A class attribute ``precisions`` names what it can be asked for, if not fp32 alone.
+    """A loaded network.
+
+    Class attributes may say more: ``precisions`` what it can be asked for, if not fp32 alone, and
+    ``device_default`` where it runs if nobody says, if not on the CPU.
 
     Attributes:
         name: the backend's, as registered.
@@ -81,6 +84,20 @@ def precisions_of(backend: str) -> tuple[str, ...]:
         return tuple(getattr(_load(_point(backend)), "precisions", ("fp32",)))
     except BackendUnavailable:
         return ("fp32",)
+
+
+def default_device(backend: str) -> str:
+    """Where a backend runs if nobody says: what its class has as ``device_default``, else the CPU.
+
+    Raises:
+        UsageError: no such backend.
+    """
+    if backend == "auto":
+        return "cpu"
+    try:
+        return str(getattr(_load(_point(backend)), "device_default", "cpu"))
+    except BackendUnavailable:
+        return "cpu"
 
 
 def open_session(backend: str, model: Model, options: BackendOptions) -> Session:

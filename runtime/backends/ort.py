@@ -1,8 +1,11 @@
-"""The ``ort`` backend: an ONNX graph in ONNX Runtime."""
+"""The ``ort`` backend: an ONNX graph in ONNX Runtime, on the CPU or by one of its providers for GPUs.
+
+Devices are ``cpu``, ``cuda``, and by the TensorRT providers ``tensorrt`` and ``rtx``, each with ``:N``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +13,18 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError
-from tfswa.runtime.machine import cores
+from tfswa.runtime.machine import cores, user_cache
 
 if TYPE_CHECKING:
     from tfswa.runtime.models import Model
 
 
+_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_GPU = {  # by what a device may be called
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rtx": "NvTensorRTRTXExecutionProvider",
+}
 # Its pass to blocked layouts crashes on float16 graphs with a free batch (1.31.1, CPU).
 _OPTIONS = {"fp16": {"disabled_optimizers": ["NchwcTransformer"]}}
 
@@ -43,7 +52,7 @@ class OrtSession:
                 "use --backend openvino or torch"
             )
         self.artifact = model.artifact("onnx", precision)
-        providers = _providers(options.device, onnxruntime.get_available_providers())
+        providers, self._place = _providers(options.device, onnxruntime.get_available_providers())
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # its warnings are ours to give
         settings.intra_op_num_threads = options.threads or cores()
@@ -64,34 +73,77 @@ class OrtSession:
         self._input, self._output = inputs[0], outputs[0]
         _check_shape(path.name, self._input.shape, model.spec.input_shape(1))
         _check_shape(path.name, self._output.shape, model.spec.output_shape(1))
-        self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
+        self._library, self._spec = onnxruntime, model.spec
+        self._bound: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {}
         self.versions = {"onnxruntime": onnxruntime.__version__}
         self.description = f"onnxruntime {onnxruntime.__version__}, {precision} on {options.device}"
 
     def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        feed = {self._input.name: np.ascontiguousarray(mixture, dtype=self._dtype)}
-        out: NDArray[np.float32] = self._session.run([self._output.name], feed)[0]
-        return out.astype(np.float32, copy=False)
+        planes = np.ascontiguousarray(mixture, dtype=_TYPES[self._input.type])
+        if self._place is None:
+            out = self._session.run([self._output.name], {self._input.name: planes})[0]
+        else:
+            if len(planes) not in self._bound:
+                self._bound[len(planes)] = self._bind(len(planes))
+            out = self._bound[len(planes)](planes)
+        stems: NDArray[np.float32] = out.astype(np.float32, copy=False)
+        return stems
 
     def close(self) -> None:
         """Release the network."""
+        self._bound.clear()
         self._session = None
 
+    def _bind(self, batch: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """The network on memory of the device that stays: a call allocates nothing there."""
+        assert self._place is not None
+        value = self._library.OrtValue.ortvalue_from_shape_and_type
+        ends = [
+            (self._input, self._spec.input_shape(batch)),
+            (self._output, self._spec.output_shape(batch)),
+        ]
+        source, target = (value(list(shape), _TYPES[end.type], *self._place) for end, shape in ends)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input.name, source)
+        binding.bind_ortvalue_output(self._output.name, target)
 
-def _providers(device: str, available: list[str]) -> list[Any]:
-    """Execution providers of a device; the CPU is never added to a CUDA request."""
+        def run(planes: NDArray[Any]) -> NDArray[Any]:
+            source.update_inplace(planes)
+            self._session.run_with_iobinding(binding)
+            stems: NDArray[Any] = target.numpy()
+            return stems
+
+        return run
+
+
+def _providers(device: str, available: list[str]) -> tuple[list[Any], tuple[str, int] | None]:
+    """Execution providers of a device, and where its memory is; the CPU is never added to a GPU."""
     kind, _, index = device.partition(":")
     if kind == "cpu" and not index:
-        return ["CPUExecutionProvider"]
-    if kind == "cuda" and (not index or index.isdigit()):
-        if "CUDAExecutionProvider" not in available:
-            raise BackendUnavailable(
-                f"device {device} asked for, this onnxruntime has {', '.join(available)}: "
-                "pip install 'tfswa[ort-gpu]' in place of 'tfswa[ort]', or use --device cpu"
-            )
-        return [("CUDAExecutionProvider", {"device_id": int(index or 0)})]
-    raise BackendUnavailable(f"unknown device {device!r}: use cpu, cuda or cuda:N")
+        return ["CPUExecutionProvider"], None
+    if kind not in _GPU or (index and not index.isdigit()):
+        known = ", ".join(f"{name} or {name}:N" for name in _GPU)
+        raise BackendUnavailable(f"unknown device {device!r}: use cpu, {known}")
+    wanted = _GPU[kind]
+    if wanted not in available:
+        raise BackendUnavailable(
+            f"device {device} asked for, this onnxruntime has {', '.join(available)}: "
+            "pip install 'tfswa[ort-gpu]' in place of 'tfswa[ort]', or use --device cpu"
+        )
+    number = int(index or 0)
+    providers: list[Any] = [(wanted, {"device_id": number, **_settings(kind)})]
+    if kind != "cuda" and _GPU["cuda"] in available:  # what TensorRT does not take stays on the GPU
+        providers.append((_GPU["cuda"], {"device_id": number}))
+    return providers, ("cuda", number)
+
+
+def _settings(kind: str) -> dict[str, str]:
+    """What a provider is told beside its device: TensorRT builds for minutes, and keeps what it built."""
+    if kind != "tensorrt":
+        return {}
+    kept = str(user_cache() / "onnxruntime")
+    return {"trt_engine_cache_enable": "True", "trt_engine_cache_path": kept}
 
 
 def _check_provider(asked: Any, got: list[str], device: str) -> None:

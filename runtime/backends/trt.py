@@ -56,6 +56,7 @@ class TrtSession:
 
     name = "trt"
     precisions = ("fp32", "fp16", "bf16")
+    device_default = "cuda"
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

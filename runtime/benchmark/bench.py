@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import backend_names, precisions_of
+from tfswa.runtime.backends import backend_names, default_device, precisions_of
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.machine import cores, cpu_name
@@ -43,14 +43,14 @@ class Plan:
         entries: backends and precisions; empty for all that are here.
         rounds: timed calls of each.
         batch: chunks a call.
-        device: as for ``tfx separate``.
+        device: as for ``tfx separate``; None for each backend's own.
         threads: CPU threads; None for all.
     """
 
     entries: Sequence[tuple[str, str]] = ()
     rounds: int = 7
     batch: int = 1
-    device: str = "cpu"
+    device: str | None = None
     threads: int | None = None
 
 
@@ -202,7 +202,7 @@ def _command(model: Model, row: Row, plan: Plan) -> list[str]:
         "model": model.name,
         "backend": row.backend,
         "precision": row.precision,
-        "device": plan.device,
+        "device": plan.device or default_device(row.backend),
         "threads": plan.threads,
         "batch": plan.batch,
     }
@@ -216,7 +216,7 @@ def _environment(plan: Plan) -> dict[str, str]:
 def _ceilings(plan: Plan, report: Callable[[str], None], stack: ExitStack) -> dict[str, float]:
     """A matrix product in each precision; none where torch is not installed, or on a GPU."""
     found = {}
-    for precision in CEILINGS if plan.device == "cpu" else ():
+    for precision in CEILINGS if plan.device in (None, "cpu") else ():
         report(f"the machine's ceiling in {precision}")
         given = json.dumps({"ceiling": precision, "threads": plan.threads})
         command = [sys.executable, "-m", "tfswa.runtime.benchmark.worker", given]

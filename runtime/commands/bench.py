@@ -63,7 +63,7 @@ COLUMNS = {
 def bench(
     model: str,
     entries: tuple[str, ...],
-    device: str,
+    device: str | None,
     threads: int | None,
     batch: int,
     rounds: int,

@@ -67,7 +67,7 @@ def evaluate(
     output: Path | None,
     backend: str,
     precision: str | None,
-    device: str,
+    device: str | None,
     threads: int | None,
     batch: int,
     jobs: int | None,
@@ -83,7 +83,7 @@ def evaluate(
     """
     import json
 
-    from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.evaluation.evaluate import Choices
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
     from tfswa.runtime.models import open_model
@@ -97,7 +97,7 @@ def evaluate(
             found,
             place,
             backend=backend,
-            options=BackendOptions(precision=precision, device=device, threads=threads),
+            options=BackendOptions(precision, device or default_device(backend), threads),
             batch=batch,
             choices=Choices(baselines, estimates, jobs, force, plot),
             report=watch.report,

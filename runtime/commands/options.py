@@ -14,11 +14,13 @@ backend = click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="auto, ort, openvino, torchscript, torch, trt, or an installed plug-in.",
+    help="auto, ort, openvino, trt, torchscript, torch, torch-compile, aotinductor, or a plug-in.",
 )
 precision = click.option("--precision", help="Precision of the artifact: fp32, fp16, ...; default: fp32.")
 device = click.option(
-    "--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; never falls back."
+    "--device",
+    help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: cpu, "
+    "with --backend trt cuda.",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
 batch = click.option(

@@ -31,7 +31,7 @@ def parity(
     model: str,
     backend: str,
     precision: str | None,
-    device: str,
+    device: str | None,
     threads: int | None,
     batch: int,
     reference: str,
@@ -46,7 +46,7 @@ def parity(
     """
     import json
 
-    from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.errors import GateError, UsageError
     from tfswa.runtime.models import open_model
     from tfswa.runtime.parity import compare, gate_for, store
@@ -63,7 +63,7 @@ def parity(
         opened,
         songs,
         backend=backend,
-        options=BackendOptions(precision=precision, device=device, threads=threads),
+        options=BackendOptions(precision, device or default_device(backend), threads),
         batch=batch,
         reference=reference,
         gate=gate,

@@ -42,7 +42,7 @@ def separate(
     output: Path,
     backend: str,
     precision: str | None,
-    device: str,
+    device: str | None,
     threads: int | None,
     batch: int,
     stems: str | None,
@@ -56,7 +56,7 @@ def separate(
     INPUT is an audio or video file, or a folder whose audio files are all taken.
     """
     from tfswa.runtime.auto import why
-    from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.encoders import FORMATS
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.models import open_model
@@ -71,7 +71,7 @@ def separate(
     stem_indices(opened, wanted)
     failures: list[tuple[Path, TfxError]] = []
     reports: list[dict[str, Any]] = []
-    settings = BackendOptions(precision=precision, device=device, threads=threads)
+    settings = BackendOptions(precision, device or default_device(backend), threads)
     with Separator(opened, backend=backend, options=settings, batch=batch) as separator:
         evidence = describe_evidence(opened, separator.session, settings)
         if not as_json:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions, backend_names, open_session
+from tfswa.runtime.backends import ort as ort_module
 from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, torch_device
 from tfswa.runtime.bundle import WEIGHTS, Bundle
@@ -213,6 +214,11 @@ def test_a_missing_artifact_says_how_to_make_it(
         assert str(error.value).endswith(f"{command} --precision {asked}`" if kind == "onnx" else asked)
 
 
+def test_where_a_backend_runs_if_nobody_says() -> None:
+    found = {name: backends.default_device(name) for name in ("auto", "ort", "trt", "torch")}
+    assert found == {"auto": "cpu", "ort": "cpu", "trt": "cuda", "torch": "cpu"}
+
+
 def test_cuda_where_onnxruntime_has_none(
     fake_ort: SimpleNamespace, onnx_model: Callable[..., BundleModel]
 ) -> None:
@@ -234,11 +240,45 @@ def test_cuda_that_falls_back_to_the_cpu_is_an_error(
         assert fake_ort.asked == [("CUDAExecutionProvider", {"device_id": 2})]
 
 
+@pytest.mark.parametrize(("device", "name"), [("tensorrt", "Tensorrt"), ("rtx:1", "NvTensorRTRTX")])
+def test_a_tensorrt_provider_leaves_the_rest_to_cuda_and_never_to_the_cpu(
+    fake_ort: SimpleNamespace, onnx_model: Callable[..., BundleModel], device: str, name: str
+) -> None:
+    with pytest.raises(BackendUnavailable, match=rf"device {device} asked for, this onnxruntime has CUDA"):
+        open_session("ort", onnx_model(), BackendOptions(device=device))
+    fake_ort.get_available_providers = lambda: [f"{name}ExecutionProvider", "CUDAExecutionProvider"]
+    with pytest.raises(BackendUnavailable, match=rf"device {device} asked for, onnxruntime started CUDA"):
+        open_session("ort", onnx_model(), BackendOptions(device=device))
+    assert [provider for provider, _ in fake_ort.asked] == [
+        f"{name}ExecutionProvider",
+        "CUDAExecutionProvider",
+    ]
+    assert {settings["device_id"] for _, settings in fake_ort.asked} == {int(device.partition(":")[2] or 0)}
+
+
+def test_bound_memory_gives_what_a_plain_run_gives(
+    onnx_model: Callable[..., BundleModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that GPUs are fed, over the memory of the CPU."""
+    model = onnx_model()
+    plain = OrtSession(model, CPU)
+    monkeypatch.setattr(ort_module, "_providers", lambda *_: (["CPUExecutionProvider"], ("cpu", 0)))
+    bound = OrtSession(model, CPU)
+    for batch in (1, 3, 1, 2):
+        planes = np.random.default_rng(batch).standard_normal(model.spec.input_shape(batch), np.float32)
+        first = bound.infer(planes)
+        assert np.array_equal(first, plain.infer(planes))
+    bound.close()
+    bound.close()
+
+
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "cpu:1", "", "cuda:-1"])
 def test_an_unknown_device_is_refused(
     fake_ort: SimpleNamespace, onnx_model: Callable[..., BundleModel], device: str
 ) -> None:
-    with pytest.raises(BackendUnavailable, match=r"unknown device.*use cpu, cuda or cuda:N") as error:
+    with pytest.raises(
+        BackendUnavailable, match=r"unknown device.*use cpu, cuda or cuda:N, tensorrt or"
+    ) as error:
         open_session("ort", onnx_model(), BackendOptions(device=device))
     assert error.value.exit_code == 4
 

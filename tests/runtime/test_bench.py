@@ -76,6 +76,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> C
 
         monkeypatch.setattr(module, "Worker", start)
         monkeypatch.setattr(module, "backend_names", lambda: list(workers))
+        monkeypatch.setattr(module, "default_device", lambda name: "cpu")
         entries = [(name, "fp32") for name in workers]
         monkeypatch.setattr(module, "_all_entries", lambda: entries)
         return bench(BundleModel("tiny", tiny_bundle), song, Plan(entries if asked else (), rounds))
