@@ -19,8 +19,8 @@ backend = click.option(
 precision = click.option("--precision", help="Precision of the artifact: fp32, fp16, ...; default: fp32.")
 device = click.option(
     "--device",
-    help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: cpu, "
-    "with --backend trt cuda.",
+    help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: "
+    "cpu, with --backend trt cuda.",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
 batch = click.option(
