@@ -39,7 +39,7 @@ COLUMNS = {
     help="Measure this one, in fp32 if none is said; repeatable, the first is what the others are compared "
     "with; default: all that are installed.",
 )
-@options.device
+@options.backend_device
 @options.threads
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Chunks per call.")
 @click.option(

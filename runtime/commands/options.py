@@ -18,6 +18,9 @@ backend = click.option(
 )
 precision = click.option("--precision", help="Precision of the artifact: fp32, fp16, ...; default: fp32.")
 device = click.option(
+    "--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; never falls back."
+)
+backend_device = click.option(
     "--device",
     help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: "
     "cpu, with --backend trt cuda.",
@@ -56,6 +59,6 @@ def output_option(help: str, default: str | None = None) -> Callable[[F], F]:
 
 def backend_options(command: F) -> F:
     """``--backend --precision --device --threads --batch``."""
-    for option in (batch, threads, device, precision, backend):
+    for option in (batch, threads, backend_device, precision, backend):
         command = option(command)
     return command

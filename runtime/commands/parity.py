@@ -50,6 +50,7 @@ def parity(
     from tfswa.runtime.errors import GateError, UsageError
     from tfswa.runtime.models import open_model
     from tfswa.runtime.parity import compare, gate_for, store
+    from tfswa.runtime.polygraphy import command_line
     from tfswa.runtime.truth import load_songs, synthetic_song
 
     if backend == "auto":
@@ -69,10 +70,14 @@ def parity(
         gate=gate,
     )
     path = store(opened, report)
+    line = command_line(opened.bundle, report.artifact, opened.spec, gate.snr_db) if opened.bundle else None
     if as_json:
-        click.echo(json.dumps({"model": model, "evidence": str(path), **report.to_dict()}, allow_nan=False))
+        whole = {"model": model, "evidence": str(path), "polygraphy": line, **report.to_dict()}
+        click.echo(json.dumps(whole, allow_nan=False))
     else:
         _print(report, path)
+        if line:
+            click.echo(f"the graph alone, by polygraphy: {line}")
     if not report.passed:
         failed = [f"{stem.stem} of {stem.song}" for stem in report.stems if not stem.passes(report.gate)]
         raise GateError(

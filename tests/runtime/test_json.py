@@ -142,7 +142,7 @@ def test_parity_and_the_evidence_it_stores(tfx: Tfx, bundle: Bundle) -> None:
     printed = tfx("parity", bundle.path, "--backend", "torch")
     check(printed, "tfx parity")
     (run,) = json.loads(Path(printed["evidence"]).read_text())["runs"]
-    assert list(printed) == ["model", "evidence", *run]
+    assert list(printed) == ["model", "evidence", "polygraphy", *run]
 
 
 def test_parity_that_fails_prints_its_object_too(tfx: Tfx, bundle: Bundle) -> None:
