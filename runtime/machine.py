@@ -33,6 +33,17 @@ def peak_memory_mb() -> float:
     return round(kibibytes * 1024 / 1e6, 1)
 
 
+def gpu_memory_mb(index: int) -> float | None:
+    """Memory of a GPU that is in use, by all processes, in MiB; None where ``nvidia-smi`` is missing."""
+    import subprocess
+
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={index}"]
+    try:
+        return float(subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
 def user_cache() -> Path:
     """The user's folder for what can be made again; it may not exist yet."""
     from platformdirs import user_cache_path

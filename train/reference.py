@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tfswa.runtime.backends.torchscript import torch_device
 from tfswa.runtime.spec import ModelSpec
 from tfswa.train.spectral import TorchStft
 
 if TYPE_CHECKING:
     from tfswa.runtime.models import Model
 
-CEILING_SIZE = 2048  # rows and columns
+CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
 CEILING_ROUNDS = 6
 
 
@@ -53,18 +54,26 @@ class TorchReference:
         return out
 
     @staticmethod
-    def ceiling(precision: str, threads: int | None = None) -> float:
-        """What this CPU reaches at best: GFLOP/s of a product of two matrices, the best of several."""
+    def ceiling(precision: str, threads: int | None = None, device: str = "cpu") -> float:
+        """What a device reaches at best: GFLOP/s of a product of two matrices, the best of several.
+
+        Raises:
+            BackendUnavailable: there is no such device.
+        """
         if threads:
             torch.set_num_threads(threads)
+        place = torch_device(device)
+        size = CEILING_SIZE[place.type]
         kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        one = torch.randn(CEILING_SIZE, CEILING_SIZE).to(kind)
+        one = torch.randn(size, size).to(place, kind)
         best = math.inf
         for _ in range(CEILING_ROUNDS):
             start = time.perf_counter()
             one @ one
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
             best = min(best, time.perf_counter() - start)
-        return 2 * CEILING_SIZE**3 / best / 1e9
+        return 2 * size**3 / best / 1e9
 
     def gflop_per_second(self) -> float:
         """Billions of floating-point operations that a second of audio costs."""

@@ -32,7 +32,10 @@ from tfswa.runtime.parity import gate_for, load_reference
 from tfswa.runtime.truth import Song
 
 TURN = 2  # timed calls before the next backend has its turn
-CEILINGS = ("fp32", "bf16")  # products that CPUs have; float16 is computed in float32
+CEILINGS = {  # what is measured; CPUs compute float16 in float32
+    "cpu": ("fp32", "bf16"),
+    "cuda": ("fp32", "fp16", "bf16"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Row:
         open_s: loading the network, compiling included.
         cold_s: from the start of loading to the first answer.
         memory_mb: peak resident memory of the process.
+        gpu_memory_mb: what it took of the GPU's memory, by nvidia-smi; on a GPU alone.
         ceiling: share of what a matrix product of that precision reaches here.
         note: why figures are missing, or what is amiss.
     """
@@ -93,6 +97,7 @@ class Row:
     open_s: float | None = None
     cold_s: float | None = None
     memory_mb: float | None = None
+    gpu_memory_mb: float | None = None
     ceiling: float | None = None
     note: str = ""
     _times: list[float] = field(default_factory=list, repr=False)
@@ -214,11 +219,12 @@ def _environment(plan: Plan) -> dict[str, str]:
 
 
 def _ceilings(plan: Plan, report: Callable[[str], None], stack: ExitStack) -> dict[str, float]:
-    """A matrix product in each precision; none where torch is not installed, or on a GPU."""
+    """A matrix product in each precision; none where torch is not installed, or does not know the device."""
     found = {}
-    for precision in CEILINGS if plan.device in (None, "cpu") else ():
-        report(f"the machine's ceiling in {precision}")
-        given = json.dumps({"ceiling": precision, "threads": plan.threads})
+    device = plan.device or "cpu"
+    for precision in CEILINGS.get(device.partition(":")[0], ()):
+        report(f"the ceiling of {device} in {precision}")
+        given = json.dumps({"ceiling": precision, "threads": plan.threads, "device": device})
         command = [sys.executable, "-m", "tfswa.runtime.benchmark.worker", given]
         worker = Worker(command, _environment(plan))
         stack.enter_context(closing(worker))
@@ -233,7 +239,7 @@ def _opened(row: Row, answer: Mapping[str, Any]) -> None:
     row.session, row.versions = answer["session"], answer["versions"]
     row.open_s = round(answer["open_s"], 3)
     row.cold_s = round(answer["open_s"] + answer["first_s"], 3)
-    row.memory_mb = answer["memory_mb"]
+    row.memory_mb, row.gpu_memory_mb = answer["memory_mb"], answer["gpu_memory_mb"]
 
 
 def _take_turns(

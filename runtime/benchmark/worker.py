@@ -2,7 +2,8 @@
 
 What it is to do comes as JSON, its one argument; answers are lines of JSON, ``{"error": why}`` among them::
 
-    start                     {"open_s", "first_s", "session", "versions", "memory_mb"}, or {"gflop_per_s"}
+    start                     {"open_s", "first_s", "session", "versions", "memory_mb", "gpu_memory_mb"},
+                              or {"gflop_per_s"}
     run 3                     {"seconds": [3 of them], "memory_mb"}
     song IN.npy OUT.npy       [C, N] is separated to [S, C, N]; {"memory_mb"}
 """
@@ -23,7 +24,7 @@ def main() -> None:
 
     from tfswa.runtime.backends import BackendOptions
     from tfswa.runtime.errors import TfxError
-    from tfswa.runtime.machine import peak_memory_mb
+    from tfswa.runtime.machine import gpu_memory_mb, peak_memory_mb
     from tfswa.runtime.models import open_model
     from tfswa.runtime.parity import load_reference
     from tfswa.runtime.separator import Separator
@@ -32,10 +33,13 @@ def main() -> None:
     if "ceiling" in given:
         try:
             reference: Any = load_reference("torch")
-            _say({"gflop_per_s": reference.ceiling(given["ceiling"], given["threads"])})
+            _say({"gflop_per_s": reference.ceiling(given["ceiling"], given["threads"], given["device"])})
         except TfxError as error:
             _say({"error": str(error)})
         return
+    kind, _, index = given["device"].partition(":")
+    gpu = None if kind == "cpu" else int(index or 0)
+    before = None if gpu is None else gpu_memory_mb(gpu)
     options = BackendOptions(given["precision"], given["device"], given["threads"])
     start = time.perf_counter()
     try:
@@ -53,6 +57,8 @@ def main() -> None:
     first = time.perf_counter()
     answer: dict[str, Any] = {"open_s": opened - start, "first_s": first - opened}
     answer |= {"session": session.description, "versions": dict(session.versions)}
+    after = None if gpu is None else gpu_memory_mb(gpu)
+    answer["gpu_memory_mb"] = None if before is None or after is None else after - before
     _say({**answer, "memory_mb": peak_memory_mb()})
     for line in sys.stdin:
         word, *rest = line.split()

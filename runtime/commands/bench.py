@@ -24,6 +24,7 @@ COLUMNS = {
     "open_s": "open s",
     "cold_s": "cold s",
     "memory_mb": "memory MB",
+    "gpu_memory_mb": "GPU MB",
     "ceiling": "of ceiling",
     "note": "note",
 }
@@ -76,7 +77,7 @@ def bench(
     """Time every backend and precision that can run MODEL here, in turns, beside what each costs in dB.
 
     Each runs in a process of its own, warm-up apart. SNR and drift are those of the worst stem, against the
-    first row. The ceiling is a product of two matrices of 2048 x 2048 in the same precision.
+    first row. The ceiling is a product of two large matrices in the same precision.
     """
     import json
 
@@ -121,7 +122,7 @@ def _table(found: Benchmark) -> str:
 
     first = found.rows[0]
     lines = [f"{found.model}, dB on {found.song}; x first: speed beside {first.backend} {first.precision}"]
-    return "\n".join([*lines, *_ceilings(found), text_table(list(COLUMNS.values()), _cells(found))])
+    return "\n".join([*lines, *_ceilings(found), text_table(*_columns_and_cells(found))])
 
 
 def _ceilings(found: Benchmark) -> list[str]:
@@ -130,7 +131,9 @@ def _ceilings(found: Benchmark) -> list[str]:
     return [*lines, *(f"ceiling in {name}: {value:.0f} GFLOP/s" for name, value in found.ceilings.items())]
 
 
-def _cells(found: Benchmark) -> list[list[str | float | None]]:
+def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | float | None]]]:
+    on_gpu = any(row.gpu_memory_mb is not None for row in found.rows)
+    columns = {name: title for name, title in COLUMNS.items() if name != "gpu_memory_mb" or on_gpu}
     cells: list[list[str | float | None]] = []
     for row in found.rows:
         values = row.to_dict()
@@ -140,8 +143,8 @@ def _cells(found: Benchmark) -> list[list[str | float | None]]:
             values["drift_db"] = f"{row.drift_db + 0.0:.4f}"  # + 0.0: no minus before nothing
         if row.identical:
             values["snr_db"] = "identical"
-        cells.append([values[name] for name in COLUMNS])
-    return cells
+        cells.append([values[name] for name in columns])
+    return list(columns.values()), cells
 
 
 def _write(files: list[Path], found: Benchmark, text: str) -> None:
@@ -153,7 +156,7 @@ def _write(files: list[Path], found: Benchmark, text: str) -> None:
 
     machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())
     lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB on {found.song}"]
-    lines += [*_ceilings(found), "", *markdown_table(list(COLUMNS.values()), _cells(found))]
+    lines += [*_ceilings(found), "", *markdown_table(*_columns_and_cells(found))]
     speeds = {f"{row.backend} {row.precision}": row.x_realtime for row in found.rows if row.x_realtime}
     try:
         files[0].parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ class Fake:
         if self.dies and what.startswith(self.dies):
             raise Lost("died, exit code -9")
         if not what:
-            started = {"open_s": 1.0, "first_s": 0.5, "memory_mb": 10.0}
+            started = {"open_s": 1.0, "first_s": 0.5, "memory_mb": 10.0, "gpu_memory_mb": None}
             return {**started, "session": "fake", "versions": {"fake": "1"}}
         word, *rest = what.split()
         if word == "run":

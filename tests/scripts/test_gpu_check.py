@@ -1,0 +1,71 @@
+"""scripts/gpu_check: what it could not do is named, and what cannot run is not tried again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfswa.runtime.bundle import Bundle
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))  # the scripts are no package
+
+import gpu_check  # noqa: E402
+from gpu_check import BATCHES, Check  # noqa: E402
+
+
+def test_with_no_time_left_every_part_says_so(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "gpu"
+    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--model", str(tiny_bundle.path)]
+    done = subprocess.run(
+        [*command, "--seconds", "0", "-o", str(output)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().endswith("nothing could be measured: see the reasons above")
+    result = json.loads(output.with_suffix(".json").read_text())
+    assert result["speed"] == result["files"] == result["engines"] == []
+    reasons = {row["what"]: row["reason"] for row in result["failures"]}
+    assert reasons["engine rtx fp16"] == "no ONNX graph in fp16"
+    assert reasons["speed, batch 1"] == "left out: the time is up"
+    assert "| speed, batch 8 | left out: the time is up |" in output.with_suffix(".md").read_text()
+
+
+def test_a_command_that_fails_is_kept_with_its_reason(tiny_bundle: Bundle) -> None:
+    check = Check(str(tiny_bundle.path), "cuda", None, time.monotonic() + 100)
+    assert check.tfx("nonsense", "separate", "nowhere.wav", "--backend", "none") is None
+    ((failure),) = check.failures
+    assert failure["what"] == "nonsense"
+    assert "unknown backend 'none'" in failure["reason"]
+
+
+def test_what_cannot_run_or_is_compiled_is_not_tried_for_every_batch(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def tfx(self: Check, what: str, *arguments: str) -> dict[str, Any]:
+        asked.append(arguments)
+        rows = [
+            {"backend": "torch", "precision": "fp32", "median_ms": 1.0, "note": ""},
+            {"backend": "torch-compile", "precision": "fp32", "median_ms": 1.0, "note": ""},
+            {"backend": "openvino", "precision": "fp32", "median_ms": None, "note": "no GPU"},
+        ]
+        return {"rows": rows if len(asked) == 1 else rows[:1]}
+
+    monkeypatch.setattr(Check, "tfx", tfx)
+    check = Check(str(tiny_bundle.path), "cuda", None, 0.0)
+    check.measure()
+    named = [[word for word in arguments if ":" in word] for arguments in asked]
+    assert named == [[], ["torch:fp32"], ["torch:fp32"]]
+    assert [row["batch"] for row in check.speed] == [1, 1, *BATCHES[1:]]
+    assert check.failures == [{"what": "openvino:fp32, batch 1", "reason": "no GPU"}]
+    columns = dict.fromkeys(gpu_check.SPEED)
+    result = {"machine": {"gpu": "none"}, "model": "tiny", "engines": [], "files": [], "failures": []}
+    page = gpu_check.page({**result, "speed": [{**columns, **row} for row in check.speed]}, text=False)
+    assert "| 4 | torch | fp32 | 1.0 |" in page
