@@ -111,7 +111,7 @@ def test_hooks_are_gone_after_an_error(network: Any, planes: Any) -> None:
 
 def test_time_attention_by_hand() -> None:
     module = seeded(TimeAttention(8, 2))
-    x = torch.randn(1, 3, 6, 8)  # [B, F, T, D]
+    x = torch.randn(3, 6, 8)  # [B*F, T, D]
     query, key = module.query(module.norm(x)), module.key_value(module.norm(x))[..., :8]
     cos, sin = rotary_tables(6, 4, x.device)
     expected = np.zeros((6, 6))
@@ -119,7 +119,7 @@ def test_time_attention_by_hand() -> None:
         for head in range(2):
             pair = []
             for side in (query, key):
-                part = side[0, f, :, 4 * head : 4 * head + 4]  # [T, 4]
+                part = side[f, :, 4 * head : 4 * head + 4]  # [T, 4]
                 turned = torch.cat((-part[:, 2:], part[:, :2]), dim=1)
                 pair.append(part * cos + turned * sin)
             expected += ((pair[0] @ pair[1].T) / 2).softmax(dim=1).detach().numpy() / 6
@@ -128,28 +128,28 @@ def test_time_attention_by_hand() -> None:
 
 
 class Windows(torch.nn.Module):
-    """Window attention on a plane of ``columns`` windows a row."""
+    """Window attention on a plane of ``rows`` times ``columns`` windows."""
 
-    def __init__(self, shift: int, columns: int):
+    def __init__(self, shift: int, rows: int, columns: int):
         super().__init__()
-        self.attention, self.columns = seeded(WindowAttention(8, 2, size=4, shift=shift)), columns
+        self.attention, self.plane = seeded(WindowAttention(8, 2, size=4, shift=shift)), (rows, columns)
 
     def forward(self, x: Any) -> Any:
-        return self.attention(x, self.columns)
+        return self.attention(x, *self.plane)
 
 
 def test_a_shifted_window_respects_the_mask() -> None:
-    (corner,) = attention_maps(Windows(2, 1), torch.randn(1, 1, 16, 8)).values()  # one window: the corner
+    (corner,) = attention_maps(Windows(2, 1, 1), torch.randn(1, 16, 8)).values()  # one window: the corner
     apart = shift_masks(4, 2)[3].numpy() < 0
     assert apart.sum() == 16 * 12
     assert corner[apart].max() < 1e-40  # MASKED is a score of -100
     assert corner[~apart].min() > 0
-    (plain,) = attention_maps(Windows(0, 1), torch.randn(1, 1, 16, 8)).values()
+    (plain,) = attention_maps(Windows(0, 1, 1), torch.randn(1, 16, 8)).values()
     assert plain.min() > 0
 
 
 def test_a_shifted_plane_is_the_mean_of_its_windows() -> None:
-    (found,) = attention_maps(Windows(2, 3), torch.randn(1, 6, 16, 8)).values()
+    (found,) = attention_maps(Windows(2, 2, 3), torch.randn(6, 16, 8)).values()
     apart = shift_masks(4, 2).numpy() < 0  # inner, last column, last row, corner
     assert (found[apart[1] & apart[2]] > 0).all()  # an inner window lets all attend
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)

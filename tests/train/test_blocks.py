@@ -15,6 +15,9 @@ from tfswa.train.blocks.attention import (  # noqa: E402
     FrequencyAttention,
     Mlp,
     TimeAttention,
+    from_bins,
+    over_bins,
+    over_frames,
     rotary_tables,
 )
 from tfswa.train.blocks.conv import ResidualConv, fold, unfold  # noqa: E402
@@ -38,15 +41,20 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 def in_plane(block: Any, x: Tensor) -> Tensor:
     """Window attention from plane to plane, ``[B, T, F, D]``."""
-    columns = x.shape[2] // block.size
-    windows = block(cut(x, block.size, block.shift), columns)
-    return join(windows, block.size, block.shift, columns)
+    plane = (x.shape[1] // block.size, x.shape[2] // block.size)
+    return join(block(cut(x, block.size, block.shift), *plane), block.size, block.shift, *plane)
 
 
-def over_frames(block: Any, x: Tensor, source: Tensor | None = None) -> Tensor:
-    """Time attention on ``[B, T, F, D]``."""
-    asked = None if source is None else source.transpose(1, 2)
-    return block(x.transpose(1, 2), asked).transpose(1, 2)
+def tsa(block: Any, x: Tensor, source: Tensor | None = None) -> Tensor:
+    """Time attention from plane to plane."""
+    asked = None if source is None else over_bins(source)
+    return from_bins(block(over_bins(x), asked), len(x))
+
+
+def fsa(block: Any, x: Tensor, embedding: Tensor, source: Tensor | None = None) -> Tensor:
+    """Frequency attention from plane to plane."""
+    asked = None if source is None else over_frames(source)
+    return block(over_frames(x), embedding, asked).reshape(x.shape)
 
 
 def region(place: int, length: int, size: int, shift: int) -> int:
@@ -90,14 +98,14 @@ def test_windows_hold_neighbours_and_join_undoes_cut(shift: int) -> None:
     t, f, size = 8, 12, 4
     x = torch.arange(2 * t * f).reshape(2, t, f, 1).float()
     windows = cut(x, size, shift)
-    assert windows.shape == (2, 6, 16, 1)
+    assert windows.shape == (2 * 6, 16, 1)
     for index in range(6):
         row, column = divmod(index, 3)
         for place in range(16):
             i = (row * size + place // size + shift) % t
             j = (column * size + place % size + shift) % f
-            assert windows[1, index, place] == x[1, i, j]
-    assert torch.equal(join(windows, size, shift, 3), x)
+            assert windows[6 + index, place] == x[1, i, j]
+    assert torch.equal(join(windows, size, shift, 2, 3), x)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2])
@@ -194,7 +202,7 @@ def naive_time_attention(block: Any, x: Tensor) -> Tensor:
 def test_time_attention_equals_the_naive_rotations(heads: int) -> None:
     block = randomised(TimeAttention(8, heads))
     x = noise(2, 7, 3, 8)
-    ours = over_frames(block, x)
+    ours = tsa(block, x)
     torch.testing.assert_close(ours, naive_time_attention(block, x), atol=1e-4, rtol=1e-4)
 
 
@@ -220,7 +228,7 @@ def test_time_attention_knows_the_order_of_frames() -> None:
     block = randomised(TimeAttention(8, 2))
     x = noise(1, 6, 2, 8)
     order = torch.tensor([0, 2, 1, 3, 5, 4])
-    assert (over_frames(block, x)[:, order] - over_frames(block, x[:, order])).abs().max() > 1e-3
+    assert (tsa(block, x)[:, order] - tsa(block, x[:, order])).abs().max() > 1e-3
 
 
 def test_time_attention_keeps_bins_apart_and_frequency_attention_frames() -> None:
@@ -228,12 +236,12 @@ def test_time_attention_keeps_bins_apart_and_frequency_attention_frames() -> Non
     changed = x.clone()
     changed[1, 2, 3, 0] += 1.0
     time = randomised(TimeAttention(8, 2))
-    moved = (over_frames(time, changed) - over_frames(time, x)).abs().sum(-1) > 1e-7
+    moved = (tsa(time, changed) - tsa(time, x)).abs().sum(-1) > 1e-7
     expected = torch.zeros(2, 5, 6, dtype=torch.bool)
     expected[1, :, 3] = True
     assert torch.equal(moved, expected)
     frequency, embedding = randomised(FrequencyAttention(8, 2)), noise(6, 8, seed=5)
-    moved = (frequency(changed, embedding) - frequency(x, embedding)).abs().sum(-1) > 1e-7
+    moved = (fsa(frequency, changed, embedding) - fsa(frequency, x, embedding)).abs().sum(-1) > 1e-7
     expected = torch.zeros(2, 5, 6, dtype=torch.bool)
     expected[1, 2, :] = True
     assert torch.equal(moved, expected)
@@ -244,8 +252,8 @@ def test_frequency_attention_tells_bins_apart_by_the_embedding_alone() -> None:
     x = noise(1, 3, 6, 8)
     order = torch.tensor([3, 1, 0, 2, 5, 4])
     nothing, embedding = torch.zeros(6, 8), noise(6, 8, seed=5)
-    torch.testing.assert_close(block(x, nothing)[:, :, order], block(x[:, :, order], nothing))
-    assert (block(x, embedding)[:, :, order] - block(x[:, :, order], embedding)).abs().max() > 1e-3
+    torch.testing.assert_close(fsa(block, x, nothing)[:, :, order], fsa(block, x[:, :, order], nothing))
+    assert (fsa(block, x, embedding)[:, :, order] - fsa(block, x[:, :, order], embedding)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -256,27 +264,28 @@ def test_frequency_attention_equals_the_formula(heads: int) -> None:
     key, value = block.key_value(tokens).chunk(2, dim=-1)
     parts = zip(*(z.chunk(heads, dim=-1) for z in (block.query(tokens), key, value)), strict=True)
     mixed = [((q @ k.mT) / math.sqrt(8 / heads)).softmax(-1) @ v for q, k, v in parts]
-    torch.testing.assert_close(block(x, embedding), x + block.out(torch.cat(mixed, -1)), atol=1e-5, rtol=1e-5)
+    found = fsa(block, x, embedding)
+    torch.testing.assert_close(found, x + block.out(torch.cat(mixed, -1)), atol=1e-5, rtol=1e-5)
 
 
 def test_attention_asks_the_source_where_one_is_given() -> None:
     x, source, other = noise(1, 4, 4, 8), noise(1, 4, 4, 8, seed=2), noise(1, 4, 4, 8, seed=3)
     time, frequency = randomised(TimeAttention(8, 2)), randomised(FrequencyAttention(8, 2))
     embedding = noise(4, 8, seed=5)
-    assert (over_frames(time, x, source) - over_frames(time, x, other)).abs().max() > 1e-3
-    assert (frequency(x, embedding, source) - frequency(x, embedding, other)).abs().max() > 1e-3
-    torch.testing.assert_close(over_frames(time, x, x), over_frames(time, x))
-    torch.testing.assert_close(frequency(x, embedding, x), frequency(x, embedding))
+    assert (tsa(time, x, source) - tsa(time, x, other)).abs().max() > 1e-3
+    assert (fsa(frequency, x, embedding, source) - fsa(frequency, x, embedding, other)).abs().max() > 1e-3
+    torch.testing.assert_close(tsa(time, x, x), tsa(time, x))
+    torch.testing.assert_close(fsa(frequency, x, embedding, x), fsa(frequency, x, embedding))
 
 
 def test_cross_attention_mixes_both_streams_and_learns() -> None:
     block = CrossAttention(8, 2)
     one, two, embedding = noise(1, 4, 4, 8), noise(1, 4, 4, 8, seed=2), noise(4, 8, seed=5)
-    asked = over_frames(block.time, one, two)
-    expected = 0.5 * (asked + block.frequency(two, embedding, source=one))
-    out = block(one.transpose(1, 2), two, embedding)
+    asked = tsa(block.time, one, two)
+    expected = 0.5 * (asked + fsa(block.frequency, two, embedding, one))
+    out = block(one, two, embedding)
     torch.testing.assert_close(out, expected)
-    assert (out - block(two.transpose(1, 2), one, embedding)).abs().max() > 1e-4
+    assert (out - block(two, one, embedding)).abs().max() > 1e-4
     out.square().sum().backward()
     for name, parameter in block.named_parameters():
         assert parameter.grad is not None, name

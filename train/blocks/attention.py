@@ -1,7 +1,7 @@
 """Attention along time and along frequency (TSA, FSA).
 
-Tokens have their channels last, and the axis that is attended along before them: ``[B, F, T, D]`` for TSA,
-``[B, T, F, D]`` for FSA. A block changes the order between the two, once.
+Both work on sequences ``[N, L, D]``: TSA on the frames of every bin, FSA on the bins of every frame. A block
+changes from one to the other once. Three axes and not four: OpenVINO fuses a LayerNorm on those alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Mlp(nn.Module):
 
 
 class AxialAttention(nn.Module):
-    """Attention along one axis of ``[B, A, L, D]``: the places of L attend to each other, for each of A.
+    """Attention within sequences ``[N, L, D]``.
 
     Args:
         dim: D, a multiple of heads.
@@ -48,11 +48,11 @@ class AxialAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def attend(self, tokens: Tensor, origin: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Let ``tokens`` ask ``origin``, both ``[B, A, L, D]``; ``turn`` marks queries and keys by place."""
+        """Let ``tokens`` ask ``origin``, both ``[N, L, D]``; ``turn`` marks queries and keys by place."""
         (query,) = project(self.query, tokens, 1, scale=self.scale)
         key, value = project(self.key_value, origin, 2, scale=1.0)
         mixed = functional.scaled_dot_product_attention(
-            turn(split_heads(query, self.heads)),  # [B*A, heads, L, D/heads]
+            turn(split_heads(query, self.heads)),  # [N, heads, L, D/heads]
             turn(split_heads(key, self.heads)),
             split_heads(value, self.heads),
             scale=1.0,
@@ -69,10 +69,10 @@ class TimeAttention(AxialAttention):
     """
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
-        """``[B, F, T, D] -> [B, F, T, D]``; keys and values come from ``source`` where given."""
+        """``[B*F, T, D]`` to the same; keys and values come from ``source`` where given."""
         tokens = self.norm(x)
         origin = tokens if source is None else self.norm(source)
-        cos, sin = rotary_tables(x.shape[2], x.shape[3] // self.heads, x.device)
+        cos, sin = rotary_tables(x.shape[1], x.shape[2] // self.heads, x.device)
         return x + self.attend(tokens, origin, lambda z: _rotate(z, cos, sin))
 
 
@@ -80,7 +80,7 @@ class FrequencyAttention(AxialAttention):
     """FSA: every frame attends over its bins, which a learned embedding tells apart; residual inside."""
 
     def forward(self, x: Tensor, embedding: Tensor, source: Tensor | None = None) -> Tensor:
-        """``[B, T, F, D] -> [B, T, F, D]``; ``embedding`` is ``[F, D]``."""
+        """``[B*T, F, D]`` to the same; ``embedding`` is ``[F, D]``."""
         tokens = self.norm(x) + embedding
         origin = tokens if source is None else self.norm(source) + embedding
         return x + self.attend(tokens, origin, lambda z: z)
@@ -99,11 +99,27 @@ class CrossAttention(nn.Module):
         self.frequency = FrequencyAttention(dim, heads)
 
     def forward(self, time: Tensor, frequency: Tensor, embedding: Tensor) -> Tensor:
-        """Streams ``[B, F, T, D]`` and ``[B, T, F, D]`` into one ``[B, T, F, D]``."""
-        asked_time = self.time(time, source=frequency.transpose(1, 2)).transpose(1, 2)
-        asked_frequency = self.frequency(frequency, embedding, source=time.transpose(1, 2))
-        out: Tensor = 0.5 * (asked_time + asked_frequency)
+        """Two streams ``[B, T, F, D]`` into one."""
+        asked_time = self.time(over_bins(time), source=over_bins(frequency))
+        asked_frequency = self.frequency(over_frames(frequency), embedding, source=over_frames(time))
+        b, t, f, d = time.shape
+        out: Tensor = 0.5 * (from_bins(asked_time, b) + asked_frequency.reshape(b, t, f, d))
         return out
+
+
+def over_bins(x: Tensor) -> Tensor:
+    """The frames of every bin: ``[B, T, F, D] -> [B*F, T, D]``."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def over_frames(x: Tensor) -> Tensor:
+    """The bins of every frame: ``[B, T, F, D] -> [B*T, F, D]``."""
+    return x.flatten(0, 1)
+
+
+def from_bins(x: Tensor, items: int) -> Tensor:
+    """Undo ``over_bins`` for B items: ``[B*F, T, D] -> [B, T, F, D]``."""
+    return x.reshape(items, -1, *x.shape[1:]).transpose(1, 2)
 
 
 def rotary_tables(frames: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -137,6 +153,6 @@ def project(layer: nn.Linear, x: Tensor, parts: int, *, scale: float) -> list[Te
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """``[B, A, L, D] -> [B*A, heads, L, D/heads]``."""
-    b, a, length, d = x.shape
-    return x.reshape(b * a, length, heads, d // heads).transpose(1, 2)
+    """``[N, L, D] -> [N, heads, L, D/heads]``."""
+    n, length, d = x.shape
+    return x.reshape(n, length, heads, d // heads).transpose(1, 2)

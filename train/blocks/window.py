@@ -48,23 +48,22 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative", relative_index(size), persistent=False)
         self.register_buffer("masks", shift_masks(size, shift), persistent=False)
 
-    def forward(self, x: Tensor, columns: int) -> Tensor:
-        """``[B, rows*columns, size^2, D]`` to the same, window by window; see ``cut``."""
-        b, windows, places, d = x.shape
+    def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """``[B*rows*columns, size^2, D]`` to the same, window by window; see ``cut``."""
         tokens = self.norm(x)
         parts = project(self.qkv, tokens, 3, scale=self.scale)
         query, key, value = (split_heads(part, self.heads) for part in parts)
         scores = self.bias[self.relative].permute(2, 0, 1)  # [heads, size^2, size^2]
         if self.shift:
             # Fused attention wants four axes: windows, which differ in their mask, join the heads.
-            scores = self._shifted_scores(scores, windows // columns, columns)
-            joined = (b, windows * self.heads, places, d // self.heads)
+            scores = self._shifted_scores(scores, rows, columns)
+            joined = (-1, rows * columns * self.heads, *query.shape[2:])
             query, key, value = query.reshape(joined), key.reshape(joined), value.reshape(joined)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=scores[None].to(query.dtype), scale=1.0
         )
-        mixed = mixed.reshape(b * windows, self.heads, places, d // self.heads).transpose(1, 2)
-        out: Tensor = x + self.out(mixed.reshape(x.shape))
+        mixed = mixed.reshape(-1, self.heads, *mixed.shape[2:]).transpose(1, 2)
+        out: Tensor = x + self.out(mixed.flatten(2))
         return out
 
     def _shifted_scores(self, bias: Tensor, rows: int, columns: int) -> Tensor:
@@ -77,7 +76,7 @@ class WindowAttention(nn.Module):
 
 
 def cut(x: Tensor, size: int, shift: int) -> Tensor:
-    """Cut a plane, shifted cyclically, into windows: ``[B, T, F, D] -> [B, rows*columns, size^2, D]``.
+    """Cut a plane, shifted cyclically, into windows: ``[B, T, F, D] -> [B*rows*columns, size^2, D]``.
 
     T and F are multiples of size. What is done to tokens singly can be done to windows as well.
     """
@@ -85,15 +84,13 @@ def cut(x: Tensor, size: int, shift: int) -> Tensor:
     if shift:
         x = x.roll((-shift, -shift), dims=(1, 2))
     x = x.reshape(b, t // size, size, f // size, size, d).transpose(2, 3)
-    return x.reshape(b, (t // size) * (f // size), size * size, d)
+    return x.reshape(-1, size * size, d)
 
 
-def join(windows: Tensor, size: int, shift: int, columns: int) -> Tensor:
-    """Undo ``cut``: ``[B, rows*columns, size^2, D] -> [B, T, F, D]``."""
-    b, count, _, d = windows.shape
-    rows = count // columns
-    x = windows.reshape(b, rows, columns, size, size, d).transpose(2, 3)
-    x = x.reshape(b, rows * size, columns * size, d)
+def join(windows: Tensor, size: int, shift: int, rows: int, columns: int) -> Tensor:
+    """Undo ``cut``: ``[B*rows*columns, size^2, D] -> [B, T, F, D]``."""
+    x = windows.reshape(-1, rows, columns, size, size, windows.shape[-1]).transpose(2, 3)
+    x = x.reshape(-1, rows * size, columns * size, windows.shape[-1])
     return x.roll((shift, shift), dims=(1, 2)) if shift else x
 
 

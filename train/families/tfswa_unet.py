@@ -28,7 +28,15 @@ from torch.utils.checkpoint import checkpoint
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.spec import ChunkSpec, ModelSpec
-from tfswa.train.blocks.attention import CrossAttention, FrequencyAttention, Mlp, TimeAttention
+from tfswa.train.blocks.attention import (
+    CrossAttention,
+    FrequencyAttention,
+    Mlp,
+    TimeAttention,
+    from_bins,
+    over_bins,
+    over_frames,
+)
 from tfswa.train.blocks.conv import ResidualConv, fold, unfold
 from tfswa.train.blocks.window import WindowAttention, cut, join
 from tfswa.train.families import Family
@@ -99,17 +107,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``[B, T, F, D] -> [B, T, F, D]``; ``embedding`` is the stage's, ``[F, D]``."""
+        b, t, f, d = x.shape
         if self.axial:
-            time = self.time_mlp(self.time(x.transpose(1, 2)))  # [B, F, T, D]
+            time = from_bins(self.time_mlp(self.time(over_bins(x))), b)
+            bins = over_frames(x if self.cross else time)
+            x = self.frequency_mlp(self.frequency(bins, embedding)).reshape(b, t, f, d)
             if self.cross:
-                frequency = self.frequency_mlp(self.frequency(x, embedding))
-                x = self.fusion(time, frequency, embedding)
-            else:
-                x = self.frequency_mlp(self.frequency(time.transpose(1, 2), embedding))
+                x = self.fusion(time, x, embedding)
         size, shift = self.window.size, self.window.shift
-        columns = x.shape[2] // size
-        windows = self.window_mlp(self.window(cut(x, size, shift), columns))
-        return join(windows, size, shift, columns)
+        plane = (t // size, f // size)
+        windows = self.window_mlp(self.window(cut(x, size, shift), *plane))
+        return join(windows, size, shift, *plane)
 
 
 class Stage(nn.Module):
