@@ -80,12 +80,14 @@ class Check:
     def measure(self) -> None:
         """Every backend in turns: all that is here for the first batch, then those that could run."""
         audio = ("--audio", str(self.audio)) if self.audio else ()
-        chosen: list[str] = []
+        chosen: list[str] = ["--compiled"]
         for batch in BATCHES:
             options = ("--device", self.device, "--batch", str(batch), "--rounds", "9", *audio)
             found = self.tfx(f"speed, batch {batch}", "bench", self.model, *chosen, *options)
             if found is None:
                 continue
+            if batch == BATCHES[0]:
+                chosen = []
             for row in found["rows"]:
                 name = f"{row['backend']}:{row['precision']}"
                 if row["median_ms"] is None:

@@ -59,19 +59,23 @@ class TorchSession:
 
 
 class CompiledSession(TorchSession):
-    """The eager network through ``torch.compile``; see ``Session``. Precision ``fp32``, or ``bf16``.
+    """The eager network through ``torch.compile``; see ``Session``. Precision ``fp32`` alone.
 
     It compiles while it is loaded, for minutes, and again for a larger batch; smaller ones are filled up with
-    silence. What was compiled is kept by torch for the next time.
+    silence. What was compiled is kept by torch for the next time. (Cast to bfloat16 and compiled by torch
+    2.13 for a CPU, the embedded model gives NaN.)
 
     Raises:
         BackendUnavailable: as for ``TorchSession``, or it cannot be compiled here.
     """
 
     name = "torch-compile"
-    precisions = ("fp32", "bf16")
+    precisions = ("fp32",)
+    compiles = True
 
     def __init__(self, model: Model, options: BackendOptions):
+        if options.precision not in (None, "fp32"):
+            raise UsageError(f"backend torch-compile has no precision {options.precision!r}: choose fp32")
         super().__init__(model, options)
         self._network = torch.compile(self._network, fullgraph=True, dynamic=False)
         self._batch = 1

@@ -45,8 +45,9 @@ class BackendOptions:
 class Session(Protocol):
     """A loaded network.
 
-    Class attributes may say more: ``precisions`` what it can be asked for, if not fp32 alone, and
-    ``device_default`` where it runs if nobody says, if not on the CPU.
+    Class attributes may say more: ``precisions`` what it can be asked for, if not fp32 alone;
+    ``device_default`` where it runs if nobody says, if not on the CPU; ``compiles`` that loading it takes
+    minutes.
 
     Attributes:
         name: the backend's, as registered.
@@ -80,24 +81,25 @@ def precisions_of(backend: str) -> tuple[str, ...]:
     Raises:
         UsageError: no such backend.
     """
-    try:
-        return tuple(getattr(_load(_point(backend)), "precisions", ("fp32",)))
-    except BackendUnavailable:
-        return ("fp32",)
+    return tuple(_said(backend, "precisions", ("fp32",)))
 
 
 def default_device(backend: str) -> str:
-    """Where a backend runs if nobody says: what its class has as ``device_default``, else the CPU.
+    """Where a backend runs if nobody says.
 
     Raises:
         UsageError: no such backend.
     """
-    if backend == "auto":
-        return "cpu"
-    try:
-        return str(getattr(_load(_point(backend)), "device_default", "cpu"))
-    except BackendUnavailable:
-        return "cpu"
+    return "cpu" if backend == "auto" else str(_said(backend, "device_default", "cpu"))
+
+
+def compiles(backend: str) -> bool:
+    """Whether it takes minutes to load.
+
+    Raises:
+        UsageError: no such backend.
+    """
+    return bool(_said(backend, "compiles", False))
 
 
 def open_session(backend: str, model: Model, options: BackendOptions) -> Session:
@@ -139,6 +141,14 @@ def _lacks(backend: str, library: str, error: Exception) -> BackendUnavailable:
     extra = EXTRAS.get(library.partition(".")[0])
     how = f"pip install 'tfswa[{extra}]'" if extra else f"install {library}"
     return BackendUnavailable(f"backend {backend} needs {library} ({error}): {how}, or use another --backend")
+
+
+def _said(backend: str, name: str, default: Any) -> Any:
+    """A class attribute of a backend; the default where its library is missing, or where it does not say."""
+    try:
+        return getattr(_load(_point(backend)), name, default)
+    except BackendUnavailable:
+        return default
 
 
 def _point(backend: str) -> EntryPoint:

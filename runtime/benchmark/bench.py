@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import backend_names, default_device, precisions_of
+from tfswa.runtime.backends import backend_names, compiles, default_device, precisions_of
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.machine import cores, cpu_name
@@ -48,6 +48,7 @@ class Plan:
         batch: chunks a call.
         device: as for ``tfx separate``; None for each backend's own.
         threads: CPU threads; None for all.
+        compiled: whether all that are here includes those that compile for minutes.
     """
 
     entries: Sequence[tuple[str, str]] = ()
@@ -55,6 +56,7 @@ class Plan:
     batch: int = 1
     device: str | None = None
     threads: int | None = None
+    compiled: bool = False
 
 
 @dataclass
@@ -159,7 +161,7 @@ def bench(
     for backend, _ in plan.entries:
         if backend not in known:
             raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(known)}")
-    entries = list(plan.entries) or _all_entries()
+    entries = list(plan.entries) or _all_entries(plan.compiled)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfx-bench-")))
         rows, workers = [], {}
@@ -196,10 +198,10 @@ def _machine() -> dict[str, str | int]:
     return {"cpu": cpu_name(), "cores": cores(), "tfx": version("tfswa"), "date": date}
 
 
-def _all_entries() -> list[tuple[str, str]]:
+def _all_entries(compiled: bool) -> list[tuple[str, str]]:
     """Every registered backend in every precision that it knows; the eager network first."""
     names = sorted(backend_names(), key=lambda name: (name != "torch", name))
-    return [(name, precision) for name in names for precision in precisions_of(name)]
+    return [(n, precision) for n in names if compiled or not compiles(n) for precision in precisions_of(n)]
 
 
 def _command(model: Model, row: Row, plan: Plan) -> list[str]:

@@ -40,6 +40,11 @@ COLUMNS = {
     help="Measure this one, in fp32 if none is said; repeatable, the first is what the others are compared "
     "with; default: all that are installed.",
 )
+@click.option(
+    "--compiled",
+    is_flag=True,
+    help="With all: also those that compile for minutes, torch-compile; default: only if named.",
+)
 @options.backend_device
 @options.threads
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Chunks per call.")
@@ -64,6 +69,7 @@ COLUMNS = {
 def bench(
     model: str,
     entries: tuple[str, ...],
+    compiled: bool,
     device: str | None,
     threads: int | None,
     batch: int,
@@ -100,7 +106,7 @@ def bench(
     if auto:
         table_of(opened)  # refuses what cannot have one, before the work
     song = load_song(audio, opened.spec) if audio else synthetic_song(opened.spec)
-    plan = Plan([_entry(entry) for entry in entries], rounds, batch, device, threads)
+    plan = Plan([_entry(entry) for entry in entries], rounds, batch, device, threads, compiled)
     found = run(opened, song, plan, report=lambda line: click.echo(line, err=True))
     text = json.dumps(found.to_dict(), allow_nan=False)
     if files:

@@ -17,7 +17,7 @@ from tfswa.export.aotinductor import export_aotinductor  # noqa: E402
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends import aotinductor as backend  # noqa: E402
 from tfswa.runtime.backends.aotinductor import AotInductorSession  # noqa: E402
-from tfswa.runtime.errors import BackendUnavailable, BundleError, ExportError  # noqa: E402
+from tfswa.runtime.errors import BackendUnavailable, BundleError, ExportError, UsageError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
 from tfswa.runtime.spec import ChunkSpec, StftSpec  # noqa: E402
@@ -78,6 +78,11 @@ def test_torch_compile_gives_what_eager_gives(small_bundle: Path) -> None:
     session = CompiledSession(model, CPU)
     assert session.description == f"torch {torch.__version__} compiled, fp32 on cpu"
     assert_equal_to_eager(session, model, small_bundle)
+
+
+def test_torch_compile_knows_float32_alone(small_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="torch-compile has no precision 'bf16': choose fp32"):
+        CompiledSession(open_model(small_bundle), BackendOptions(precision="bf16"))
 
 
 @pytest.mark.parametrize(("what", "value"), [("torch", "1.0"), ("cpu", "AVX2")])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -439,3 +440,26 @@ def test_tensorrt_needs_the_gpu_it_builds_for(exported: BundleModel, monkeypatch
 def test_an_exported_file_has_no_bundle(exported: BundleModel) -> None:
     with pytest.raises(UsageError, match="`tfx build-engine` needs a bundle"):
         build_engine(open_model(exported.bundle.path / "model.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.trt
+@pytest.mark.parametrize("family", ["tfswa_lite", "tfswa_unet"])
+def test_the_default_networks_are_built_for_a_named_target(trt: Any, tmp_path: Path, family: str) -> None:
+    """At full size; untrained, because the gate of an export takes minutes for 15 million weights."""
+    from tfswa.export.onnx import build_graph
+    from tfswa.train.backend import load_network, new_bundle
+
+    model = BundleModel("full", new_bundle(family, tmp_path / "full.tfx", seed=1))
+    graphs: dict[Precision, Any] = {"fp32": build_graph(load_network(model), model.spec)}
+    graphs["fp16"] = typed(graphs["fp32"], "fp16")
+    sizes = {}
+    for precision, graph in graphs.items():
+        data, name = graph.SerializeToString(), "model.onnx" if precision == "fp32" else "model.fp16.onnx"
+        model.bundle.add(name, partial(open_and_write, data=data), kind="onnx", precision=precision)
+        made = build_engine(model, BuildOptions(precision, "rtx", capability="8.9"))
+        assert made.details["target"] == "compute capability 8.9"
+        sizes[precision] = made.bytes
+    weights = model.bundle.files["model.safetensors"].bytes
+    assert sizes["fp32"] > weights  # every weight is there, and in fp16 every one is half as large
+    assert sizes["fp32"] - sizes["fp16"] > 0.4 * weights

@@ -78,7 +78,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> C
         monkeypatch.setattr(module, "backend_names", lambda: list(workers))
         monkeypatch.setattr(module, "default_device", lambda name: "cpu")
         entries = [(name, "fp32") for name in workers]
-        monkeypatch.setattr(module, "_all_entries", lambda: entries)
+        monkeypatch.setattr(module, "_all_entries", lambda compiled: entries)
         return bench(BundleModel("tiny", tiny_bundle), song, Plan(entries if asked else (), rounds))
 
     return run
@@ -86,6 +86,12 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> C
 
 def halves(gain: float = 0.5) -> Any:
     return lambda mixture: np.stack((mixture * gain, mixture * gain))
+
+
+def test_what_compiles_for_minutes_is_measured_on_request() -> None:
+    pytest.importorskip("torch", reason="torch is not installed: torch-compile needs it")
+    named = [{name for name, _ in module._all_entries(compiled)} for compiled in (False, True)]
+    assert named[1] - named[0] == {"torch-compile"}
 
 
 def test_figures_follow_from_times_and_outputs(fakes: Callable[..., Benchmark], tiny_spec: ModelSpec) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -28,17 +26,7 @@ FRAMES = 128
 WANTED_DB = 12.0  # the best that a magnitude mask can do here is about 9: the mask is complex
 
 
-@pytest.fixture
-def all_cores() -> Iterator[None]:
-    """This network gains by threads; the other tests' do not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("all_cores")
 def test_two_seconds_are_learnt_by_heart() -> None:
     path = example_stem_file()
     if path is None:
