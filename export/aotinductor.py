@@ -16,7 +16,7 @@ from torch import nn
 from tfswa.export.artifact import Exported, bundle_of, produce
 from tfswa.runtime.backends.aotinductor import MADE_FOR, machine
 from tfswa.runtime.backends.torchscript import jit_allowed
-from tfswa.runtime.errors import ExportError
+from tfswa.runtime.errors import ExportError, reason
 from tfswa.runtime.models import METADATA, Model, embed
 
 NAME = "model.pt2"
@@ -57,10 +57,9 @@ def export_aotinductor(
                     program, package_path=str(path), inductor_configs={"freezing": True}
                 )
             except Exception as error:  # whatever a compiler that is not there makes torch raise
-                reason = str(error).strip().splitlines()[0]
                 raise ExportError(
-                    f"torch {torch.__version__} cannot compile {model.spec.family}: {reason}; it needs a C++ "
-                    "compiler: apt-get install g++"
+                    f"torch {torch.__version__} cannot compile {model.spec.family}: {reason(error)}; it "
+                    "needs a C++ compiler: apt-get install g++"
                 ) from error
         with zipfile.ZipFile(path, "a") as archive:
             for name, text in carried.items():

@@ -6,6 +6,7 @@ of its layers are compared with its precision, and the builder runs, which can b
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -187,15 +188,16 @@ def _monitor(library: Any, progress: Progress, stopped: Sequence[int]) -> Any:
 def _load_timings(config: Any, path: Path) -> None:
     """Give a build what earlier ones measured; a place that cannot be written is said before the work."""
     try:
-        known = path.read_bytes() if path.exists() else b""
-        if not path.exists():
-            with atomic.writing(path):
-                pass
-            path.unlink()
+        known = path.read_bytes()
+    except FileNotFoundError:
+        known = b""
     except OSError as error:
         raise UsageError(
-            f"timing cache {path} cannot be written ({error.strerror}): choose another place"
+            f"timing cache {path} cannot be read ({error.strerror}): choose another place"
         ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        why = "no permission" if path.parent.is_dir() else "no such directory"
+        raise UsageError(f"timing cache {path} cannot be written ({why}): choose another place")
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise UsageError(

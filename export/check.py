@@ -7,7 +7,6 @@ it rounds (``precision.rounded``), and on signals that are made to overflow it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
 from tfswa.runtime.machine import cores
-from tfswa.runtime.metrics import snr_db
+from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.models import FileModel
 from tfswa.runtime.parity import GATES
 from tfswa.runtime.spec import ModelSpec
@@ -140,12 +139,12 @@ class _Comparison:
                 if not np.isfinite(found[:, index]).all():
                     raise ExportError(f"{kind} graph gives NaN or Inf in stem {stem}; not written")
             against_eager = [
-                _snr_db(self.eager[item, index], found[item, index])
+                likeness_db(self.eager[item, index], found[item, index])
                 for found in (alone, batch)
                 for item in range(len(found))
             ]
             _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager", stem)
-            in_batch = _snr_db(alone[0, index], batch[0, index])
+            in_batch = likeness_db(alone[0, index], batch[0, index])
             _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", stem)
             worst[stem] = min(*against_eager, in_batch)
         return worst
@@ -288,14 +287,6 @@ def _open(model: FileModel) -> Session:
         "aotinductor": AotInductorSession,
     }
     return runs[model.kind](model, BackendOptions(precision=model.precision))
-
-
-def _snr_db(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """SNR in dB, defined for a silent reference too: only silence is equal to it."""
-    value = snr_db(reference, found)
-    if value is None:
-        return math.inf if not found.any() else -math.inf
-    return value
 
 
 def _hold(value_db: float, gate_db: float, what: str, stem: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfswa.runtime.atomic import writing
-from tfswa.runtime.backends import BackendOptions, Session, open_session
+from tfswa.runtime.backends import BackendOptions, Session, compiles, open_session
 from tfswa.runtime.bundle import writable
 from tfswa.runtime.errors import BackendUnavailable, UsageError
 from tfswa.runtime.machine import cores, cpu_name, user_cache
@@ -61,6 +61,8 @@ def why(model: Model, options: BackendOptions, session: Session) -> str:
 def record(model: Model, plan: Plan, found: Benchmark) -> Path:
     """Keep what was measured, in place of what was measured before.
 
+    Backends that compile for minutes are left out: nobody who says ``auto`` expects to wait for that.
+
     Returns:
         The table's file.
 
@@ -68,7 +70,8 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
         UsageError: the model is an exported file, or the user's cache cannot be written.
     """
     path = table_of(model)
-    rows = [row.to_dict() for row in found.rows if row.x_realtime is not None and row.passed]
+    fit = [row for row in found.rows if row.x_realtime and row.passed and not compiles(row.backend)]
+    rows = [row.to_dict() for row in fit]
     rows.sort(key=lambda row: -row["x_realtime"])
     table = {**_conditions(plan.device or "cpu", plan.threads), "date": found.machine["date"], "rows": rows}
     with writable(path):

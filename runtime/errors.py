@@ -20,6 +20,12 @@ A message is one line with three parts: what is wrong, the two values that disag
 from __future__ import annotations
 
 
+def reason(error: BaseException) -> str:
+    """What a library's error says in its first line; the name of its type where it says nothing."""
+    said = getattr(error, "strerror", None) or str(error).strip()
+    return str(said).splitlines()[0] if said else type(error).__name__
+
+
 class TfxError(Exception):
     """Root of the tree; catch this to catch everything tfx raises on purpose."""
 

@@ -33,10 +33,21 @@ def peak_memory_mb() -> float:
     return round(kibibytes * 1024 / 1e6, 1)
 
 
-def gpu_memory_mb(index: int) -> float | None:
-    """Memory of a GPU that is in use, by all processes, in MiB; None where ``nvidia-smi`` is missing."""
+def gpu_memory_mb(device: str) -> float | None:
+    """Memory of a GPU that is in use, by all processes, in MiB.
+
+    Args:
+        device: such as ``cuda:1``; without a number it is the first.
+
+    Returns:
+        None for a device that is no GPU, and where ``nvidia-smi`` is missing.
+    """
     import subprocess
 
+    kind, _, index = device.partition(":")
+    index = index or "0"
+    if kind == "cpu" or not index.isdecimal():
+        return None
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={index}"]
     try:
         return float(subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout)

@@ -36,6 +36,18 @@ def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float | None:
     return _ratio_db(_energy(r), _energy(r - e))
 
 
+def likeness_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
+    """``snr_db`` for judging: defined for a silent reference too, which only silence is like.
+
+    Raises:
+        TfxError, NonFiniteError: as ``snr_db``.
+    """
+    value = snr_db(reference, estimate)
+    if value is None:
+        return -math.inf if estimate.any() else math.inf
+    return value
+
+
 def sdr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float | None:
     """Signal-to-distortion ratio of a whole song, "uSDR": the same ratio as ``snr_db``.
 

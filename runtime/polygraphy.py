@@ -7,23 +7,20 @@ the eager network is ours to show.
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.engines import ENGINE
 from tfswa.runtime.models import INPUT
-from tfswa.runtime.spec import ModelSpec
 
 REFERENCE = "polygraphy-fp32.json"  # where the first command leaves the outputs for the second
 
 
-def command_line(bundle: Bundle, artifact: str, spec: ModelSpec, snr_db: float) -> str | None:
+def command_line(bundle: Bundle, artifact: str, snr_db: float) -> str | None:
     """A line for a shell that runs an artifact and the float32 graph on the same random planes.
 
     Args:
         bundle: it holds both.
         artifact: a name in it: an ONNX graph or an engine.
-        spec: the bundle's.
         snr_db: what the SNR of the output must reach.
 
     Returns:
@@ -38,13 +35,8 @@ def command_line(bundle: Bundle, artifact: str, spec: ModelSpec, snr_db: float) 
         runner = ["--trt", "--model-type", "engine"]
         if entry.details.get("flavor") == "rtx":
             prefix = "POLYGRAPHY_USE_TENSORRT_RTX=1 "
-    shape = ["--input-shapes", f"{INPUT}:[{','.join(map(str, spec.input_shape(1)))}]"]
-    first = ["polygraphy", "run", str(_path(bundle, full)), "--onnxrt", *shape, "--save-outputs", REFERENCE]
-    second = ["polygraphy", "run", str(_path(bundle, artifact)), *runner, *shape]
+    shape = ["--input-shapes", f"{INPUT}:[{','.join(map(str, bundle.spec.input_shape(1)))}]"]
+    first = ["polygraphy", "run", str(bundle.file(full)), "--onnxrt", *shape, "--save-outputs", REFERENCE]
+    second = ["polygraphy", "run", str(bundle.file(artifact)), *runner, *shape]
     second += ["--load-outputs", REFERENCE, "--compare", "snr", "--snr-threshold", f"{snr_db:g}"]
     return f"{shlex.join(first)} && {prefix}{shlex.join(second)}"
-
-
-def _path(bundle: Bundle, name: str) -> Path:
-    """Where a file lies, be it in the cache of a sealed bundle."""
-    return next(place / name for place in (bundle.path, bundle.home) if (place / name).exists())

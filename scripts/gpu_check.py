@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import Any
 
 from bench import TFX, loop_song
 
+from tfswa.runtime.errors import TfxError, UsageError
 from tfswa.runtime.models import open_model
 from tfswa.runtime.table import markdown_table, text_table
 
 BATCHES = (1, 4, 8)
-COMPILED = "torch-compile"  # minutes for each batch: measured for the first alone
+COMPILED = "torch-compile"  # takes minutes for each batch: measured for the first alone
 
 
 @dataclass
@@ -43,32 +45,38 @@ class Check:
         """A tfx command with --json; None, and a line among the failures, where it fails or time is up."""
         left = self.end - time.monotonic()
         print(f"{what} ({left:.0f} s left)", file=sys.stderr, flush=True)
+        if left <= 0:
+            self.fail(what, "left out: the time is up")
+            return None
+        command = [*TFX, *arguments, "--json"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            if left <= 0:
-                raise TimeoutError("left out: the time is up")
-            command = [*TFX, *arguments, "--json"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=left)
-        except (TimeoutError, subprocess.TimeoutExpired) as error:
-            reason = str(error) if isinstance(error, TimeoutError) else "ended: the time is up"
-            self.failures.append({"what": what, "reason": reason})
+            out, said = child.communicate(timeout=left)
+        except subprocess.TimeoutExpired:
+            child.terminate()  # not kill: it has processes of its own to end
+            child.communicate()
+            self.fail(what, "ended: the time is up")
             return None
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            self.failures.append({"what": what, "reason": reason.removeprefix("tfx: ")})
+        if child.returncode:
+            reason = (said.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+            self.fail(what, reason.removeprefix("tfx: "))
             return None
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(out)
         return answer
+
+    def fail(self, what: str, reason: str) -> None:
+        """Keep what could not be done."""
+        self.failures.append({"what": what, "reason": reason})
 
     def build(self) -> None:
         """Engines of every flavour and precision that the bundle has a graph for."""
         bundle = open_model(self.model).bundle
-        assert bundle is not None
+        if bundle is None:
+            raise UsageError(f"{self.model} is an exported file, engines are built for bundles: name that")
         for flavor in ("rtx", "tensorrt"):
             for precision in ("fp32", "fp16", "bf16"):
                 if bundle.find("onnx", precision) is None:
-                    self.failures.append(
-                        {"what": f"engine {flavor} {precision}", "reason": f"no ONNX graph in {precision}"}
-                    )
+                    self.fail(f"engine {flavor} {precision}", f"no ONNX graph in {precision}")
                     continue
                 batches = ",".join(map(str, BATCHES))
                 options = ("--flavor", flavor, "--precision", precision, "--batch", batches)
@@ -78,31 +86,39 @@ class Check:
                     self.engines.append({key: made[key] for key in keys})
 
     def measure(self) -> None:
-        """Every backend in turns: all that is here for the first batch, then those that could run."""
-        audio = ("--audio", str(self.audio)) if self.audio else ()
-        chosen: list[str] = ["--compiled"]
+        """Every backend in turns: all that is here for the first batch, then those that could run.
+
+        What compiles for minutes comes last, beside the eager network: it may cost its own row, no others.
+        """
+        able: list[str] = []
         for batch in BATCHES:
-            options = ("--device", self.device, "--batch", str(batch), "--rounds", "9", *audio)
-            found = self.tfx(f"speed, batch {batch}", "bench", self.model, *chosen, *options)
-            if found is None:
-                continue
-            if batch == BATCHES[0]:
-                chosen = []
-            for row in found["rows"]:
-                name = f"{row['backend']}:{row['precision']}"
-                if row["median_ms"] is None:
-                    self.failures.append({"what": f"{name}, batch {batch}", "reason": row["note"]})
-                    continue
-                self.speed.append({"batch": batch, **row})
-                if batch == BATCHES[0] and row["backend"] != COMPILED:
-                    chosen += ["--backend", name]
+            rows = self.bench(f"speed, batch {batch}", batch, able)
+            able = able or [f"{row['backend']}:{row['precision']}" for row in rows]
+            self.speed += rows
+        rows = self.bench(COMPILED, BATCHES[0], ["torch:fp32", f"{COMPILED}:fp32"])
+        self.speed += [row for row in rows if row["backend"] == COMPILED]
+
+    def bench(self, what: str, batch: int, backends: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of those that could run, of the backends named or all; the others go to the failures."""
+        audio = ("--audio", str(self.audio)) if self.audio else ()
+        options = ("--device", self.device, "--batch", str(batch), "--rounds", "9", *audio)
+        named = [word for name in backends for word in ("--backend", name)]
+        found = self.tfx(what, "bench", self.model, *named, *options)
+        rows = found["rows"] if found else []
+        for row in rows:
+            if row["median_ms"] is None:
+                self.fail(f"{row['backend']}:{row['precision']}, batch {batch}", row["note"])
+        return [{"batch": batch, **row} for row in rows if row["median_ms"] is not None]
 
     def separate(self, minutes: float) -> None:
-        """A whole file, end to end, by every backend that was measured."""
+        """A whole file, end to end, by every backend that was measured and is ready at once."""
         with tempfile.TemporaryDirectory() as folder:
             song = Path(folder) / "song.wav"
             loop_song(song, 60 * minutes)
-            for backend, precision in dict.fromkeys((r["backend"], r["precision"]) for r in self.speed):
+            ran = dict.fromkeys((row["backend"], row["precision"]) for row in self.speed)
+            for backend, precision in ran:
+                if backend == COMPILED:
+                    continue
                 options = ("--backend", backend, "--precision", precision, "--device", self.device)
                 where = ("-m", self.model, "-o", f"{folder}/out", "--batch", "8", "--force")
                 done = self.tfx(f"{backend} {precision}: file", "separate", str(song), *where, *options)
@@ -123,9 +139,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="NAME", help="also write NAME.json, NAME.md")
     given = parser.parse_args()
     check = Check(given.model, given.device, given.audio, time.monotonic() + given.seconds)
-    check.build()
-    check.measure()
-    check.separate(given.minutes)
+    try:
+        check.build()
+        check.measure()
+        check.separate(given.minutes)
+    except TfxError as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
     result = {"machine": machine(), "model": given.model}
     result |= {name: getattr(check, name) for name in ("engines", "speed", "files", "failures")}
     print(page(result, text=True))

@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfswa.runtime.backends import import_library
+from tfswa.runtime.errors import TfxError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.models import Model, open_model
 from tfswa.runtime.table import markdown_table, text_table
@@ -52,7 +55,10 @@ def main() -> None:
     lines, kept = [f"# Where the time goes: {head}", "", "By `scripts/openvino_profile.py`."], {}
     print(head)
     for name in given.models:
-        rows = profile(open_model(name), TYPES[given.precision], given.rounds)
+        try:
+            rows = profile(open_model(name), TYPES[given.precision], given.rounds)
+        except TfxError as error:
+            sys.exit(str(error))
         columns = ("kind", "operations", "ms", "share")
         print(f"\n{name}\n{text_table(columns, rows)}")
         lines += ["", f"## {name}", "", *markdown_table(columns, rows)]
@@ -66,8 +72,7 @@ def main() -> None:
 
 def profile(model: Model, kind: str, rounds: int) -> list[tuple[str, int, float, str]]:
     """Rows of the table: kind, how many operations, milliseconds, share."""
-    import openvino
-
+    openvino = import_library("openvino", backend="openvino")
     core: Any = openvino.Core()
     network = core.read_model(model.file(model.artifact("onnx", "fp32")[0]))
     shape = model.spec.input_shape(1)

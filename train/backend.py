@@ -14,7 +14,7 @@ from torch import nn
 from tfswa.runtime.backends import BackendOptions, filled
 from tfswa.runtime.backends.torchscript import jit_allowed, run_torch, torch_device
 from tfswa.runtime.bundle import WEIGHTS, Bundle
-from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
 from tfswa.runtime.models import Model
 from tfswa.train.families import build_network, new_spec
 
@@ -83,9 +83,9 @@ class CompiledSession(TorchSession):
             with jit_allowed():
                 super().infer(np.zeros(model.spec.input_shape(1), np.float32))
         except Exception as error:  # what a compiler that is not there makes torch raise has no common base
-            reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+            why = reason(getattr(error, "inner_exception", error))
             raise BackendUnavailable(
-                f"torch {torch.__version__} cannot compile {model.spec.family}: {reason}; it needs a C++ "
+                f"torch {torch.__version__} cannot compile {model.spec.family}: {why}; it needs a C++ "
                 "compiler (apt-get install g++), or use --backend torch"
             ) from error
         self.description = self.description.replace("eager", "compiled")

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from tfswa.runtime.atomic import writing
-from tfswa.runtime.errors import TrainingError
+from tfswa.runtime.errors import TrainingError, reason
 
 FOLDER = "checkpoints"
 ENDING = ".ckpt"
@@ -33,7 +33,7 @@ def save(run: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
             old.unlink()
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         raise TrainingError(
-            f"{path} cannot be written ({_reason(error)}): make room there and go on with --resume"
+            f"{path} cannot be written ({reason(error)[:120]}): make room there and go on with --resume"
         ) from error
     return path
 
@@ -57,10 +57,4 @@ def load_newest(run: Path) -> dict[str, Any]:
         return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load has no error of its own for damage
         older = f"remove it to go on from {found[-2].name}" if len(found) > 1 else "start anew"
-        raise TrainingError(f"{path} cannot be read ({_reason(error)}): {older}") from error
-
-
-def _reason(error: Exception) -> str:
-    """First line of what an error says; its name where it says nothing, as of an empty file."""
-    said = getattr(error, "strerror", None) or str(error).strip()
-    return str(said).splitlines()[0][:120] if said else type(error).__name__
+        raise TrainingError(f"{path} cannot be read ({reason(error)[:120]}): {older}") from error

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime import pictures
 from tfswa.runtime.atomic import writing
-from tfswa.runtime.errors import BackendUnavailable, NonFiniteError
+from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, reason
 from tfswa.train.config import LossConfig
 
 log = logging.getLogger(__name__)
@@ -260,9 +260,8 @@ def _start_wandb(project: str, out: Path, config: Mapping[str, Any], *, resume: 
             project=project, dir=str(out), id=known, resume="allow", config=dict(config), settings=quiet
         )
     except wandb.errors.Error as error:
-        reason = str(error).splitlines()[0]
         raise BackendUnavailable(
-            f"wandb project {project!r} cannot be opened ({reason}): log in, or set WANDB_MODE=offline"
+            f"wandb project {project!r} cannot be opened ({reason(error)}): log in, or set WANDB_MODE=offline"
         ) from error
     run.define_metric("step")
     run.define_metric("*", step_metric="step")

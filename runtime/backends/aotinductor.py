@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
-from tfswa.runtime.errors import BackendUnavailable, BundleError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 
 if TYPE_CHECKING:
     from tfswa.runtime.models import Model
@@ -56,8 +56,9 @@ class AotInductorSession:
         try:
             self._call: Any = inductor.aoti_load_package(str(path))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {reason}") from error
+            raise BundleError(
+                f"{path} cannot be loaded by torch {torch.__version__}: {reason(error)}"
+            ) from error
         self.versions = {"torch": torch.__version__}
         self.description = f"aotinductor, torch {torch.__version__}, fp32 on cpu"
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
-from tfswa.runtime.errors import BackendUnavailable, BundleError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.machine import cores, user_cache
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class OrtSession:
                 str(path), settings, providers=providers, **_OPTIONS.get(precision, {})
             )
         except Exception as error:  # its exceptions share no public base
-            raise BundleError(f"{path} cannot be loaded by onnxruntime: {_first_line(error)}") from error
+            raise BundleError(f"{path} cannot be loaded by onnxruntime: {reason(error)}") from error
         _check_provider(providers[0], self._session.get_providers(), options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
@@ -159,7 +159,3 @@ def _check_shape(name: str, found: list[Any], wanted: tuple[int, ...]) -> None:
     """Compare all axes but the batch."""
     if list(found[1:]) != list(wanted[1:]):
         raise BundleError(f"{name} has shape {found}, its spec says [B, {', '.join(map(str, wanted[1:]))}]")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

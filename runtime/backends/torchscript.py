@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
-from tfswa.runtime.errors import BackendUnavailable, BundleError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -71,8 +71,9 @@ def _load(torch: Any, path: Path, device: Device) -> Any:
         try:
             return torch.jit.load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {reason}") from error
+            raise BundleError(
+                f"{path} cannot be loaded by torch {torch.__version__}: {reason(error)}"
+            ) from error
 
 
 @contextmanager

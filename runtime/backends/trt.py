@@ -30,7 +30,7 @@ from tfswa.runtime.engines import (
     samples,
 )
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError
-from tfswa.runtime.metrics import snr_db
+from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.models import INPUT, OUTPUT
 from tfswa.runtime.parity import gate_for
 from tfswa.runtime.spec import ModelSpec
@@ -149,8 +149,12 @@ class TrtSession:
         found = self.infer(np.repeat(probe(self._model.spec), batch + 1, axis=0))
         if not np.isfinite(found).all():
             raise BundleError(f"{self._found.name} gives NaN or Inf in its self-test on this GPU: {again}")
+        given = [samples(stems) for stems in found]
+        if answer.shape != given[0].shape:
+            name = answer_of(self._found.name)
+            raise BundleError(f"{name} has {answer.size} numbers, the engine gives {given[0].size}: {again}")
         gate_db = gate_for(self._precision).snr_db
-        reached_db = min(_likeness_db(answer, samples(stems)) for stems in found)
+        reached_db = min(likeness_db(answer, item) for item in given)
         if reached_db < gate_db:
             raise BundleError(
                 f"{self._found.name} reaches {reached_db:.1f} dB SNR in its self-test, {self._precision} "
@@ -278,13 +282,3 @@ def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, 
             )
     ends = Ends(spec.input_shape(1)[1:], spec.output_shape(1)[1:], TYPES[types[0]], TYPES[types[1]])
     return ends, smallest[0], largest[0]
-
-
-def _likeness_db(right: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """SNR of what was found; a network that is silent must be answered by silence."""
-    if right.shape != found.shape:
-        return -np.inf
-    value = snr_db(right, found)
-    if value is None:
-        return -np.inf if found.any() else np.inf
-    return value

@@ -37,9 +37,7 @@ def main() -> None:
         except TfxError as error:
             _say({"error": str(error)})
         return
-    kind, _, index = given["device"].partition(":")
-    gpu = None if kind == "cpu" else int(index or 0)
-    before = None if gpu is None else gpu_memory_mb(gpu)
+    before = gpu_memory_mb(given["device"])
     options = BackendOptions(given["precision"], given["device"], given["threads"])
     start = time.perf_counter()
     try:
@@ -57,7 +55,7 @@ def main() -> None:
     first = time.perf_counter()
     answer: dict[str, Any] = {"open_s": opened - start, "first_s": first - opened}
     answer |= {"session": session.description, "versions": dict(session.versions)}
-    after = None if gpu is None else gpu_memory_mb(gpu)
+    after = gpu_memory_mb(given["device"])
     answer["gpu_memory_mb"] = None if before is None or after is None else after - before
     _say({**answer, "memory_mb": peak_memory_mb()})
     for line in sys.stdin:

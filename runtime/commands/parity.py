@@ -70,7 +70,7 @@ def parity(
         gate=gate,
     )
     path = store(opened, report)
-    line = command_line(opened.bundle, report.artifact, opened.spec, gate.snr_db) if opened.bundle else None
+    line = command_line(opened.bundle, report.artifact, gate.snr_db) if opened.bundle else None
     if as_json:
         whole = {"model": model, "evidence": str(path), "polygraphy": line, **report.to_dict()}
         click.echo(json.dumps(whole, allow_nan=False))

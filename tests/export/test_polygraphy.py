@@ -65,9 +65,9 @@ def test_the_line_for_an_engine_and_where_there_is_none(low_bundle: Path, tmp_pa
     bundle = Bundle.open(path)
     for flavor in ("rtx", "tensorrt"):
         bundle.add(f"engines/{flavor}.engine", Path.touch, kind="engine", details={"flavor": flavor})
-        line = command_line(bundle, f"engines/{flavor}.engine", bundle.spec, 36)
+        line = command_line(bundle, f"engines/{flavor}.engine", 36)
         assert line is not None
         assert f"{flavor}.engine --trt --model-type engine --input-shapes" in line
         assert ("POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy" in line) == (flavor == "rtx")
     for artifact in ("model.onnx", "model.ts", "nothing"):
-        assert command_line(bundle, artifact, bundle.spec, 80) is None
+        assert command_line(bundle, artifact, 80) is None

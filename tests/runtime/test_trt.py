@@ -545,7 +545,7 @@ def test_an_engine_without_an_answer_is_refused(place: Place) -> None:
 
 def test_an_answer_of_another_size_is_refused(place: Place) -> None:
     place.answer(lambda mixture: network(mixture)[..., ::2])
-    place.refuses(BundleError, "reaches -inf dB SNR in its self-test")
+    place.refuses(BundleError, r"\.npy has \d+ numbers, the engine gives \d+: rebuild it")
 
 
 def test_silence_answers_silence(place: Place) -> None:

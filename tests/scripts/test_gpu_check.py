@@ -44,26 +44,58 @@ def test_a_command_that_fails_is_kept_with_its_reason(tiny_bundle: Bundle) -> No
     assert "unknown backend 'none'" in failure["reason"]
 
 
-def test_what_cannot_run_or_is_compiled_is_not_tried_for_every_batch(
+def test_one_whose_time_is_up_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    waits = f"import signal, time; signal.signal(15, lambda *_: exit(open({str(told)!r}, 'w').close())); "
+    monkeypatch.setattr(gpu_check, "TFX", [sys.executable, "-c", waits + "time.sleep(60)"])
+    check = Check("demo", "cuda", None, time.monotonic() + 2)
+    assert check.tfx("a long one") is None
+    assert check.failures == [{"what": "a long one", "reason": "ended: the time is up"}]
+    assert told.exists()  # by SIGTERM, which lets it end its own
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("nowhere.tfx", "neither a path nor one of"), ("model.onnx", "is an exported file")]
+)
+def test_a_model_that_is_no_bundle_is_one_line(name: str, said: str) -> None:
+    model = SCRIPTS.parent / "runtime" / "demo.tfx" / name
+    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--model", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith("gpu_check: ")
+    assert said in line
+
+
+def test_what_cannot_run_is_not_tried_again_and_what_compiles_comes_last(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
+    torch, compiled, openvino = (
+        {"backend": backend, "precision": "fp32", "median_ms": speed, "note": note}
+        for backend, speed, note in (
+            ("torch", 1.0, ""),
+            ("torch-compile", 0.5, ""),
+            ("openvino", None, "no GPU"),
+        )
+    )
 
     def tfx(self: Check, what: str, *arguments: str) -> dict[str, Any]:
-        asked.append(arguments)
-        rows = [
-            {"backend": "torch", "precision": "fp32", "median_ms": 1.0, "note": ""},
-            {"backend": "torch-compile", "precision": "fp32", "median_ms": 1.0, "note": ""},
-            {"backend": "openvino", "precision": "fp32", "median_ms": None, "note": "no GPU"},
-        ]
-        return {"rows": rows if len(asked) == 1 else rows[:1]}
+        asked.append([word for word in arguments if ":" in word])
+        if what == "torch-compile":
+            return {"rows": [torch, compiled]}
+        return {"rows": [torch, openvino] if len(asked) == 1 else [torch]}
 
     monkeypatch.setattr(Check, "tfx", tfx)
     check = Check(str(tiny_bundle.path), "cuda", None, 0.0)
     check.measure()
-    named = [[word for word in arguments if ":" in word] for arguments in asked]
-    assert named == [[], ["torch:fp32"], ["torch:fp32"]]
-    assert [row["batch"] for row in check.speed] == [1, 1, *BATCHES[1:]]
+    assert asked == [[], ["torch:fp32"], ["torch:fp32"], ["torch:fp32", "torch-compile:fp32"]]
+    assert [(row["batch"], row["backend"]) for row in check.speed] == [
+        *((batch, "torch") for batch in BATCHES),
+        (1, "torch-compile"),
+    ]
     assert check.failures == [{"what": "openvino:fp32, batch 1", "reason": "no GPU"}]
     columns = dict.fromkeys(gpu_check.SPEED)
     result = {"machine": {"gpu": "none"}, "model": "tiny", "engines": [], "files": [], "failures": []}
