@@ -6,6 +6,7 @@ of its layers are compared with its precision, and the builder runs, which can b
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -26,6 +27,8 @@ Progress = Callable[[str, int, int], None]  # a phase, its steps done, its steps
 
 _WHOLE = {"INT32", "INT64", "BOOL"}  # shapes and indices
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_INSPECTED = ("DataType", "Datatype", "Format/Datatype", "Format/DataType")
+_NAMES = {"fp32": {"float", "fp32"}, "fp16": {"half", "fp16"}, "bf16": {"bf16", "bfloat16"}}
 _LAYERS = {"CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "MatMul"}
 
 
@@ -82,6 +85,8 @@ def build(library: Any, order: Order, progress: Progress = lambda phase, done, s
     allocation = getattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
     if allocation is not None:  # or TensorRT-RTX may allocate while it runs, which no CUDA graph can record
         config.set_flag(allocation)
+    # Or an engine tells the names of its layers only, and nobody can see what they compute in.
+    config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     if order.workspace_mb is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, order.workspace_mb << 20)
     if order.capability is not None:
@@ -137,6 +142,55 @@ def check_types(network: Any, name: str, precision: Precision, plan: Sequence[st
                     f"{name} is recorded as {precision}, its layer {layer.name} gives {found}: "
                     "export it again"
                 )
+
+
+def inspect_types(library: Any, plan: Any, name: str, precision: Precision) -> str:
+    """See that a built engine computes in the precision that was asked for; it takes a GPU that can load it.
+
+    Args:
+        library: what built it.
+        plan: the engine, serialised.
+        name: of the graph's file.
+        precision: of the graph.
+
+    Returns:
+        What was found, in a line.
+
+    Raises:
+        ExportError: no layer of the engine takes or gives that precision.
+    """
+    log = library_logger(library)
+    log.errors.clear()
+    engine = library.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        return f"the engine cannot be loaded here, its types were not inspected: {errors_of(library)}"
+    inspector = engine.create_engine_inspector()
+    told = json.loads(inspector.get_engine_information(library.LayerInformationFormat.JSON))
+    layers = [_types_of(layer) for layer in told.get("Layers", ())]
+    if not any(layers):
+        return f"{library.__name__} does not tell the types of the engine's {len(layers)} layers"
+    count = sum(precision in types for types in layers)
+    if not count:
+        found = ", ".join(sorted(set().union(*layers)))
+        raise ExportError(
+            f"the engine of {name} computes in {found}, asked for is {precision}: nothing was kept; "
+            f"try another version of {library.__name__}"
+        )
+    return f"{count} of the engine's {len(layers)} layers compute in {precision}"
+
+
+def _types_of(layer: Any) -> set[str]:
+    """Types of what a layer takes and gives, as an engine's inspector tells them.
+
+    TensorRT 10 has them in one field with the layout (``Row major linear FP16 format``), 11 in one of their
+    own (``Half``). A layer that is a string is of an engine that keeps names only.
+    """
+    if isinstance(layer, str):
+        return set()
+    ends = [end for side in ("Inputs", "Outputs") for end in layer.get(side, ()) if isinstance(end, dict)]
+    texts = [str(text) for end in ends for key, text in end.items() if key in _INSPECTED]
+    words = {word for text in texts for word in text.lower().split()}
+    return {precision for precision, names in _NAMES.items() if words & names}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.export.artifact import bundle_of
-from tfswa.export.builder import Order, Progress, build, capabilities
+from tfswa.export.builder import Order, Progress, build, capabilities, inspect_types
 from tfswa.export.precision import Precision
 from tfswa.runtime import atomic
 from tfswa.runtime.backends.torchscript import run_torch
@@ -121,7 +121,8 @@ def build_engine(
         UsageError: options out of order, or the model is an exported file.
         BackendUnavailable: the library, its GPU, or the ONNX artifact is missing.
         BundleError: the ONNX artifact is damaged.
-        ExportError: the graph cannot be parsed or built, or is not of its precision.
+        ExportError: the graph cannot be parsed or built, or is not of its precision; or, where a GPU is to
+            inspect it, the engine is not.
         NonFiniteError: the eager network gives NaN or Inf for the self-test.
     """
     start = time.perf_counter()
@@ -153,6 +154,8 @@ def build_engine(
             else:
                 report(f"building with {library.__name__} {library.__version__}: 10 s or so for 1M weights")
                 plan = build(library, _order(model, name, options, made_for), progress)
+                if _gpu() is not None:
+                    report(inspect_types(library, plan, name, options.precision))
                 _add(bundle, target, plan, answer(model), details)
     file = bundle.file(target)
     return Engine(bundle.home, file, file.stat().st_size, key, details, cached, time.perf_counter() - start)
@@ -237,11 +240,10 @@ def _library(flavor: Flavor) -> tuple[str, Any]:
 
 def _target(library: Any, flavor: str, capability: str | None) -> str:
     """What an engine is for: a GPU by name, a compute capability, or all that the library supports."""
-    import torch
-
-    here = torch.cuda.is_available()
-    own = ".".join(map(str, torch.cuda.get_device_capability())) if here else None
+    own = _gpu()
     if flavor == "tensorrt":
+        import torch
+
         if own is None:
             raise BackendUnavailable(
                 "flavor tensorrt builds on the GPU that runs the engine, 0 CUDA devices found: "
@@ -262,6 +264,14 @@ def _target(library: Any, flavor: str, capability: str | None) -> str:
             f"asked for is {capability}: choose one, or leave --compute-capability out for all of them"
         )
     return f"{CAPABILITY}{capability}"
+
+
+def _gpu() -> str | None:
+    """Compute capability of the GPU here."""
+    import torch
+
+    here = torch.cuda.is_available()
+    return ".".join(map(str, torch.cuda.get_device_capability())) if here else None
 
 
 def _order(model: Model, name: str, options: BuildOptions, target: str) -> Order:

@@ -22,7 +22,8 @@ from tfswa.runtime.errors import TfxError, UsageError
 from tfswa.runtime.models import Model
 from tfswa.runtime.overlap import OverlapAdd
 from tfswa.runtime.pipeline import Behind, Prefetch
-from tfswa.runtime.stft import Stft, pack, unpack
+from tfswa.runtime.stft import pack, unpack
+from tfswa.runtime.stft_torch import transform_for
 from tfswa.runtime.writer import Clip, StemFiles, WriteReport
 
 Audio = NDArray[np.float32]
@@ -81,8 +82,7 @@ class Separator:
             raise UsageError(f"batch {batch} must be at least 1")
         self.model, self.spec, self.batch = model, model.spec, batch
         self.session: Session = open_session(backend, model, options)
-        # One worker: bits do not depend on it, and the network has the other cores.
-        self._stft = Stft(self.spec.stft)
+        self._stft = transform_for(self.spec.stft, options.device)
         self._network_thread_seconds = 0.0
 
     def __enter__(self) -> Self:
@@ -96,6 +96,12 @@ class Separator:
     def close(self) -> None:
         """Release the network."""
         self.session.close()
+
+    @property
+    def description(self) -> str:
+        """What runs the network and where; where the transforms are computed, if not on the CPU."""
+        elsewhere = "" if self._stft.place == "cpu" else f", STFT on {self._stft.place}"
+        return self.session.description + elsewhere
 
     def stream(self) -> OverlapAdd:
         """Return a fresh stream engine around this model, for one signal."""

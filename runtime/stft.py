@@ -57,6 +57,11 @@ class Stft:
         self._analysis = (window * spec.scale).astype(np.float32)
         self._synthesis = (window / spec.scale).astype(np.float32)
 
+    @property
+    def place(self) -> str:
+        """Where it computes, in words."""
+        return "cpu"
+
     def forward(self, signal: NDArray[np.float32]) -> NDArray[np.complex64]:
         """Spectra of a signal.
 
@@ -74,12 +79,7 @@ class Stft:
             return spectrum
         padded = np.zeros((*lead, (frames - 1) * hop + n_fft), np.float32)
         padded[..., n_fft // 2 : n_fft // 2 + samples] = signal
-        windows = sliding_window_view(padded, n_fft, axis=-1)[..., ::hop, :]  # [..., T, n_fft], a view
-        for index in np.ndindex(lead):
-            for block in self._blocks(frames):
-                spectrum[index][block] = scipy.fft.rfft(
-                    windows[index][block] * self._analysis, workers=self.workers, overwrite_x=True
-                )
+        self._forward(padded, spectrum)
         return spectrum
 
     def inverse(self, spectrum: NDArray[np.complex64], samples: int) -> NDArray[np.float32]:
@@ -112,16 +112,31 @@ class Stft:
         overlap = n_fft // hop
         # Frame t adds its part j, of one hop, to row t + j.
         rows = np.zeros((*lead, frames - 1 + overlap, hop), np.float32)
-        for index in np.ndindex(lead):
-            for block in self._blocks(frames):
-                pieces = scipy.fft.irfft(spectrum[index][block], n_fft, workers=self.workers)
+        self._inverse(spectrum, rows)
+        inside = slice(n_fft // 2, n_fft // 2 + samples)
+        signal: NDArray[np.float32] = rows.reshape(*lead, -1)[..., inside] * _gain(n_fft, hop, frames)[inside]
+        return signal
+
+    def _forward(self, padded: NDArray[np.float32], spectrum: NDArray[np.complex64]) -> None:
+        """Fill in spectra ``[..., T, F + 1]`` of a signal ``[..., (T - 1) * hop + n_fft]``."""
+        windows = sliding_window_view(padded, self.spec.n_fft, axis=-1)  # [..., samples, n_fft], a view
+        windows = windows[..., :: self.spec.hop, :]  # [..., T, n_fft]
+        for index in np.ndindex(spectrum.shape[:-2]):
+            for block in self._blocks(spectrum.shape[-2]):
+                spectrum[index][block] = scipy.fft.rfft(
+                    windows[index][block] * self._analysis, workers=self.workers, overwrite_x=True
+                )
+
+    def _inverse(self, spectrum: NDArray[np.complex64], rows: NDArray[np.float32]) -> None:
+        """Overlap-add spectra ``[..., T, F + 1]`` into zeros ``[..., T - 1 + n_fft / hop, hop]``."""
+        overlap, hop = self.spec.n_fft // self.spec.hop, self.spec.hop
+        for index in np.ndindex(spectrum.shape[:-2]):
+            for block in self._blocks(spectrum.shape[-2]):
+                pieces = scipy.fft.irfft(spectrum[index][block], self.spec.n_fft, workers=self.workers)
                 pieces *= self._synthesis
                 pieces = pieces.reshape(-1, overlap, hop)  # [t, n_fft] -> [t, j, hop]
                 for j in range(overlap):
                     rows[index][block.start + j : block.stop + j] += pieces[:, j]
-        inside = slice(n_fft // 2, n_fft // 2 + samples)
-        signal: NDArray[np.float32] = rows.reshape(*lead, -1)[..., inside] * _gain(n_fft, hop, frames)[inside]
-        return signal
 
     def _blocks(self, frames: int) -> Iterator[slice]:
         size = max(1, _BLOCK_SAMPLES // self.spec.n_fft)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_CPU = "CPUExecutionProvider"
+_NO_CPU = "session.disable_cpu_ep_fallback"
 _GPU = {  # by what a device may be called
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
@@ -57,11 +59,18 @@ class OrtSession:
         settings.log_severity_level = 3  # its warnings are ours to give
         settings.intra_op_num_threads = options.threads or cores()
         path = model.file(self.artifact[0])
+        if providers[0] != _CPU:  # or what a GPU has no kernel for would run on the CPU, unsaid
+            settings.add_session_config_entry(_NO_CPU, "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), settings, providers=providers, **_OPTIONS.get(precision, {})
             )
         except Exception as error:  # its exceptions share no public base
+            if "fallback to CPU" in str(error):
+                raise BackendUnavailable(
+                    f"device {options.device} asked for, onnxruntime would run part of {path.name} on the "
+                    "CPU: use --device cpu, or --backend trt"
+                ) from error
             raise BundleError(f"{path} cannot be loaded by onnxruntime: {reason(error)}") from error
         _check_provider(providers[0], self._session.get_providers(), options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -121,7 +130,7 @@ def _providers(device: str, available: list[str]) -> tuple[list[Any], tuple[str,
     """Execution providers of a device, and where its memory is; the CPU is never added to a GPU."""
     kind, _, index = device.partition(":")
     if kind == "cpu" and not index:
-        return ["CPUExecutionProvider"], None
+        return [_CPU], None
     if kind not in _GPU or (index and not index.isdigit()):
         known = ", ".join(f"{name} or {name}:N" for name in _GPU)
         raise BackendUnavailable(f"unknown device {device!r}: use cpu, {known}")

@@ -76,7 +76,7 @@ def separate(
         evidence = describe_evidence(opened, separator.session, settings)
         if not as_json:
             reason = f" ({why(opened, settings, separator.session)})" if backend == "auto" else ""
-            click.echo(f"{opened.name} in {separator.session.description}{reason}; {evidence}", err=True)
+            click.echo(f"{opened.name} in {separator.description}{reason}; {evidence}", err=True)
         for source, folder in jobs:
             paths = {stem: folder / f"{stem}{FORMATS[format_].extension}" for stem in wanted}
             try:
@@ -94,7 +94,7 @@ def separate(
             if not as_json:
                 _print(source, result)
         if as_json:
-            _print_json(opened.name, separator.session.description, evidence, reports, failures)
+            _print_json(opened.name, separator.description, evidence, reports, failures)
     if failures:
         first = failures[0][1]
         raise first if len(jobs) == 1 else type(first)(f"{len(failures)} of {len(jobs)} files failed")

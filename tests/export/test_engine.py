@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,69 @@ def test_an_engine_is_built_recorded_and_found_again(
     assert made.file.stat().st_mtime_ns == written
     assert len(lines) == 1
     assert capfd.readouterr() == ("", "")
+
+
+def told_layer(takes: dict[str, Any], gives: dict[str, Any]) -> dict[str, Any]:
+    return {"Name": "encoder.0", "Inputs": [takes], "Outputs": [gives], "TacticName": "half"}
+
+
+# As the inspectors of TensorRT 10, of its Myelin compiler, and of 11 write them.
+HALF_10 = told_layer(
+    {"Format/Datatype": "Row major linear FP32"},
+    {"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"},
+)
+HALF_MYELIN = told_layer({"Format/Datatype": "Half"}, {"Format/Datatype": "Float"})
+HALF_11 = told_layer({"DataType": "Half", "Format": "Row major"}, {"DataType": "Float"})
+FULL_11 = told_layer({"DataType": "Float", "Format": "Row major"}, {"DataType": "Float"})
+FULL_10 = told_layer({"Format/Datatype": "Row major linear FP32 format (kLINEAR)"}, {})
+
+
+def inspected(*layers: Any) -> Any:
+    """As much of a library as an engine is inspected by; without layers no engine can be loaded."""
+    inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps({form: list(layers)}))
+    loaded = SimpleNamespace(create_engine_inspector=lambda: inspector) if layers else None
+    library: Any = ModuleType("tensorrt")
+    library.ILogger = type("ILogger", (), {})
+    library.LayerInformationFormat = SimpleNamespace(JSON="Layers")
+    library.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: loaded)
+    return library
+
+
+@pytest.mark.parametrize("layer", [HALF_10, HALF_MYELIN, HALF_11])
+def test_an_engine_that_a_gpu_loads_is_inspected(layer: Any) -> None:
+    library = inspected(FULL_10, layer, FULL_11, "a name only")
+    line = builder.inspect_types(library, b"", "model.fp16.onnx", "fp16")
+    assert line == "1 of the engine's 4 layers compute in fp16"
+
+
+def test_an_engine_in_float32_is_never_called_fp16() -> None:
+    with pytest.raises(ExportError, match=r"model\.fp16\.onnx computes in fp32, asked for is fp16: nothing"):
+        builder.inspect_types(inspected(FULL_10, FULL_11), b"", "model.fp16.onnx", "fp16")
+
+
+def test_what_an_engine_does_not_tell_is_said() -> None:
+    assert "does not tell the types" in builder.inspect_types(inspected("a", "b"), b"", "m", "fp16")
+    assert "cannot be loaded here" in builder.inspect_types(inspected(), b"", "m", "fp16")
+
+
+@pytest.mark.trt
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, which inspects in earnest")
+def test_an_engine_is_inspected_before_it_is_kept(
+    trt: Any, exported: BundleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_gpu", lambda: "8.9")
+    lines: list[str] = []
+    made = build_engine(exported, BuildOptions(flavor="rtx", capability="8.9"), report=lines.append)
+    assert "cannot be loaded here" in lines[1]  # by the library itself, which finds no GPU
+
+    def finds_another(*given: Any) -> str:
+        raise ExportError("computes in fp32")
+
+    monkeypatch.setattr(engine, "inspect_types", finds_another)
+    with pytest.raises(ExportError, match="computes in fp32"):
+        build_engine(exported, BuildOptions(flavor="rtx", batch=(1, 2, 2)))
+    held = [name for name in Bundle.open(exported.bundle.path).files if name.endswith(".engine")]
+    assert held == [f"engines/{made.key}.engine"]
 
 
 @pytest.mark.trt

@@ -97,12 +97,16 @@ def fake_ort(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         def get_providers(self) -> list[str]:
             return fake.started
 
+    class SessionOptions(SimpleNamespace):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            fake.settings = {key: value}
+
     fake = SimpleNamespace(
         __version__="9.9",
         asked=None,
         started=["CUDAExecutionProvider", "CPUExecutionProvider"],
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        SessionOptions=SimpleNamespace,
+        SessionOptions=SessionOptions,
         InferenceSession=Session,
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
@@ -238,6 +242,19 @@ def test_cuda_that_falls_back_to_the_cpu_is_an_error(
             open_session("ort", onnx_model(), BackendOptions(device="cuda:2"))
         # Nor is the CPU offered to it: a graph that CUDA cannot run must not be split in silence.
         assert fake_ort.asked == [("CUDAExecutionProvider", {"device_id": 2})]
+        assert fake_ort.settings == {"session.disable_cpu_ep_fallback": "1"}
+
+
+def test_no_node_runs_on_the_cpu_in_place_of_a_gpu(
+    onnx_model: Callable[..., BundleModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library itself refuses, here with a provider that takes none of the nodes."""
+    provider = "AzureExecutionProvider"
+    if provider not in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip(f"this onnxruntime has no {provider}")
+    monkeypatch.setattr(ort_module, "_providers", lambda *_: ([provider], ("cuda", 0)))
+    with pytest.raises(BackendUnavailable, match=r"cuda asked for, onnxruntime would run part of"):
+        open_session("ort", onnx_model(), CUDA)
 
 
 @pytest.mark.parametrize(("device", "name"), [("tensorrt", "Tensorrt"), ("rtx:1", "NvTensorRTRTX")])
