@@ -19,7 +19,7 @@ from torch import nn
 
 from tfswa.export.check import check_graph, check_planes
 from tfswa.runtime.bundle import Bundle, replacing_directory
-from tfswa.runtime.engines import ANSWER, ENGINE
+from tfswa.runtime.engines import ANSWER, ENGINE, KEY
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.models import FileModel, Model, open_model
 from tfswa.train.backend import load_network
@@ -133,7 +133,7 @@ def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Ite
         staged = work / "staged"
         copy = Bundle.create(staged, source.spec, {}, provenance=source.provenance)
         for name, entry in files.items():
-            if entry.kind in (ENGINE, ANSWER) and entry.details.get("onnx_sha256") not in hashes:
+            if entry.kind in (ENGINE, ANSWER, KEY) and entry.details.get("onnx_sha256") not in hashes:
                 continue
             copy.add(
                 name,

@@ -2,6 +2,7 @@
 
     model.onnx (checked against its hash) -> parser -> types checked -> builder -> engines/<key>.engine
     model.safetensors -> eager network in float32 -> answer to the self-test    -> engines/<key>.npy
+    graph, precision, batches, library, target    -> hashed to the key          -> engines/<key>.json
 
 The two libraries share the part of their API that is used here. TensorRT-RTX builds without a GPU, for every
 GPU that it supports or for those of one compute capability; TensorRT builds on, and only for, the GPU that
@@ -12,6 +13,7 @@ graph, no flag changes it, so the graph's types are checked before it is built.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +35,7 @@ from tfswa.runtime.engines import (
     ANSWER,
     CAPABILITY,
     ENGINE,
+    KEY,
     MODULES,
     PORTABLE,
     answer_of,
@@ -185,8 +188,10 @@ def _holds(bundle: Bundle, engine: str) -> bool:
 def _add(
     bundle: Bundle, engine: str, plan: Any, right: NDArray[np.float32], details: Mapping[str, Any]
 ) -> None:
-    """Add an engine and its answer; the answer first, so that no engine is ever seen without one."""
-    about = {"onnx_sha256": details["onnx_sha256"]}  # a copy of the bundle takes both along, or neither
+    """Add an engine, its answer and its key; the engine last, so that it is never seen without them."""
+    about = {"onnx_sha256": details["onnx_sha256"]}  # a copy of the bundle takes all along, or nothing
+    text = json.dumps(dict(details), indent=1, sort_keys=True) + "\n"
+    bundle.add(engine.removesuffix(".engine") + ".json", _writer(text.encode()), kind=KEY, details=about)
     bundle.add(answer_of(engine), _array_writer(right), kind=ANSWER, details=about)
     bundle.add(engine, _writer(plan), kind=ENGINE, precision=details["precision"], details=details)
 

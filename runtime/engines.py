@@ -4,6 +4,7 @@ Every engine lies in a bundle beside the answer that it must give::
 
     engines/<key>.engine      built from an ONNX graph
     engines/<key>.npy         samples of what the eager float32 network makes of ``probe``
+    engines/<key>.json        what the key is the hash of, to be read
 
 The probe is computed and not stored, so that an answer takes a few kilobytes.
 """
@@ -24,7 +25,7 @@ MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by flavour
 PORTABLE = "portable"  # target of an engine that is not bound to one GPU
 CAPABILITY = "compute capability "
 
-ENGINE, ANSWER = "engine", "answer"  # kinds of files
+ENGINE, ANSWER, KEY = "engine", "answer", "engine key"  # kinds of files
 SAMPLES = 4096  # of an answer; a few thousand tell one network from another
 
 _PEAK = 4.0  # of the probe; music of full scale peaks near 32, most of it lies below 1

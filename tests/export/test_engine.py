@@ -102,6 +102,7 @@ def test_an_engine_is_built_recorded_and_found_again(
     entry = Bundle.open(exported.bundle.path).files[f"engines/{made.key}.npy"]
     assert (entry.kind, entry.precision) == ("answer", "")
     assert dict(entry.details) == {"onnx_sha256": made.details["onnx_sha256"]}
+    assert json.loads(made.file.with_suffix(".json").read_text()) == made.details
     written = made.file.stat().st_mtime_ns
     again = build_engine(open_model(exported.name), BuildOptions(flavor="rtx"), report=lines.append)
     assert (again.cached, again.key, again.file) == (True, made.key, made.file)
@@ -180,7 +181,7 @@ def test_another_batch_is_another_engine_and_force_builds_again(trt: Any, export
     assert four.key != one.key
     assert four.details["batch"] == [1, 2, 4]
     kinds = [entry.kind for name, entry in sorted(exported.bundle.files.items()) if "engines/" in name]
-    assert sorted(kinds) == ["answer", "answer", "engine", "engine"]
+    assert sorted(kinds) == ["answer", "answer", "engine", "engine", "engine key", "engine key"]
     before = one.file.stat().st_mtime_ns
     forced = build_engine(exported, BuildOptions(flavor="rtx"), force=True)
     assert (forced.key, forced.cached) == (one.key, False)
@@ -243,12 +244,12 @@ def test_a_copy_takes_engines_with_their_answers_or_neither(
     trt: Any, exported: BundleModel, tmp_path: Path
 ) -> None:
     build_engine(exported, BuildOptions(flavor="rtx"))
-    for without, left in (("model.ts", {"answer", "engine"}), ("model.onnx", set())):
+    for without, left in (("model.ts", {"answer", "engine", "engine key"}), ("model.onnx", set())):
         path = tmp_path / f"without-{without}"
         with bundle_copy(exported.bundle, path, without=without, force=False):
             pass
         kinds = {entry.kind for entry in Bundle.open(path).files.values()}
-        assert kinds & {"answer", "engine"} == left
+        assert kinds & {"answer", "engine", "engine key"} == left
 
 
 @pytest.mark.trt
@@ -362,7 +363,11 @@ def test_two_builders_at_once_make_one_engine(trt: Any, exported: BundleModel) -
     assert sorted(report["cached"] for report in reports) == [False, True]
     assert len({report["file"] for report in reports}) == 1
     assert sum("building with" in err for _, err in answers) == 1
-    assert {path.suffix for path in (exported.bundle.path / "engines").iterdir()} == {".engine", ".npy"}
+    assert {path.suffix for path in (exported.bundle.path / "engines").iterdir()} == {
+        ".engine",
+        ".npy",
+        ".json",
+    }
 
 
 @pytest.mark.trt
