@@ -26,7 +26,7 @@ from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
 from tfswa.runtime.machine import cores
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.models import FileModel
-from tfswa.runtime.parity import GATES
+from tfswa.runtime.parity.gates import gate_for
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stft import Stft, pack
 
@@ -106,7 +106,7 @@ def check_graph(
             f"the eager network behind {model.path.name} gives NaN or Inf: train it again; not written"
         )
     comparison = _Comparison(
-        model, planes, eager, GATES[model.precision].snr_db if gate_db is None else gate_db
+        model, planes, eager, gate_for(model.precision).snr_db if gate_db is None else gate_db
     )
     if model.precision == "fp32":
         with closing(_open(model)) as session:

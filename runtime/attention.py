@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tfswa.runtime import pictures
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
 from tfswa.runtime.models import open_model
-from tfswa.runtime.parity import load_reference
+from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.staging import Staging
 from tfswa.runtime.stft import Stft, pack

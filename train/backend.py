@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tfswa.runtime.backends import BackendOptions, filled
-from tfswa.runtime.backends.torchscript import jit_allowed, run_torch, torch_device
+from tfswa.runtime.backends.torchscript import TorchThreads, jit_allowed, run_torch, torch_device
 from tfswa.runtime.bundle import WEIGHTS, Bundle
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
 from tfswa.runtime.models import Model
@@ -36,8 +36,7 @@ class TorchSession:
 
     def __init__(self, model: Model, options: BackendOptions):
         self.device = torch_device(options.device)
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        self._threads = TorchThreads(options.threads)
         precision = options.precision or "fp32"
         if precision != "fp32" and precision not in AUTOCAST:
             raise UsageError(f"backend torch has no precision {precision!r}: choose fp32, fp16 or bf16")
@@ -56,6 +55,7 @@ class TorchSession:
     def close(self) -> None:
         """Release the network."""
         self._network = None
+        self._threads.restore()
 
 
 class CompiledSession(TorchSession):

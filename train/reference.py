@@ -88,6 +88,28 @@ class TorchReference:
         return attention_maps(self.network, torch.from_numpy(planes))
 
 
+class Float64Reference(TorchReference):
+    """The same in float64: what it differs by from the float32 one is that one's own rounding.
+
+    Tables that a network computes in float32 for itself (angles of rotary positions) stay as they are.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        self.network = self.network.double()
+        self.description = f"torch {torch.__version__} eager float64 on cpu"
+
+    def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``[C, N] -> [S, C, N]``."""
+        return separate_whole(self.network, self.spec, torch.from_numpy(mixture).double()).numpy()
+
+    def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.float64]:  # type: ignore[override]
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
+        with torch.inference_mode():
+            out: NDArray[np.float64] = self.network(torch.from_numpy(planes).double()).numpy()
+        return out
+
+
 @torch.no_grad()
 def separate_whole(
     network: nn.Module, spec: ModelSpec, mixture: Tensor, device: torch.device | str = "cpu"
@@ -97,13 +119,13 @@ def separate_whole(
     Args:
         network: in eval mode, on ``device``.
         spec: its contract.
-        mixture: ``[C, N]`` float32.
+        mixture: ``[C, N]``, of the network's type.
         device: where the network runs.
 
     Returns:
         Stems ``[S, C, N]`` float64.
     """
-    stft = TorchStft(spec.stft, device)
+    stft = TorchStft(spec.stft, device, mixture.dtype)
     chunk, context, fade = spec.chunk_samples, spec.context_samples, spec.fade_samples
     kept = chunk - 2 * context
     step = kept - fade
@@ -112,7 +134,7 @@ def separate_whole(
     if samples == 0:
         return stems
     count = 1 + max(0, math.ceil((samples - kept) / step))
-    padded = torch.zeros(spec.channels, context + (count - 1) * step + kept + context)
+    padded = torch.zeros(spec.channels, context + (count - 1) * step + kept + context, dtype=mixture.dtype)
     padded[:, context : context + samples] = mixture
     rise = (torch.arange(fade, dtype=torch.float64) + 0.5) / max(fade, 1)
     for k in range(count):

@@ -14,11 +14,14 @@ class TorchStft:
     Args:
         spec: the transform.
         device: of the window.
+        dtype: of the window, and so of what it transforms.
     """
 
-    def __init__(self, spec: StftSpec, device: torch.device | str = "cpu"):
+    def __init__(
+        self, spec: StftSpec, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ):
         self.spec = spec
-        self.window = torch.hann_window(spec.n_fft, periodic=True, device=device)
+        self.window = torch.hann_window(spec.n_fft, periodic=True, device=device, dtype=dtype)
 
     def forward(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         """``[..., C, N] -> planes [..., 2*C, T, F], nyquist [..., C, T]`` (complex); N a multiple of hop."""

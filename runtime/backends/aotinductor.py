@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
+from tfswa.runtime.backends.torchscript import TorchThreads
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class AotInductorSession:
                 f"{path} was compiled for {_in_words(made_for)}, here is {_in_words(here)}: "
                 f"make it again with `tfx export {model.name} --format aotinductor --force`"
             )
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        self._threads = TorchThreads(options.threads)
         self._torch = torch
         try:
             self._call: Any = inductor.aoti_load_package(str(path))
@@ -73,6 +73,7 @@ class AotInductorSession:
     def close(self) -> None:
         """Release the network."""
         self._call = None
+        self._threads.restore()
 
 
 def machine(torch: Any) -> dict[str, str]:

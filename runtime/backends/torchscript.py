@@ -38,8 +38,7 @@ class TorchScriptSession:
         torch = import_library("torch", backend="torchscript")
         self.artifact = model.artifact("torchscript", options.precision or "fp32")
         self.device = torch_device(options.device)
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        self._threads = TorchThreads(options.threads)
         path = model.file(self.artifact[0])
         self._module: Any = _load(torch, path, self.device)
         self.versions = {"torch": torch.__version__}
@@ -54,6 +53,30 @@ class TorchScriptSession:
     def close(self) -> None:
         """Release the network."""
         self._module = None
+        self._threads.restore()
+
+
+class TorchThreads:
+    """torch's threads are the process's: a session that sets them gives them back when it is closed.
+
+    Args:
+        count: as asked for; None leaves them alone.
+    """
+
+    def __init__(self, count: int | None):
+        import torch
+
+        self._before = None if count is None else torch.get_num_threads()
+        if count is not None:
+            torch.set_num_threads(count)
+
+    def restore(self) -> None:
+        """Set what was before; calling it twice is harmless."""
+        import torch
+
+        if self._before is not None:
+            torch.set_num_threads(self._before)
+        self._before = None
 
 
 def run_torch(module: Any, mixture: NDArray[np.float32], device: Device) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ from tfswa.runtime.engines import (
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.models import INPUT, OUTPUT
-from tfswa.runtime.parity import gate_for
+from tfswa.runtime.parity.gates import gate_for
 from tfswa.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.models import Model
-from tfswa.runtime.parity import gate_for, load_reference
+from tfswa.runtime.parity.gates import gate_for
+from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.truth import Song
 
 TURN = 2  # timed calls before the next backend has its turn

@@ -59,7 +59,7 @@ def describe(model: str) -> dict[str, Any]:
     from importlib.metadata import entry_points
 
     from tfswa.runtime.models import model_names, open_model
-    from tfswa.runtime.parity import read_evidence
+    from tfswa.runtime.parity import passes, read_evidence
 
     families = {point.name for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():
@@ -83,7 +83,10 @@ def describe(model: str) -> dict[str, Any]:
             for name, e in sorted(opened.bundle.files.items())
         },
         "parity": [
-            {key: run[key] for key in ("artifact", "backend", "precision", "device", "date", "passed")}
+            {
+                **{key: getattr(run, key) for key in ("artifact", "backend", "precision", "device", "date")},
+                "passed": passes(run),
+            }
             for run in read_evidence(opened)
         ],
     }

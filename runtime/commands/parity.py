@@ -2,107 +2,211 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
-    from tfswa.runtime.parity import ParityReport
+    from tfswa.runtime.models import Model
+    from tfswa.runtime.parity import Breach, Certificate, Gates, Run
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
 @click.argument("model", default="demo")
-@options.backend_options
 @click.option(
-    "--reference", default="torch", show_default=True, help="What the artifact is measured against."
+    "--backend",
+    "entries",
+    multiple=True,
+    metavar="NAME[:PRECISION]",
+    help="Measure this one; repeatable; default: every backend and precision that can run MODEL here.",
+)
+@click.option("--precision", help="Of backends that are named without one: fp32, fp16, ...; default: fp32.")
+@options.backend_device
+@options.threads
+@options.batch
+@click.option(
+    "--reference",
+    default="torch",
+    show_default=True,
+    help="What artifacts are measured against: torch (eager float32), or float64, which also tells how "
+    "much of the distance is the float32 reference's own rounding.",
 )
 @click.option(
     "--audio",
     type=click.Path(path_type=Path),
-    help="An audio file, a stem file, or a folder of stems; default: a synthetic song of 12 s.",
+    help="An audio file, a stem file, or a folder of stems or songs; default: a synthetic song of 12 s.",
 )
-@click.option("--min-snr-db", type=float, help="Gate; default: 80 dB for fp32, 45 for fp16, 36 for bf16.")
-@click.option("--max-drift-db", type=float, help="Gate; default: 0.01 dB for fp32, otherwise 0.05.")
+@click.option(
+    "--quick", is_flag=True, help="The songs alone: no signals made to be difficult, no runs against itself."
+)
+@click.option("--gates", "gates_file", type=FILE, help="What must be reached, TOML; default: our gates.toml.")
+@click.option(
+    "--judge",
+    "judge_file",
+    type=FILE,
+    help="Judge the certificates that MODEL holds by these gates, and measure nothing.",
+)
+@click.option("--junit", type=FILE, help="Also write the verdicts as JUnit XML.")
+@click.option("--markdown", type=FILE, help="Also write the tables as Markdown.")
+@options.force
 @options.as_json
 def parity(
     model: str,
-    backend: str,
+    entries: tuple[str, ...],
     precision: str | None,
     device: str | None,
     threads: int | None,
     batch: int,
     reference: str,
     audio: Path | None,
-    min_snr_db: float | None,
-    max_drift_db: float | None,
+    quick: bool,
+    gates_file: Path | None,
+    judge_file: Path | None,
+    junit: Path | None,
+    markdown: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
-    """Measure in dB what MODEL's artifact lost against the eager network, stem by stem.
+    """Measure in dB what MODEL's artifacts lost against the eager network, stem by stem.
 
-    The result is kept in the bundle's parity.json. Exit code 3 if a gate is not met.
+    The network alone, the signal end to end, and the quality against true stems. The figures are kept in the
+    bundle's parity.json, without verdicts. Exit code 3 if a gate is not met.
     """
+    from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
+    from tfswa.runtime.models import open_model
+    from tfswa.runtime.parity import adversaries, certify, load_gates, read_evidence, songs, store
+    from tfswa.runtime.parity.gates import default_gates
+
+    for path in (junit, markdown):
+        if path is not None and path.exists() and not force:
+            raise OutputExists(f"{path} is there already: choose another name, or --force")
+    if judge_file and gates_file:
+        raise UsageError("--judge and --gates both name gates: give one of them")
+    opened = open_model(model)
+    missing: dict[str, str] = {}
+    if judge_file is not None:
+        gates = load_gates(judge_file)
+        certificates = read_evidence(opened)
+        if not certificates:
+            raise UsageError(f"{model} holds no certificate: measure first, `tfx parity {model}`")
+        evidence = None
+    else:
+        gates = load_gates(gates_file) if gates_file else default_gates()
+        runs, named = _runs(entries, precision, device, threads, batch)
+        for run in list(runs):
+            try:
+                gates.of(run.options.precision or "fp32")
+            except UsageError as error:
+                if named:
+                    raise
+                runs.remove(run)
+                missing[run.name] = str(error)
+        corpus = [*songs(audio, opened.spec), *([] if quick else adversaries(opened.spec))]
+        certificates = certify(
+            opened,
+            corpus,
+            runs,
+            reference=reference,
+            axes=not quick,
+            missing=None if named else missing,
+            report=lambda line: click.echo(line, err=True),
+        )
+        if not certificates:
+            reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
+            raise BackendUnavailable(f"no backend can run {model}: {reasons}")
+        evidence = store(opened, certificates)
+    _tell(opened, certificates, gates, missing, evidence, as_json=as_json, junit=junit, markdown=markdown)
+
+
+def _runs(
+    entries: Sequence[str], precision: str | None, device: str | None, threads: int | None, batch: int
+) -> tuple[list[Run], bool]:
+    """What to measure, and whether the user named it."""
+    from tfswa.runtime.backends import BackendOptions, backend_names, compiles, default_device, precisions_of
+    from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.parity import Run
+
+    if entries:
+        pairs = [(name, kind or precision) for name, _, kind in (entry.partition(":") for entry in entries)]
+    else:
+        names = [name for name in backend_names() if not compiles(name)]
+        wanted = [precision] if precision else None
+        pairs = [(name, kind) for name in names for kind in wanted or precisions_of(name)]
+    if any(name == "auto" for name, _ in pairs):
+        raise UsageError("parity measures backends one by one: name them with --backend ort, openvino, ...")
+    runs = [
+        Run(name, BackendOptions(kind, device or default_device(name), threads), batch)
+        for name, kind in pairs
+    ]
+    return runs, bool(entries)
+
+
+def _tell(
+    model: Model,
+    certificates: Sequence[Certificate],
+    gates: Gates,
+    missing: dict[str, str],
+    evidence: Path | None,
+    *,
+    as_json: bool,
+    junit: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Print, write and judge; raises where a gate is not met."""
     import json
 
-    from tfswa.runtime.backends import BackendOptions, default_device
-    from tfswa.runtime.errors import GateError, UsageError
-    from tfswa.runtime.models import open_model
-    from tfswa.runtime.parity import compare, gate_for, store
-    from tfswa.runtime.polygraphy import command_line
-    from tfswa.runtime.truth import load_songs, synthetic_song
+    from tfswa.runtime.errors import GateError
+    from tfswa.runtime.parity import formats, judge
 
-    if backend == "auto":
-        raise UsageError(
-            "parity measures one backend: name it with --backend ort, openvino, torchscript, torch or trt"
-        )
-    gate = gate_for(precision, min_snr_db, max_drift_db)
-    opened = open_model(model)
-    songs = load_songs(audio, opened.spec) if audio else [synthetic_song(opened.spec)]
-    report = compare(
-        opened,
-        songs,
-        backend=backend,
-        options=BackendOptions(precision, device or default_device(backend), threads),
-        batch=batch,
-        reference=reference,
-        gate=gate,
-    )
-    path = store(opened, report)
-    line = command_line(opened.bundle, report.artifact, gate.snr_db) if opened.bundle else None
+    judged = [(certificate, judge(certificate, gates)) for certificate in certificates]
     if as_json:
-        whole = {"model": model, "evidence": str(path), "polygraphy": line, **report.to_dict()}
+        rows = [_as_json(found, breaches, _polygraphy(model, found, gates)) for found, breaches in judged]
+        whole = {
+            "model": model.name,
+            "evidence": evidence and str(evidence),
+            "certificates": rows,
+            "missing": missing,
+        }
         click.echo(json.dumps(whole, allow_nan=False))
     else:
-        _print(report, path)
-        if line:
-            click.echo(f"the graph alone, by polygraphy: {line}")
-    if not report.passed:
-        failed = [f"{stem.stem} of {stem.song}" for stem in report.stems if not stem.passes(report.gate)]
-        raise GateError(
-            f"parity gate not met by {', '.join(failed)}: "
-            f"needs SNR >= {gate.snr_db:g} dB, |drift| <= {gate.drift_db:g} dB, nothing non-finite"
-        )
+        click.echo("\n".join(formats.text(judged, gates)))
+        for certificate in certificates:
+            line = _polygraphy(model, certificate, gates)
+            if line:
+                click.echo(f"the graph alone, by polygraphy: {line}")
+        for name, why in missing.items():
+            click.echo(f"not measured, {name}: {why}")
+        click.echo(f"evidence: {evidence}" if evidence else "judged by the evidence, not measured again")
+    formats.write(junit, formats.junit(model.name, judged))
+    formats.write(markdown, formats.markdown(model.name, judged, gates))
+    failed = [(certificate, breaches) for certificate, breaches in judged if breaches]
+    if failed:
+        certificate, breaches = failed[0]
+        more = sum(len(found) for _, found in failed) - 1
+        also = f" (and {more} more)" if more else ""
+        raise GateError(f"{certificate.name}: {breaches[0]}{also}")
 
 
-def _print(report: ParityReport, path: Path) -> None:
-    from tfswa.runtime.table import text_table
+def _as_json(certificate: Certificate, breaches: Sequence[Breach], line: str | None) -> dict[str, Any]:
+    from dataclasses import asdict
 
-    columns = ("song", "stem", "SNR dB", "reference SDR dB", "SDR dB", "drift dB", "non-finite", "gate")
-    rows = [
-        (
-            stem.song,
-            stem.stem,
-            "identical" if stem.identical else stem.snr_db,
-            stem.reference_sdr_db,
-            stem.sdr_db,
-            stem.drift_db,
-            stem.non_finite,
-            "passed" if stem.passes(report.gate) else "FAILED",
-        )
-        for stem in report.stems
-    ]
-    click.echo(f"{report.backend} {report.precision} against {report.reference}")
-    click.echo(text_table(columns, rows, digits=4))
-    click.echo(f"evidence: {path}")
+    verdict = {"passed": not breaches, "breaches": [asdict(breach) for breach in breaches]}
+    return {**certificate.to_dict(), **verdict, "polygraphy": line}
+
+
+def _polygraphy(model: Model, certificate: Certificate, gates: Gates) -> str | None:
+    """The line that repeats the comparison of the graph alone, where polygraphy can run it."""
+    from math import isfinite
+
+    from tfswa.runtime.polygraphy import command_line
+
+    limit = gates.of(certificate.precision).snr_db
+    if model.bundle is None or certificate.artifact not in model.bundle.files or not isfinite(limit):
+        return None
+    return command_line(model.bundle, certificate.artifact, limit)

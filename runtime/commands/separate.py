@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Beyond full scale: leave, turn all stems down together, or limit to [-1, 1].",
 )
+@click.option(
+    "--require-parity",
+    is_flag=True,
+    help="Exit code 3 unless the bundle holds a passing certificate of just this artifact, backend, "
+    "precision, device and libraries; default: say so and go on.",
+)
 @options.force
 @options.as_json
 def separate(
@@ -48,6 +54,7 @@ def separate(
     stems: str | None,
     format_: str,
     clip: Any,
+    require_parity: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -60,7 +67,7 @@ def separate(
     from tfswa.runtime.encoders import FORMATS
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.models import open_model
-    from tfswa.runtime.parity import describe_evidence
+    from tfswa.runtime.parity import describe_evidence, require
     from tfswa.runtime.separator import Separator, stem_indices
 
     if format_ not in FORMATS:
@@ -73,6 +80,8 @@ def separate(
     reports: list[dict[str, Any]] = []
     settings = BackendOptions(precision, device or default_device(backend), threads)
     with Separator(opened, backend=backend, options=settings, batch=batch) as separator:
+        if require_parity:
+            require(opened, separator.session, settings)
         evidence = describe_evidence(opened, separator.session, settings)
         if not as_json:
             reason = f" ({why(opened, settings, separator.session)})" if backend == "auto" else ""

@@ -41,7 +41,7 @@ from tfswa.runtime.errors import (  # noqa: E402
 )
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
-from tfswa.runtime.parity import GATES  # noqa: E402
+from tfswa.runtime.parity.gates import gate_for  # noqa: E402
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_an_answer_is_what_the_network_gives(exported: BundleModel) -> None:
     assert (right.dtype, right.ndim) == (np.float32, 1)
     assert 2000 < right.size <= 4096
     assert right.std() > 0.01
-    assert (snr_db(right, found) or 0) > GATES["fp32"].snr_db
+    assert (snr_db(right, found) or 0) > gate_for("fp32").snr_db
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -228,7 +228,7 @@ def test_a_graph_of_low_precision_gives_the_answer_too(low: BundleModel, precisi
     graph = open_model(low.bundle.path / f"model.{precision}.onnx")
     assert isinstance(graph, FileModel)
     found = samples(Rounding(graph).infer(probe(low.spec))[0])
-    assert (snr_db(engine.answer(low), found) or 0) > GATES[precision].snr_db
+    assert (snr_db(engine.answer(low), found) or 0) > gate_for(precision).snr_db
 
 
 def test_a_network_without_an_answer_is_not_built(

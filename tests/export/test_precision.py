@@ -27,7 +27,7 @@ from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError, TfxError, UsageError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
-from tfswa.runtime.parity import GATES  # noqa: E402
+from tfswa.runtime.parity.gates import gate_for  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 
 CODES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -81,7 +81,7 @@ def test_nodes_are_named_after_the_modules_of_the_network(low_bundle: Path) -> N
 def test_what_the_manifest_says(low_bundle: Path, precision: str) -> None:
     entry = open_model(low_bundle).bundle.files[f"model.{precision}.onnx"]
     assert (entry.kind, entry.precision) == ("onnx", precision)
-    assert min(entry.details["snr_db"].values()) > GATES[precision].snr_db
+    assert min(entry.details["snr_db"].values()) > gate_for(precision).snr_db
     assert max(entry.details["snr_db"].values()) < 90  # it was rounded, not computed in float32
     peak = entry.details["peak"]
     assert 0 < peak["value"] < peak["largest"] == largest(precision)
@@ -98,7 +98,7 @@ def test_onnxruntime_runs_fp16(low_bundle: Path) -> None:
     )
     value = snr_db(full, low)
     assert value is not None
-    assert GATES["fp16"].snr_db < value < 100
+    assert gate_for("fp16").snr_db < value < 100
 
 
 def test_a_plan_keeps_modules_in_float32(low_bundle: Path) -> None:
@@ -239,7 +239,7 @@ def test_an_adversary_alone_is_enough(low_bundle: Path, monkeypatch: pytest.Monk
     model = open_model(low_bundle / "model.fp16.onnx")
     assert isinstance(model, FileModel)
     network, planes = load_network(open_model(low_bundle)), check.check_planes(model.spec)
-    assert min(check.check_graph(network, model, planes)[0].values()) > GATES["fp16"].snr_db
+    assert min(check.check_graph(network, model, planes)[0].values()) > gate_for("fp16").snr_db
     loud = {"a bang": np.full(model.spec.input_shape(1), 1e30, np.float32)}
     monkeypatch.setattr(check, "adversaries", lambda spec: loud)
     with pytest.raises(ExportError, match=r"fp16 graph (overflows|gives NaN or Inf) on a bang"):

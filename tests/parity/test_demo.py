@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,26 @@ import pytest
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.models import BundleModel, open_model
-from tfswa.runtime.parity import Gate, compare
-from tfswa.runtime.truth import Song, example_stem_file, load_stem_file
+from tfswa.runtime.parity import (
+    Gate,
+    Gates,
+    Item,
+    Run,
+    adversaries,
+    certify,
+    compare,
+    judge,
+    read_evidence,
+    store,
+)
+from tfswa.runtime.parity.gates import default_gates
+from tfswa.runtime.truth import example_stem_file, load_stem_file
 
 pytest.importorskip("torch", reason="torch is not installed: there is no reference")
 
 # float32 on both sides leaves rounding alone, 120 dB and more; this is what is promised of the demo.
-GATE = Gate(snr_db=90.0, drift_db=0.001)
-HALF = Gate(snr_db=45.0, drift_db=0.02)
+PROMISED = Gates("README", {"fp32": Gate(90.0, 0.001, 1e-4), "fp16": Gate(45.0, 0.02, 0.05)})
+IMPOSSIBLE = Gates("nothing", {"fp32": Gate(500.0, 0.0, 0.0)})
 
 
 @pytest.fixture(scope="module")
@@ -29,40 +40,49 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> BundleModel:
 
 
 @pytest.fixture(scope="module")
-def songs(demo: BundleModel) -> Sequence[Song]:
+def song(demo: BundleModel) -> Item:
     path = example_stem_file()
     if path is None:
         pytest.skip("stempeg is not installed")
-    return [load_stem_file(path, demo.spec)]
+    return Item.of(load_stem_file(path, demo.spec))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["ort", "torchscript"])
-def test_artifacts_of_the_demo_lose_nothing(demo: BundleModel, songs: Sequence[Song], backend: str) -> None:
-    if backend == "torchscript":
-        from tfswa.export.torchscript import export_torchscript
+def test_artifacts_of_the_demo_lose_nothing(demo: BundleModel, song: Item) -> None:
+    from tfswa.export.torchscript import export_torchscript
 
-        export_torchscript(demo)
-    report = compare(demo, songs, backend=backend, gate=GATE)
-    assert report.passed, report.to_dict()
-    assert {stem.stem for stem in report.stems} == {"vocals", "accompaniment"}
-    assert all(stem.drift_db is not None for stem in report.stems)
+    export_torchscript(demo)
+    runs = [Run("ort"), Run("torchscript"), Run("openvino")]
+    missing: dict[str, str] = {}
+    found = certify(demo, [song, *adversaries(demo.spec)], runs, missing=missing)
+    assert [certificate.backend for certificate in found][:2] == ["ort", "torchscript"]
+    assert all("openvino" in reason for reason in missing.values())
+    for certificate in found:
+        assert judge(certificate, PROMISED) == []
+        assert {row.stem for row in certificate.quality} == {"vocals", "accompaniment"}
+        assert all(row.drift_db is not None for row in certificate.quality)
+    store(demo, found)
+    again = read_evidence(demo)
+    for one, two in zip(found, again, strict=True):
+        for gates in (PROMISED, default_gates(), IMPOSSIBLE):
+            assert judge(one, gates) == judge(two, gates)
+        assert judge(two, IMPOSSIBLE) != []
 
 
 @pytest.mark.slow
-def test_half_precision_loses_next_to_nothing(demo: BundleModel, songs: Sequence[Song]) -> None:
+def test_half_precision_loses_next_to_nothing(demo: BundleModel, song: Item) -> None:
     """ONNX Runtime's CPU provider rounds the weights alone; every other rounding is in ``snr_db``."""
     from tfswa.export.onnx import export_onnx
 
     made = export_onnx(demo, precision="fp16")
-    assert min(made.snr_db.values()) >= HALF.snr_db
-    report = compare(demo, songs, backend="ort", options=BackendOptions(precision="fp16"), gate=HALF)
-    assert report.passed, report.to_dict()
-    assert all(stem.drift_db is not None for stem in report.stems)
+    assert min(made.snr_db.values()) >= PROMISED.of("fp16").snr_db
+    found = compare(demo, [song], backend="ort", options=BackendOptions(precision="fp16"))
+    assert judge(found, PROMISED) == []
+    assert all(row.drift_db is not None for row in found.quality)
 
 
 @pytest.mark.slow
-def test_a_graph_with_swapped_stems_fails(demo: BundleModel, songs: Sequence[Song], tmp_path: Path) -> None:
+def test_a_graph_with_swapped_stems_fails(demo: BundleModel, song: Item, tmp_path: Path) -> None:
     """The fault is planted in the ONNX file itself, behind the back of the export's own comparison."""
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(demo.file("model.onnx"))
@@ -74,6 +94,6 @@ def test_a_graph_with_swapped_stems_fails(demo: BundleModel, songs: Sequence[Son
     graph.graph.node.append(onnx.helper.make_node("Gather", ["unswapped", "order"], [output], axis=1))
     bundle = Bundle.create(tmp_path / "swapped.tfx", demo.spec, demo.bundle.weights(), precision="fp16")
     bundle.add("model.onnx", lambda path: onnx.save(graph, path), kind="onnx", precision="fp32")
-    report = compare(BundleModel("swapped", bundle), songs, backend="ort")
-    assert not report.passed
-    assert all(stem.snr_db is not None and stem.snr_db < 20 for stem in report.stems)
+    found = compare(BundleModel("swapped", bundle), [song], backend="ort", axes=False)
+    assert {breach.level for breach in judge(found, default_gates())} == {"graph", "signal", "quality"}
+    assert all(row.snr_db is not None and row.snr_db < 20 for row in found.signal)

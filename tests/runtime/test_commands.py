@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -391,22 +392,35 @@ class TestBadModels:
 
 
 class TestParity:
-    def test_backend_must_be_named(self, tfx: Tfx, bundle: Path) -> None:
-        assert_refused(tfx("parity", bundle), 2, "name it with --backend")
+    def test_auto_is_no_backend_to_measure(self, tfx: Tfx, bundle: Path) -> None:
+        assert_refused(tfx("parity", bundle, "--backend", "auto"), 2, "name them with --backend")
 
     def test_an_exported_file_is_refused(self, tfx: Tfx, bundle: Path) -> None:
         done = tfx("parity", bundle / "model.onnx", "--backend", "ort")
         assert_refused(done, 2, "is an exported file: parity needs the bundle")
 
-    @pytest.mark.parametrize(
-        "options", [("--max-drift-db", "nan"), ("--min-snr-db", "inf"), ("--max-drift-db", "-1")]
-    )
-    def test_limits_must_be_numbers(self, tfx: Tfx, bundle: Path, options: tuple[str, str]) -> None:
-        assert_refused(tfx("parity", bundle, "--backend", "ort", *options), 2, "give finite numbers")
+    def test_bad_gates(self, tfx: Tfx, bundle: Path) -> None:
+        Path("gates.toml").write_text("[fp32]\nsnr = 3\n")
+        for option in ("--gates", "--judge"):
+            done = tfx("parity", bundle, "--backend", "ort", option, "gates.toml")
+            assert_refused(done, 2, "gates gates.toml: unknown key 'snr'")
+        done = tfx("parity", bundle, "--gates", "gates.toml", "--judge", "gates.toml")
+        assert_refused(done, 2, "--judge and --gates both name gates")
+
+    def test_nothing_to_judge(self, tfx: Tfx, bundle: Path) -> None:
+        Path("gates.toml").write_text("[fp32]\nsnr_db = 3\n")
+        assert_refused(
+            tfx("parity", bundle, "--judge", "gates.toml"), 2, "holds no certificate: measure first"
+        )
 
     def test_a_precision_without_a_gate(self, tfx: Tfx, bundle: Path) -> None:
-        done = tfx("parity", bundle, "--backend", "ort", "--precision", "int8")
-        assert_refused(done, 2, "no default gate for precision 'int8'")
+        done = tfx("parity", bundle, "--backend", "ort:fp8")
+        assert_refused(done, 2, "gates.toml has no gate for precision 'fp8'")
+
+    def test_outputs_that_are_there(self, tfx: Tfx, bundle: Path) -> None:
+        Path("out.xml").touch()
+        for option in ("--junit", "--markdown"):
+            assert_refused(tfx("parity", bundle, option, "out.xml"), 2, "out.xml is there already")
 
     def test_missing_and_silent_audio(self, tfx: Tfx, bundle: Path) -> None:
         write("silent.wav", 0)
@@ -427,17 +441,37 @@ class TestParity:
         assert "vocals" in done.out
         assert "passed" in done.out
         assert done.out.splitlines()[-1] == f"evidence: {made.path / 'parity.json'}"
-        done = tfx("separate", "song.wav", "-m", made.path, "--backend", "torch")
+        done = tfx("separate", "song.wav", "-m", made.path, "--backend", "torch", "--require-parity")
+        assert done.code == 0
         assert "; parity passed (" in done.lines[0]
+        Path("gates.toml").write_text("[fp32]\nsnr_db = 500\n")
+        done = tfx("parity", made.path, "--judge", "gates.toml", "--junit", "j/out.xml", "--markdown", "m.md")
+        assert done.code == 3
+        assert "signal: SNR in dB of vocals on song.wav is" in done.lines[-1]
+        suite = ElementTree.parse("j/out.xml").getroot()[0]
+        assert int(suite.get("failures", 0)) >= 2
+        assert len(suite) == int(suite.get("tests", 0)) > 40
+        assert suite.find("testcase[@name='song.wav: vocals']/failure") is not None
+        assert suite.find("testcase[@name='1 sample: vocals']/failure") is None
+        assert "| torch | fp32 |" in Path("m.md").read_text()
+        assert "| FAILED |" in Path("m.md").read_text()
         # A graph of halves is far from that network: exit 3, and the evidence says so.
         made = Bundle.open(made.path)
         made.add("model.onnx", lambda path: make_graph(path, made.spec), kind="onnx", precision="fp32")
         done = tfx("parity", made.path, "--backend", "ort", "--audio", "song.wav")
         assert done.code == 3
-        assert done.lines[-1].startswith("tfx: parity gate not met by vocals of song.wav")
+        assert done.lines[-1].startswith(
+            "tfx: ort fp32: graph: SNR in dB of vocals on a chunk of song.wav is"
+        )
         assert "FAILED" in done.out
         done = tfx("separate", "song.wav", "-m", made.path, "--backend", "ort", "-o", "again")
         assert "no passing parity evidence here" in done.lines[0]
+        done = tfx(
+            "separate", "song.wav", "-m", made.path, "--backend", "ort", "-o", "more", "--require-parity"
+        )
+        assert done.code == 3
+        assert "holds no passing certificate" in done.lines[-1]
+        assert not Path("more").exists()
         shown = tfx("inspect", made.path).out
         assert "parity  model.safetensors in torch on cpu: passed" in shown
         assert "parity  model.onnx in ort on cpu: FAILED" in shown

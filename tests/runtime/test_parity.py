@@ -1,89 +1,25 @@
-"""Parity: what passes, what must fail (faults of graph and host are planted), and what evidence is worth."""
+"""Parity: what passes and what every level finds; faults of graph and host are in tests/parity."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from parity_fakes import CHUNK, HYPER, RATE, STEMS, STFT, Fixed, Itself, Planes
 
-from tfswa.runtime import parity, separator
+from tfswa.runtime import separator
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.bundle import MANIFEST, Bundle
-from tfswa.runtime.errors import AudioError, BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
 from tfswa.runtime.models import METADATA, BundleModel, embed, open_model
-from tfswa.runtime.parity import (
-    EVIDENCE,
-    Gate,
-    ParityReport,
-    StemParity,
-    compare,
-    describe_evidence,
-    gate_for,
-    read_evidence,
-    store,
-)
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
-from tfswa.runtime.stft import Stft
+from tfswa.runtime.parity import Certificate, Item, Run, adversaries, certify, compare, judge, songs
+from tfswa.runtime.parity import reference as reference_module
+from tfswa.runtime.parity.corpus import seam_samples
+from tfswa.runtime.parity.gates import default_gates
+from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.truth import Song, synthetic_song
-
-Audio = NDArray[np.float32]
-Planes = NDArray[np.float32]
-
-RATE = 8000
-STFT = StftSpec(n_fft=512, hop=128, sample_rate=RATE)
-CHUNK = ChunkSpec(frames=16, context=2, fade=2, multiple=8)
-HYPER: dict[str, Any] = {
-    "dims": [8, 16],
-    "depths": [1, 1],
-    "decoder_depths": [1],
-    "heads": [1, 2],
-    "window": 4,
-    "fold": 4,
-}
-STEMS = ("vocals", "accompaniment")
-
-
-class Fixed:
-    """A session whose answer a test decides: by default a third and two thirds of the mixture."""
-
-    def __init__(
-        self,
-        spoil: Callable[[Planes], Planes] = lambda out: out,
-        name: str = "fixed",
-        artifact: tuple[str, str] = ("model.fixed", "a" * 64),
-        versions: Mapping[str, str] | None = None,
-    ):
-        self.name, self.artifact, self.description = name, artifact, f"{name} 1.0"
-        self.versions = {"fixed": "1.0"} if versions is None else versions
-        self._spoil = spoil
-
-    def infer(self, mixture: Planes) -> Planes:
-        out = np.stack((mixture * np.float32(1 / 3), mixture * np.float32(2 / 3)), axis=1)
-        return self._spoil(out)
-
-    def close(self) -> None:
-        pass
-
-
-class Itself:
-    """A reference that is the separator around ``Fixed``: what is left of a difference is the session's."""
-
-    description = "itself"
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def separate(self, mixture: Audio) -> NDArray[np.float64]:
-        engine = separator.Separator.__new__(separator.Separator)
-        engine.model, engine.spec, engine.batch = self.model, self.model.spec, 1
-        engine.session, engine._stft = Fixed(), Stft(self.model.spec.stft)
-        engine._network_thread_seconds = 0.0
-        # A reference computes in float64: what it has beyond float32 is no difference.
-        return engine.separate(mixture).astype(np.float64) * (1 + 1e-12)
 
 
 @pytest.fixture
@@ -99,7 +35,7 @@ def song(model: BundleModel) -> Song:
     return synthetic_song(model.spec, seconds=0.5)
 
 
-Measure = Callable[..., ParityReport]
+Measure = Callable[..., Certificate]
 
 
 @pytest.fixture
@@ -107,12 +43,12 @@ def measure(
     model: BundleModel, song: Song, monkeypatch: pytest.MonkeyPatch, register: Callable[..., None]
 ) -> Measure:
     """``measure(session, ...)``: a run of that session against ``Itself``."""
-    register(parity, "itself", Itself)
+    register(reference_module, "itself", Itself)
 
-    def run(session: Fixed, songs: list[Song] | None = None, **options: Any) -> ParityReport:
+    def run(session: Fixed, songs: list[Song] | None = None, **options: Any) -> Certificate:
         monkeypatch.setattr(separator, "open_session", lambda *_: session)
         options = {"backend": session.name, "reference": "itself", **options}
-        return compare(model, [song] if songs is None else songs, **options)
+        return compare(model, [Item.of(song) for song in ([song] if songs is None else songs)], **options)
 
     return run
 
@@ -127,161 +63,183 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> BundleModel:
     return BundleModel(str(path), new_bundle("tfswa_lite", path, hyper=HYPER, stft=STFT, chunk=CHUNK))
 
 
+def breaches(certificate: Certificate) -> list[Any]:
+    return judge(certificate, default_gates())
+
+
 class TestTheRealReference:
-    def test_the_eager_network_passes_in_the_real_host(self, network: BundleModel) -> None:
-        report = compare(network, [synthetic_song(network.spec, 1.0)], backend="torch")
-        assert report.passed
-        assert [stem.stem for stem in report.stems] == list(STEMS)
-        for stem in report.stems:
-            assert stem.snr_db is not None
-            assert stem.snr_db > 100
-            assert stem.drift_db is not None
-            assert abs(stem.drift_db) < 1e-4
-        assert (report.backend, report.precision, report.device) == ("torch", "fp32", "cpu")
-        assert network.bundle.files["model.safetensors"].sha256 == report.artifact_sha256
+    def test_the_eager_network_passes_every_level_in_the_real_host(self, network: BundleModel) -> None:
+        corpus = [Item.of(synthetic_song(network.spec, 1.0)), *adversaries(network.spec)]
+        found = compare(network, corpus, backend="torch")
+        assert breaches(found) == []
+        assert [row.stem for row in found.graph] == list(STEMS)
+        assert all(row.identical for row in found.graph)  # the same program on the same planes
+        real = [row for row in found.signal if row.kind == "real"]
+        assert [row.stem for row in real] == list(STEMS)
+        for row in real:
+            assert row.snr_db is not None
+            assert row.si_sdr_db is not None
+            assert min(row.snr_db, row.si_sdr_db) > 100
+            assert len(row.by_second_db) == 1
+            assert row.worst_second == 0
+        for row in found.quality:
+            assert row.drift_db is not None
+            assert abs(row.drift_db) < 1e-4
+            assert row.worst_window == 0
+        assert len(found.signal) == 2 * len(corpus)
+        assert set(found.corpus) == {item.name for item in corpus}
+        assert {axis.axis for axis in found.axes} >= {"again", "batch", "push"}
+        assert set(found.non_finite.values()) == {0}
+        assert (found.backend, found.precision, found.device) == ("torch", "fp32", "cpu")
+        assert network.bundle.files["model.safetensors"].sha256 == found.artifact_sha256
 
-    @pytest.mark.parametrize("fault", ["window", "hop", "nyquist", "fade"])
-    def test_a_fault_of_the_host_fails_though_the_network_is_right(
-        self, network: BundleModel, monkeypatch: pytest.MonkeyPatch, fault: str
-    ) -> None:
-        made = separator.Separator
+    def test_float64_tells_how_much_is_rounding_of_the_reference(self, network: BundleModel) -> None:
+        corpus = [Item.of(synthetic_song(network.spec, 1.0))]
+        found = compare(network, corpus, backend="torch", reference="float64")
+        assert "float64" in found.reference
+        assert list(found.reference_rounding_db) == list(STEMS)
+        for row, value in zip(found.signal, found.reference_rounding_db.values(), strict=True):
+            assert value is not None
+            assert 100 < value < 200
+            assert row.snr_db == pytest.approx(value, abs=10)  # the artifact is a float32 program too
+        assert compare(network, corpus, backend="torch").reference_rounding_db == {}
 
-        class Faulty(made):  # type: ignore[misc, valid-type]
-            def __init__(self, *args: Any, **kwargs: Any):
-                super().__init__(*args, **kwargs)
-                if fault == "window":
-                    self._stft._analysis = np.roll(self._stft._analysis, 1)
-                if fault == "hop":
-                    real = self._stft.forward
-                    self._stft.forward = lambda signal: real(np.roll(signal, 1, axis=-1))
-
-            def _stems(self, chunk: Any, spectrum: Any, out: Any) -> Any:
-                if fault == "nyquist":
-                    spectrum = spectrum.copy()
-                    spectrum[..., -1] += 1.0
-                return super()._stems(chunk, spectrum, out)
-
-            def stream(self) -> Any:
-                engine = super().stream()
-                if fault == "fade":
-                    engine._fade_in = engine._fade_in[::-1].copy()
-                return engine
-
-        monkeypatch.setattr(parity, "Separator", Faulty)
-        # Hard-panned full-band noise leaves no bin and no moment out.
-        noise = np.random.default_rng(0).standard_normal((2, RATE)).astype(np.float32) * 0.2
-        report = compare(network, [Song("noise", noise, {})], backend="torch")
-        assert not report.passed
-        assert not any(stem.passes(report.gate) for stem in report.stems[-1:])
-
-    @pytest.mark.parametrize(
-        "order", [[1, 0, 2, 3], [0, 2, 1, 3], [2, 3, 0, 1]], ids=["re im", "mixed", "l r"]
-    )
-    def test_planes_in_a_wrong_order_fail(
-        self, network: BundleModel, monkeypatch: pytest.MonkeyPatch, order: list[int]
-    ) -> None:
-        from tfswa.train.backend import TorchSession
-
-        real = TorchSession.infer
-        monkeypatch.setattr(TorchSession, "infer", lambda session, planes: real(session, planes)[:, :, order])
-        report = compare(network, [synthetic_song(network.spec, 0.5)], backend="torch")
-        assert not any(stem.passes(report.gate) for stem in report.stems)
-
-    def test_swapped_stems_fail(self, network: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        from tfswa.train.backend import TorchSession
-
-        real = TorchSession.infer
-        monkeypatch.setattr(TorchSession, "infer", lambda session, planes: real(session, planes)[:, ::-1])
-        report = compare(network, [synthetic_song(network.spec, 0.5)], backend="torch")
-        assert not report.passed
+    def test_several_artifacts_are_measured_beside_one_reference(self, network: BundleModel) -> None:
+        runs = [Run("torch"), Run("torch", BackendOptions("bf16")), Run("ort")]
+        missing: dict[str, str] = {}
+        seen: list[tuple[str, str]] = []
+        found = certify(
+            network,
+            [Item.of(synthetic_song(network.spec, 0.5))],
+            runs,
+            missing=missing,
+            listener=lambda song, run, right, found: seen.append((song.name, run)),
+        )
+        assert [certificate.name for certificate in found] == ["torch fp32", "torch bf16"]
+        assert list(missing) == ["ort fp32"]
+        assert "holds no onnx artifact" in missing["ort fp32"]
+        assert seen == [("synthetic, seed 0", "torch fp32"), ("synthetic, seed 0", "torch bf16")]
+        full, low = (certificate.worst_snr_db for certificate in found)
+        assert full is not None
+        assert low is not None
+        assert full > 100 > 60 > low
+        with pytest.raises(BackendUnavailable, match="holds no onnx artifact"):
+            certify(network, [Item.of(synthetic_song(network.spec, 0.5))], runs)
 
 
 class TestFigures:
     def test_what_is_identical_has_no_drift_at_all(self, measure: Measure) -> None:
-        report = measure(Fixed())
-        assert report.passed
-        for stem in report.stems:
-            assert stem.identical
-            assert stem.snr_db is None
-            assert stem.drift_db == 0.0
-            assert stem.reference_sdr_db == stem.sdr_db
+        found = measure(Fixed())
+        assert breaches(found) == []
+        assert all(row.identical and row.snr_db is None for row in (*found.graph, *found.signal))
+        assert all(row.peak_error == 0.0 for row in found.signal)
+        assert [row.drift_db for row in found.quality] == [0.0, 0.0]
+        assert [row.worst_drift_db for row in found.quality] == [0.0, 0.0]
+        assert all(dict(row.reference) == dict(row.artifact) for row in found.quality)
+        assert found.worst_snr_db is None
+        assert found.worst_drift_db == 0.0
 
     def test_a_known_error_gives_the_snr_it_must(self, measure: Measure) -> None:
-        report = measure(Fixed(lambda out: out * np.float32(1.001)))  # 60 dB below
-        for stem in report.stems:
-            assert stem.snr_db == pytest.approx(60.0, abs=0.5)
-            assert not stem.identical
-        assert not report.passed
-        assert measure(Fixed(lambda out: out * np.float32(1.001)), gate=Gate(55.0, 0.1)).passed
+        found = measure(Fixed(lambda out: out * np.float32(1.001)))  # 60 dB below
+        for row in (*found.graph, *found.signal):
+            assert row.snr_db == pytest.approx(60.0, abs=0.5)
+            assert not row.identical
+        for row in found.graph:
+            assert row.relative_error == pytest.approx(1e-3, rel=0.01)
+        for row in found.signal:
+            assert row.si_sdr_db is None or row.si_sdr_db > 80  # a scale is all that is wrong
+        assert {breach.level for breach in breaches(found)} >= {"graph", "signal"}
 
-    def test_drift_is_the_change_of_sdr_and_is_gated(self, measure: Measure) -> None:
-        worse = measure(Fixed(lambda out: out * np.float32(0.9)), gate=Gate(0.0, 1e-6))
-        drifts = [stem.drift_db for stem in worse.stems]
-        for stem in worse.stems:
-            assert stem.drift_db is not None
-            assert stem.sdr_db is not None
-            assert stem.reference_sdr_db is not None
-            assert stem.drift_db == stem.sdr_db - stem.reference_sdr_db
-        assert max(abs(drift) for drift in drifts if drift is not None) > 1e-3
-        assert not worse.passed
+    def test_the_worst_second_is_found_with_its_time(self, measure: Measure, model: BundleModel) -> None:
+        song = synthetic_song(model.spec, seconds=3.0)
+        calls = []
+
+        def spoil(out: Planes) -> Planes:
+            calls.append(1)
+            return out * np.float32(1.01 if 12 < len(calls) < 15 else 1.0001)
+
+        found = measure(Fixed(spoil), [song], axes=False)
+        _, step = seam_samples(model.spec)
+        second = 11 * step // RATE  # the graph is asked first, then chunk after chunk
+        for row in found.signal:
+            assert len(row.by_second_db) == 3
+            assert row.worst_second == second
+        assert {row.worst_window for row in found.quality} == {second}
+
+    def test_drift_is_the_change_of_sdr(self, measure: Measure) -> None:
+        found = measure(Fixed(lambda out: out * np.float32(0.9)))
+        for row in found.quality:
+            assert row.drift_db is not None
+            assert row.drift_db == row.artifact["sdr_u_db"] - row.reference["sdr_u_db"]
+        worst = max((row.drift_db for row in found.quality), key=abs)
+        assert found.worst_drift_db == worst
+        assert any(breach.level == "quality" for breach in breaches(found))
+
+    def test_museval_measures_songs_of_a_second_and_more(self, measure: Measure, model: BundleModel) -> None:
+        pytest.importorskip("museval", reason="museval is not installed")
+        from tfswa.runtime.evaluation import bsseval
+
+        try:
+            bsseval.require()
+        except BackendUnavailable as error:
+            pytest.skip(str(error))
+        found = measure(Fixed(), [synthetic_song(model.spec, seconds=2.0)])
+        for row in found.quality:
+            assert all(row.reference[f"{name}_c_db"] is not None for name in ("sdr", "sir", "sar"))
+            assert row.drift_c_db == 0.0
 
     def test_a_song_without_truth_is_measured_by_snr_alone(self, measure: Measure, song: Song) -> None:
-        report = measure(Fixed(), [dataclasses.replace(song, stems={})])
-        assert report.passed
-        assert all(stem.drift_db is None and stem.sdr_db is None for stem in report.stems)
+        found = measure(Fixed(), [dataclasses.replace(song, stems={})])
+        assert breaches(found) == []
+        assert found.quality == []
+        assert found.worst_drift_db is None
 
-    def test_nan_is_counted_and_fails_without_figures(self, measure: Measure) -> None:
+    def test_nan_is_counted_and_fails_without_figures(self, measure: Measure, song: Song) -> None:
         def spoil(out: Planes) -> Planes:
             out[0, 0, 0, 3, 4:7] = np.nan
             out[0, 1, 2, 3, 5] = np.inf
             return out
 
-        report = measure(Fixed(spoil))
-        assert not report.passed
-        for stem in report.stems:
-            assert stem.non_finite == 4
-            assert not stem.identical
-            assert stem.snr_db is stem.drift_db is stem.sdr_db is None
+        found = measure(Fixed(spoil))
+        assert found.non_finite == {f"a chunk of {song.name}": 4, song.name: 4}
+        assert found.signal == found.quality == []
+        assert [row.snr_db for row in found.graph] == [None, None]
+        assert {breach.level for breach in breaches(found)} == {"finite", "graph"}
 
-    def test_nan_that_the_inverse_never_looks_at_fails_too(self, measure: Measure) -> None:
+    def test_nan_that_the_inverse_never_looks_at_fails_too(self, measure: Measure, song: Song) -> None:
         def spoil(out: Planes) -> Planes:
             out[0, 0, 1, 3, 0] = np.nan  # imaginary part of the first bin: no real signal has one
             return out
 
-        report = measure(Fixed(spoil))
-        assert [stem.identical for stem in report.stems] == [True, True]
-        assert [stem.non_finite > 0 for stem in report.stems] == [True, True]
-        assert not report.passed
-
-    @pytest.mark.parametrize(
-        ("snr_db", "drift_db", "passes"),
-        [
-            (80.0, None, True),
-            (79.9, None, False),
-            (None, None, False),
-            (90.0, 0.01, True),
-            (90.0, -0.01, True),
-            (90.0, 0.011, False),
-            (90.0, -0.011, False),
-        ],
-    )
-    def test_a_gate_holds_both_ways(self, snr_db: Any, drift_db: Any, passes: bool) -> None:
-        stem = StemParity("song", "vocals", snr_db, False, None, None, drift_db, 0)
-        assert stem.passes(Gate(80.0, 0.01)) is passes
+        found = measure(Fixed(spoil))
+        assert all(row.identical for row in found.signal)
+        assert found.non_finite[song.name] > 0
+        assert any(breach.level == "finite" for breach in breaches(found))
 
     def test_nan_in_one_song_does_not_count_for_the_next(self, measure: Measure, song: Song) -> None:
         calls = []
 
         def spoil(out: Planes) -> Planes:
             calls.append(1)
-            if len(calls) == 1:
+            if len(calls) == 2:  # the first is the graph alone
                 out[:] = np.nan
             return out
 
-        report = measure(Fixed(spoil), [song, dataclasses.replace(song, name="second")])
-        assert [stem.non_finite > 0 for stem in report.stems] == [True, True, False, False]
-        assert [stem.passes(report.gate) for stem in report.stems] == [False, False, True, True]
-        assert not report.passed
+        found = measure(Fixed(spoil), [song, dataclasses.replace(song, name="second")])
+        assert found.non_finite[song.name] > 0 == found.non_finite["second"]
+        assert {row.item for row in found.signal} == {"second"}
+        assert {breach.item for breach in breaches(found)} == {song.name}
+
+    def test_two_songs_of_one_name_are_two_items(self, measure: Measure, song: Song) -> None:
+        found = measure(Fixed(), [song, song])
+        assert list(found.corpus) == [song.name, f"{song.name} (2)"]
+        assert {row.item for row in found.signal} == set(found.corpus)
+
+    def test_a_silent_song_among_others_is_judged_by_its_error(self, measure: Measure, song: Song) -> None:
+        silent = Song("silent", np.zeros_like(song.mixture), {})
+        found = measure(Fixed(), [song, silent])
+        assert {row.kind for row in found.signal if row.item == "silent"} == {"adversarial"}
+        assert breaches(found) == []
 
     @pytest.mark.parametrize("samples", [0, 4000])
     def test_silence_is_no_proof(self, measure: Measure, samples: int) -> None:
@@ -291,32 +249,117 @@ class TestFigures:
     def test_no_song_is_no_proof(self, measure: Measure) -> None:
         with pytest.raises(AudioError, match="the corpus holds no sound"):
             measure(Fixed(), [])
-        empty = dataclasses.replace(measure(Fixed()), stems=[])
-        assert not empty.passed
+        assert [str(b) for b in breaches(dataclasses.replace(measure(Fixed()), signal=[]))] == [
+            "signal: count of real songs on the corpus is 0, the limit is 1"
+        ]
 
-    @pytest.mark.parametrize(
-        ("precision", "snr_db", "drift_db", "gate"),
-        [
-            (None, None, None, Gate(80.0, 0.01)),
-            ("fp16", None, None, Gate(45.0, 0.05)),
-            ("fp16", 50.0, None, Gate(50.0, 0.05)),
-            ("int8", 20.0, 0.2, Gate(20.0, 0.2)),
-            ("fp32", None, 0.0, Gate(80.0, 0.0)),
-        ],
-    )
-    def test_gates(self, precision: Any, snr_db: Any, drift_db: Any, gate: Gate) -> None:
-        assert gate_for(precision, snr_db, drift_db) == gate
 
-    def test_a_precision_without_a_gate_wants_one(self) -> None:
-        with pytest.raises(UsageError, match="no default gate for precision 'int8'"):
-            gate_for("int8", 20.0)
+class TestAxes:
+    def test_an_item_that_leaks_into_the_next_of_its_batch(self, measure: Measure) -> None:
+        def spoil(out: Planes) -> Planes:
+            out[1:] += np.float32(1e-2) * out[:-1]
+            return out
 
-    @pytest.mark.parametrize(
-        "limits", [(np.nan, 0.1), (np.inf, 0.1), (80.0, np.nan), (80.0, np.inf), (80, -1)]
-    )
-    def test_limits_are_finite(self, limits: tuple[float, float]) -> None:
-        with pytest.raises(UsageError, match="give finite numbers"):
-            Gate(*limits)
+        found = measure(Fixed(spoil))
+        wrong = [(axis.axis, axis.value) for axis in found.axes if not axis.identical]
+        assert wrong == [("batch", 2), ("batch", 4)]
+        assert {breach.level for breach in breaches(found)} == {"axes"}
+
+    def test_one_that_gives_something_else_each_time(self, measure: Measure) -> None:
+        random = np.random.default_rng(0)
+        found = measure(Fixed(lambda out: out * np.float32(1 + 1e-6 * random.standard_normal())))
+        again = found.axes[0]
+        assert (again.axis, again.identical) == ("again", False)
+        assert again.snr_db is not None
+        assert again.snr_db > 100
+        assert breaches(found) == []  # stated, and within the gate
+
+    def test_one_thread_is_for_that_run_alone(self, network: BundleModel) -> None:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            found = compare(
+                network,
+                [Item.of(synthetic_song(network.spec, 0.5))],
+                backend="torch",
+                options=BackendOptions(threads=2),
+            )
+            assert [axis.value for axis in found.axes if axis.axis == "threads"] == [1]
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
+
+    def test_they_can_be_left_out(self, measure: Measure) -> None:
+        assert measure(Fixed(), axes=False).axes == []
+
+
+class TestCorpus:
+    def test_it_covers_the_difficult_and_is_the_same_each_time(self, model: BundleModel) -> None:
+        first, second = (adversaries(model.spec) for _ in range(2))
+        assert [item.load().sha256 for item in first] == [item.load().sha256 for item in second]
+        assert len({item.name for item in first}) == len(first) >= 20
+        other = {item.name: item.load().sha256 for item in adversaries(model.spec, seed=1)}
+        assert any(other[item.name] != item.load().sha256 for item in first)
+        kept, step = seam_samples(model.spec)
+        lengths = {item.load().mixture.shape[-1] for item in first}
+        assert {
+            1,
+            2,
+            3,
+            4,
+            5,
+            kept - 1,
+            kept,
+            kept + 1,
+            kept + step - 1,
+            kept + step,
+            kept + step + 1,
+        } <= lengths
+        for item in first:
+            mixture = item.load().mixture
+            assert mixture.dtype == np.float32
+            assert np.abs(mixture).max() <= 1.0
+            assert item.kind == "adversarial"
+
+    def test_their_lengths_are_those_at_which_a_chunk_is_added(
+        self, model: BundleModel, measure: Measure
+    ) -> None:
+        counted = []
+
+        def spoil(out: Planes) -> Planes:
+            counted.append(len(out))
+            return out
+
+        kept, step = seam_samples(model.spec)
+        noise = np.random.default_rng(0).standard_normal((2, kept + step + 1)).astype(np.float32)
+        chunks = []
+        for samples in (kept, kept + 1, kept + step, kept + step + 1):
+            counted.clear()
+            measure(Fixed(spoil), [Song("noise", noise[:, :samples], {})], axes=False)
+            chunks.append(sum(counted) - 1)  # one was the graph alone
+        assert chunks == [1, 2, 2, 3]
+
+    def test_a_mono_model_has_no_left_and_right(self) -> None:
+        spec = ModelSpec(family="none", stems=("a",), channels=1, stft=STFT, chunk=CHUNK)
+        names = [item.name for item in adversaries(spec)]
+        assert "left only" not in names
+        assert {item.load().mixture.shape[0] for item in adversaries(spec)} == {1}
+
+    def test_songs_are_read_when_their_turn_comes(self, model: BundleModel, tmp_path: Path) -> None:
+        import soundfile
+
+        for name in ("a", "b"):
+            soundfile.write(tmp_path / f"{name}.wav", np.full((800, 2), 0.1), RATE)
+        items = songs(tmp_path, model.spec)
+        (tmp_path / "b.wav").unlink()
+        assert [item.name for item in items] == ["a.wav", "b.wav"]
+        assert items[0].load().mixture.any()
+        with pytest.raises(AudioError, match=r"b\.wav cannot be opened"):
+            items[1].load()
+        (only,) = songs(None, model.spec)
+        assert only.name.startswith("synthetic")
 
 
 class TestRefusals:
@@ -327,11 +370,11 @@ class TestRefusals:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(f"model/extra/{METADATA}.json", embed(model.spec, "fp32", "digest"))
         with pytest.raises(UsageError, match="parity needs the bundle"):
-            compare(open_model(path), [song], backend="torchscript")
+            compare(open_model(path), [Item.of(song)], backend="torchscript")
 
     def test_an_unknown_reference_is_named(self, model: BundleModel, song: Song) -> None:
         with pytest.raises(UsageError, match=r"unknown reference 'jax': choose one of .*torch"):
-            compare(model, [song], backend="torch", reference="jax")
+            compare(model, [Item.of(song)], backend="torch", reference="jax")
 
     def test_a_reference_without_its_library(
         self, model: BundleModel, song: Song, monkeypatch: pytest.MonkeyPatch
@@ -342,173 +385,6 @@ class TestRefusals:
             def load(self) -> None:
                 raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-        monkeypatch.setattr(parity, "entry_points", lambda group: [Point()])
+        monkeypatch.setattr(reference_module, "entry_points", lambda group: [Point()])
         with pytest.raises(BackendUnavailable, match=r"needs torch: pip install 'tfswa\[torch\]'"):
-            compare(model, [song], backend="ort")
-
-
-def seal(model: BundleModel) -> BundleModel:
-    """The same bundle, sealed."""
-    model.bundle.seal()
-    return dataclasses.replace(model, bundle=Bundle.open(model.bundle.path))
-
-
-def reopen(model: BundleModel) -> BundleModel:
-    return dataclasses.replace(model, bundle=Bundle.open(model.bundle.path))
-
-
-class TestEvidence:
-    def test_is_stored_in_the_bundle_and_read_back(self, model: BundleModel, measure: Measure) -> None:
-        report = measure(Fixed())
-        path = store(model, report)
-        assert path == model.bundle.path / EVIDENCE
-        (run,) = read_evidence(reopen(model))
-        assert run == json.loads(json.dumps(report.to_dict()))
-        assert run["passed"] is True
-        assert run["source"] == model.bundle.digest
-        assert run["artifact_sha256"] == "a" * 64
-        assert set(run["versions"]) == {"tfswa", "fixed"}
-
-    def test_is_json_without_nan_even_for_nan(self, model: BundleModel, measure: Measure) -> None:
-        def spoil(out: Planes) -> Planes:
-            return out * np.float32(np.nan)
-
-        path = store(model, measure(Fixed(spoil)))
-
-        def refuse(name: str) -> None:
-            raise AssertionError(name)
-
-        (run,) = json.loads(path.read_text(), parse_constant=refuse)["runs"]
-        assert run["passed"] is False
-        assert run["stems"][0]["non_finite"] > 0
-        assert run["stems"][0]["snr_db"] is None
-        assert run["stems"][0]["passed"] is False
-
-    def test_the_same_combination_replaces_and_others_stay(
-        self, model: BundleModel, measure: Measure
-    ) -> None:
-        store(model, measure(Fixed()))
-        store(model, measure(Fixed(name="other", artifact=("model.other", "b" * 64))))
-        store(model, measure(Fixed(), options=BackendOptions(threads=2)))
-        failed = measure(Fixed(lambda out: out[:, ::-1]))
-        store(model, failed)
-        runs = read_evidence(model)
-        found = [(run["backend"], run["threads"], run["passed"]) for run in runs]
-        assert found == [("other", None, True), ("fixed", 2, True), ("fixed", None, False)]
-
-    def test_other_versions_and_songs_stay_beside_it(
-        self, model: BundleModel, measure: Measure, song: Song
-    ) -> None:
-        store(model, measure(Fixed()))
-        store(model, measure(Fixed(versions={"fixed": "2.0"})))
-        store(model, measure(Fixed(), [dataclasses.replace(song, stems={})]))
-        store(model, measure(Fixed(), batch=2))
-        assert len(read_evidence(model)) == 4
-
-    def test_a_file_has_none(self, model: BundleModel) -> None:
-        assert read_evidence(model) == []
-
-    @pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema": 1}'])
-    def test_damage_is_an_error_that_measuring_again_mends(
-        self, model: BundleModel, measure: Measure, damage: str
-    ) -> None:
-        report = measure(Fixed())
-        (store(model, report)).write_text(damage)
-        with pytest.raises(BundleError, match=EVIDENCE):
-            read_evidence(model)
-        store(model, report)
-        assert len(read_evidence(reopen(model))) == 1
-
-    def test_damage_that_is_in_the_manifest_too(self, model: BundleModel) -> None:
-        model.bundle.add(EVIDENCE, lambda path: path.write_text('{"schema": 1}') and None, kind="evidence")
-        with pytest.raises(BundleError, match=r"damaged .*run `tfx parity` again"):
-            read_evidence(model)
-
-    def test_evidence_of_another_schema_is_not_ours_to_read(self, model: BundleModel) -> None:
-        text = '{"schema": 99, "runs": [{}]}'
-        model.bundle.add(EVIDENCE, lambda path: path.write_text(text) and None, kind="evidence")
-        assert read_evidence(model) == []
-
-    def test_that_of_a_sealed_bundle_goes_to_the_users_cache(
-        self, model: BundleModel, song: Song, measure: Measure, private_cache: Path
-    ) -> None:
-        report = measure(Fixed())
-        sealed = seal(model)
-        before = {path.name: path.read_bytes() for path in sealed.bundle.path.iterdir()}
-        path = store(sealed, report)
-        assert private_cache in path.parents
-        assert {path.name: path.read_bytes() for path in sealed.bundle.path.iterdir()} == before
-        assert len(read_evidence(reopen(sealed))) == 1
-        store(sealed, report)
-        assert len(read_evidence(reopen(sealed))) == 1
-
-
-class TestDescription:
-    """What `tfx separate` says of the combination that it runs."""
-
-    def test_of_a_combination_that_passed(self, model: BundleModel, measure: Measure) -> None:
-        report = measure(Fixed(lambda out: out * np.float32(1.00001)))
-        store(model, report)
-        text = describe_evidence(model, Fixed(), BackendOptions())
-        assert text == f"parity passed (100 dB SNR, {report.date[:10]})"
-        store(model, measure(Fixed()))
-        assert describe_evidence(model, Fixed(), BackendOptions()).startswith("parity passed (identical, ")
-
-    def test_without_any(self, model: BundleModel) -> None:
-        text = describe_evidence(model, Fixed(), BackendOptions())
-        assert text == f"no passing parity evidence here: run `tfx parity {model.name} --backend fixed`"
-
-    def test_of_one_that_failed(self, model: BundleModel, measure: Measure) -> None:
-        store(model, measure(Fixed(lambda out: out[:, ::-1])))
-        assert describe_evidence(model, Fixed(), BackendOptions()).startswith("no passing parity evidence")
-
-    @pytest.mark.parametrize(
-        ("session", "options"),
-        [
-            (Fixed(artifact=("model.fixed", "b" * 64)), BackendOptions()),
-            (Fixed(artifact=("model.fp16", "a" * 64)), BackendOptions()),
-            (Fixed(versions={"fixed": "1.1"}), BackendOptions()),
-            (Fixed(versions={}), BackendOptions()),
-            (Fixed(versions={"fixed": "1.0", "driver": "5"}), BackendOptions()),
-            (Fixed(name="other"), BackendOptions()),
-            (Fixed(), BackendOptions(device="cuda")),
-            (Fixed(), BackendOptions(precision="fp16")),
-        ],
-        ids=["hash", "file", "version", "no version", "more versions", "backend", "device", "precision"],
-    )
-    def test_of_another_combination(
-        self, model: BundleModel, measure: Measure, session: Fixed, options: BackendOptions
-    ) -> None:
-        store(model, measure(Fixed()))
-        assert "passed (" in describe_evidence(model, Fixed(), BackendOptions(precision="fp32"))
-        assert describe_evidence(model, session, options).startswith("no passing parity evidence")
-
-    def test_of_another_chunking_of_the_same_weights(self, model: BundleModel, measure: Measure) -> None:
-        store(model, measure(Fixed()))
-        text = (model.bundle.path / EVIDENCE).read_text()
-        spec = dataclasses.replace(model.spec, chunk=dataclasses.replace(CHUNK, context=0))
-        weights = model.bundle.weights()
-        other = Bundle.create(model.bundle.path, spec, weights, force=True)
-        other.add(EVIDENCE, lambda path: path.write_text(text) and None, kind="evidence")
-        changed = dataclasses.replace(model, bundle=other)
-        assert describe_evidence(changed, Fixed(), BackendOptions()).startswith("no passing parity")
-
-    def test_of_another_tfx(
-        self, model: BundleModel, measure: Measure, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        store(model, measure(Fixed()))
-        monkeypatch.setattr(parity, "version", lambda name: "99.0")
-        assert describe_evidence(model, Fixed(), BackendOptions()).startswith("no passing parity")
-
-    def test_damaged_evidence_is_no_reason_not_to_separate(
-        self, model: BundleModel, measure: Measure
-    ) -> None:
-        store(model, measure(Fixed())).write_text("{")
-        text = describe_evidence(model, Fixed(), BackendOptions())
-        assert text == f"the parity evidence is damaged: run `tfx parity {model.name} --backend fixed`"
-
-
-def test_the_manifest_knows_the_evidence(model: BundleModel, measure: Measure) -> None:
-    store(model, measure(Fixed()))
-    listed = json.loads((model.bundle.path / MANIFEST).read_text())["files"]
-    assert listed[EVIDENCE]["kind"] == "evidence"
+            compare(model, [Item.of(song)], backend="ort")

@@ -1,0 +1,203 @@
+"""Gates: what figures must reach. The defaults are in ``gates.toml``; nothing else holds a limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfswa.runtime.errors import ConfigError, UsageError, reason
+
+if TYPE_CHECKING:
+    from tfswa.runtime.parity.certificate import Certificate
+
+DEFAULTS = Path(__file__).with_name("gates.toml")
+STEMS = "stems"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one stem must reach in one precision; ``gates.toml`` says what each limit means.
+
+    Raises:
+        UsageError: a limit that is no number, or a drift or an error below 0.
+    """
+
+    snr_db: float = -math.inf
+    drift_db: float = math.inf
+    error: float = math.inf
+    ignore_below_sdr_db: float = -math.inf
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+                raise UsageError(f"gate {name} is {value!r}: give a number")
+        if self.drift_db < 0 or self.error < 0:
+            raise UsageError(f"gates drift_db {self.drift_db:g}, error {self.error:g}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class Gates:
+    """All gates of a file.
+
+    Attributes:
+        source: where they are from, for messages.
+        precisions: gates of all stems, by precision.
+        stems: gates of one stem, by precision and name.
+        non_finite: how many NaN and Inf are let through.
+    """
+
+    source: str
+    precisions: Mapping[str, Gate]
+    stems: Mapping[tuple[str, str], Gate] = field(default_factory=dict)
+    non_finite: int = 0
+
+    def of(self, precision: str, stem: str = "") -> Gate:
+        """The gate of a precision, or of one stem in it.
+
+        Raises:
+            UsageError: the file has none for the precision.
+        """
+        if precision not in self.precisions:
+            raise UsageError(
+                f"{self.source} has no gate for precision {precision!r}, it has "
+                f"{', '.join(self.precisions)}: add a table of that name, see --gates"
+            )
+        return self.stems.get((precision, stem), self.precisions[precision])
+
+
+@functools.cache
+def default_gates() -> Gates:
+    """Those of ``gates.toml``."""
+    return load_gates(DEFAULTS)
+
+
+def gate_for(precision: str | None) -> Gate:
+    """The default gate of a precision; None is fp32.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return default_gates().of(precision or "fp32")
+
+
+def load_gates(path: Path) -> Gates:
+    """Read gates; what a table leaves out is not judged.
+
+    Raises:
+        ConfigError: not TOML, an unknown key, or a limit that is no number.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"gates {path} cannot be read: {reason(error)}") from error
+    non_finite = tables.pop("non_finite", 0)
+    if type(non_finite) is not int or non_finite < 0:
+        raise ConfigError(f"gates {path}: non_finite is {non_finite!r}, it must be a whole number, 0 or more")
+    precisions: dict[str, Gate] = {}
+    stems: dict[tuple[str, str], Gate] = {}
+    for precision, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"gates {path}: {precision!r} is no table of limits: write [fp32] above them")
+        own = dict(table)
+        for stem, limits in _table(own.pop(STEMS, {}), path, f"{precision}.{STEMS}").items():
+            stems[precision, stem] = _gate(
+                {**own, **_table(limits, path, f"{precision}.{STEMS}.{stem}")}, path
+            )
+        precisions[precision] = _gate(own, path)
+    return Gates(str(path) if path != DEFAULTS else "gates.toml", precisions, stems, non_finite)
+
+
+def _table(value: Any, path: Path, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"gates {path}: {name} is {value!r}, it must be a table")
+    return value
+
+
+def _gate(limits: Mapping[str, Any], path: Path) -> Gate:
+    known = [limit.name for limit in dataclasses.fields(Gate)]
+    unknown = sorted(set(limits) - set(known))
+    if unknown:
+        raise ConfigError(f"gates {path}: unknown key {unknown[0]!r}, known are {', '.join(known)}, {STEMS}")
+    try:
+        return Gate(**limits)
+    except UsageError as error:
+        raise ConfigError(f"gates {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Breach:
+    """One figure that does not reach its gate.
+
+    Attributes:
+        level: ``graph``, ``signal``, ``quality``, ``axes`` or ``finite``.
+        item: of the corpus, or what was varied.
+        stem: its name; empty where all are meant.
+        figure: which one.
+        value: what it is; None where it is not defined.
+        limit: what it had to reach.
+    """
+
+    level: str
+    item: str
+    stem: str
+    figure: str
+    value: float | None
+    limit: float
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        value = "undefined" if self.value is None else f"{self.value:.4g}"
+        of = f" of {self.stem}" if self.stem else ""
+        return f"{self.level}: {self.figure}{of} on {self.item} is {value}, the limit is {self.limit:g}"
+
+
+def judge(certificate: Certificate, gates: Gates) -> list[Breach]:
+    """Every figure that does not reach its gate; a certificate passes if there is none.
+
+    Raises:
+        UsageError: there is no gate for the certificate's precision.
+    """
+    precision = certificate.precision
+    of = functools.partial(gates.of, precision)
+    of()  # says so even where nothing was measured
+    breaches = list(_alike(certificate.graph, "graph", of))
+    breaches += _alike([row for row in certificate.signal if row.kind == "real"], "signal", of)
+    for row in certificate.signal:
+        limit = of(row.stem).error
+        if row.kind != "real" and not (row.peak_error is not None and row.peak_error <= limit):
+            breaches.append(Breach("signal", row.item, row.stem, "peak error", row.peak_error, limit))
+    for song in certificate.quality:
+        gate, drift = of(song.stem), song.drift_db
+        low = song.reference.get("sdr_u_db")
+        if drift is None or (low is not None and low < gate.ignore_below_sdr_db):
+            continue  # None: the truth is silent, or the estimate is; its SNR was judged
+        if abs(drift) > gate.drift_db:
+            breaches.append(Breach("quality", song.item, song.stem, "drift in dB", drift, gate.drift_db))
+    for axis in certificate.axes:
+        if not axis.identical and not (axis.snr_db is not None and axis.snr_db >= of().snr_db):
+            breaches.append(
+                Breach("axes", f"{axis.axis} {axis.value}", "", "SNR in dB", axis.snr_db, of().snr_db)
+            )
+    for item, count in certificate.non_finite.items():
+        if count > gates.non_finite:
+            breaches.append(Breach("finite", item, "", "count of NaN and Inf", count, gates.non_finite))
+    if not any(row.kind == "real" for row in certificate.signal) and not breaches:
+        breaches.append(Breach("signal", "the corpus", "", "count of real songs", 0, 1))
+    return breaches
+
+
+def _alike(rows: Sequence[Any], level: str, of: Any) -> Iterator[Breach]:
+    for row in rows:
+        limit = of(row.stem).snr_db
+        if row.identical or limit == -math.inf or (row.snr_db is not None and row.snr_db >= limit):
+            continue
+        error = getattr(row, "peak_error", None)
+        if row.snr_db is None and error is not None and error <= of(row.stem).error:
+            continue  # the reference is silent: no SNR is defined
+        yield Breach(level, row.item, row.stem, "SNR in dB", row.snr_db, limit)

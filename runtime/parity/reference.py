@@ -1,0 +1,46 @@
+"""What parity is measured against; found through the entry-point group ``tfswa.references``."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.models import Model
+
+REFERENCES = "tfswa.references"
+
+
+class Reference(Protocol):
+    """A model's network on a host of its own."""
+
+    description: str
+
+    def __init__(self, model: Model): ...
+
+    def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``[C, N] -> [S, C, N]``."""
+
+    def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.floating]:
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
+
+
+def load_reference(name: str) -> type[Reference]:
+    """Find a reference by name.
+
+    Raises:
+        UsageError: no such reference.
+        BackendUnavailable: its library is missing.
+    """
+    known = {point.name: point for point in entry_points(group=REFERENCES)}
+    if name not in known:
+        raise UsageError(f"unknown reference {name!r}: choose one of {', '.join(sorted(known))}")
+    try:
+        return cast(type[Reference], known[name].load())
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"reference {name} needs {error.name}: pip install 'tfswa[torch]'"
+        ) from error

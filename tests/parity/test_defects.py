@@ -1,0 +1,186 @@
+"""The mutation check: defects that real deployments had, planted one by one, and the gate that catches each.
+
+A network whose weights are all at work (the small residual branches of a fresh one would hide faults) runs as
+its own artifact, where it passes every gate. Each defect is then planted in the artifact or its host alone.
+A stale engine comes not as far: it is refused when it is loaded, see tests/runtime/test_trt.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from parity_fakes import CHUNK, HYPER, RATE, STFT
+
+torch = pytest.importorskip("torch", reason="torch is not installed: artifact and reference are networks")
+
+from tfswa.runtime import overlap, separator, stft  # noqa: E402
+from tfswa.runtime.bundle import Bundle  # noqa: E402
+from tfswa.runtime.models import BundleModel  # noqa: E402
+from tfswa.runtime.parity import Certificate, Item, compare, judge  # noqa: E402
+from tfswa.runtime.parity.gates import default_gates  # noqa: E402
+from tfswa.runtime.truth import Song  # noqa: E402
+from tfswa.train.backend import TorchSession, new_bundle  # noqa: E402
+from tfswa.train.blocks.window import WindowAttention  # noqa: E402
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+STEMS = ("vocals", "accompaniment")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> BundleModel:
+    folder = tmp_path_factory.mktemp("defects")
+    hyper = {**HYPER, "depths": [2, 2]}  # every second block has shifted windows
+    fresh = new_bundle("tfswa_lite", folder / "fresh.tfx", hyper=hyper, stft=STFT, chunk=CHUNK)
+    random = np.random.default_rng(0)
+    weights = {
+        name: (value + 0.2 * random.standard_normal(value.shape)).astype(np.float32)
+        for name, value in fresh.weights().items()
+    }
+    weights["std"] = np.abs(weights["std"]) + 0.5
+    path = folder / "model.tfx"
+    return BundleModel(str(path), Bundle.create(path, fresh.spec, weights))
+
+
+@pytest.fixture(scope="module")
+def song() -> Song:
+    """Noise over all bins, louder and softer, in two channels that differ: nothing is left out."""
+    random = np.random.default_rng(1)
+    level = 0.1 + 0.1 * np.sin(np.arange(RATE) / 700)
+    stems = {stem: (level * random.standard_normal((2, RATE))).astype(np.float32) for stem in STEMS}
+    return Song("noise", stems["vocals"] + stems["accompaniment"], stems)
+
+
+def in_the_network(change: Callable[[Any], None]) -> Plant:
+    """Change the artifact's network; the reference has its own."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        made = TorchSession.__init__
+
+        def init(session: Any, *given: Any) -> None:
+            made(session, *given)
+            change(session._network)
+
+        patch.setattr(TorchSession, "__init__", init)
+
+    return plant
+
+
+def in_its_output(change: Callable[[Any], Any]) -> Plant:
+    """Change what the artifact gives, ``[B, S, 2*C, T, F]``."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        made = TorchSession.infer
+        patch.setattr(TorchSession, "infer", lambda session, planes: change(made(session, planes).copy()))
+
+    return plant
+
+
+def in_the_host(target: Any, name: str, change: Callable[[Any], Any]) -> Plant:
+    """Replace a function of the host by one made from it; the reference has a host of its own."""
+    return lambda patch: patch.setattr(target, name, change(getattr(target, name)))
+
+
+def unmask(network: Any) -> None:
+    shifted = [module for module in network.modules() if isinstance(module, WindowAttention) and module.shift]
+    assert shifted
+    for module in shifted:
+        module.masks.zero_()
+
+
+def overflow(network: Any) -> None:
+    """float16 without a plan: a factor that nobody looked at takes a result beyond 65,504."""
+    module = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    module.register_forward_hook(lambda module, given, out: (out * 1e5).half().float() * 1e-5)
+
+
+def older(network: Any) -> None:
+    """What was built from an older checkpoint."""
+    for parameter in network.parameters():
+        parameter.data *= 1.001
+
+
+def statistics(network: Any) -> None:
+    network.mean.zero_()
+    network.std.fill_(1.0)
+
+
+def leak(out: Any) -> Any:
+    out[1:] += np.float32(0.01) * out[:-1]
+    return out
+
+
+def one_seam(real: Callable[..., Any]) -> Callable[..., Any]:
+    """The third chunk fades in the wrong way round."""
+    blended: list[Any] = []
+
+    def blend(engine: Any, output: Any) -> Any:
+        blended.append(engine)
+        right = engine._fade_in
+        if blended.count(engine) == 3:
+            engine._fade_in = right[::-1].copy()
+        try:
+            return real(engine, output)
+        finally:
+            engine._fade_in = right
+
+    return blend
+
+
+def without_nyquist(real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda planes, nyquist: real(planes, np.zeros_like(nyquist))
+
+
+def symmetric(length: int) -> Any:
+    return np.sin(np.pi * np.arange(length) / (length - 1)) ** 2
+
+
+def rolled(real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda length: np.roll(real(length), 1)
+
+
+def one_hop_late(real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda transform, signal: np.roll(real(transform, signal), 1, axis=-2)
+
+
+DEFECTS: dict[str, tuple[Plant, str]] = {
+    "window off by one sample": (in_the_host(stft, "_hann", rolled), "signal"),
+    "symmetric for periodic Hann": (in_the_host(stft, "_hann", lambda real: symmetric), "signal"),
+    "hop off by one frame": (in_the_host(stft.Stft, "forward", one_hop_late), "signal"),
+    "swapped stems": (in_its_output(lambda out: out[:, ::-1]), "graph"),
+    "swapped real and imaginary parts": (in_its_output(lambda out: out[:, :, [1, 0, 3, 2]]), "graph"),
+    "swapped channels": (in_its_output(lambda out: out[:, :, [2, 3, 0, 1]]), "graph"),
+    "overlap weights of one chunk": (in_the_host(overlap.OverlapAdd, "_blend", one_seam), "signal"),
+    "Nyquist bin not restored": (in_the_host(separator, "unpack", without_nyquist), "signal"),
+    "leak between the items of a batch": (in_its_output(leak), "axes"),
+    "shift mask missing": (in_the_network(unmask), "graph"),
+    "float16 overflow": (in_the_network(overflow), "finite"),
+    "artifact of older weights": (in_the_network(older), "graph"),
+    "wrong normalisation statistics": (in_the_network(statistics), "graph"),
+}
+
+
+def measured(model: BundleModel, song: Song) -> Certificate:
+    stft._gain.cache_clear()  # it is made of the window, which a defect may change
+    try:
+        return compare(model, [Item.of(song)], backend="torch")
+    finally:
+        stft._gain.cache_clear()
+
+
+def test_without_a_defect_nothing_is_found(model: BundleModel, song: Song) -> None:
+    assert judge(measured(model, song), default_gates()) == []
+
+
+@pytest.mark.parametrize("name", list(DEFECTS))
+def test_each_defect_is_caught_by_its_gate(
+    model: BundleModel, song: Song, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    plant, level = DEFECTS[name]
+    plant(monkeypatch)
+    found = judge(measured(model, song), default_gates())
+    assert level in {breach.level for breach in found}
+    if level in ("signal", "axes"):  # the network itself is right
+        assert "graph" not in {breach.level for breach in found}
