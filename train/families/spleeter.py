@@ -233,6 +233,8 @@ SPLEETER = Family(
     "a U-Net of strided convolutions per stem, soft masks, 19.6M",
     SpleeterHyper,
     Spleeter,
-    # Chunks are 448 frames apart, a multiple of 64: neighbours lie on one grid of strides.
-    chunk=ChunkSpec(frames=512, context=28, fade=7, multiple=64),
+    # What a network of strides gives depends on where in their grid a frame lies: 448 frames from chunk to chunk,
+    # a multiple of 64, are one grid for all. The edges, the least certain, have the smallest weights of a long
+    # fade. Measured on 80 s of four songs: within 0.1 dB of 28 frames of context and a fade of 7.
+    chunk=ChunkSpec(frames=512, context=0, fade=63, multiple=64),
 )
