@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import build_opener
 
 from tfswa.runtime.atomic import folder, writing
 from tfswa.runtime.bundle import sha256_of, writable
@@ -67,9 +68,14 @@ class Download:
         place = self.place
         if place.is_file() and sha256_of(place) == self.sha256:
             return place
-        with writable(place), folder(place.parent), writing(place) as stream:
+        with (
+            writable(place),
+            folder(place.parent),
+            writing(place) as stream,
+            closing(self._blocks()) as blocks,
+        ):
             digest, count = hashlib.sha256(), 0
-            for block in self._blocks():
+            for block in blocks:
                 stream.write(block)
                 digest.update(block)
                 report(count := count + len(block))
@@ -80,19 +86,19 @@ class Download:
                 )
         return place
 
-    def _blocks(self) -> Iterator[bytes]:
+    def _blocks(self) -> Generator[bytes, None, None]:
         """What the network gives, one byte more than the file at most."""
         left = self.size_bytes + 1
         try:
-            with urlopen(self.url, timeout=TIMEOUT_SECONDS) as response:
+            with build_opener().open(self.url, timeout=TIMEOUT_SECONDS) as response:
                 while left and (block := response.read(min(left, BLOCK_BYTES))):
                     left -= len(block)
                     yield block
         except (OSError, HTTPException, ValueError) as error:  # a proxy that is no address is a ValueError
-            inner = (
-                error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
-            )
-            why = reason(inner) if isinstance(inner, BaseException) else inner
+            if isinstance(error, HTTPError):
+                error.close()  # it holds the connection
+            inner = getattr(error, "reason", None)  # what urllib has wrapped
             raise TfxError(
-                f"{self.url} could not be fetched ({why}): see to the network, or {self.by_hand}"
+                f"{self.url} could not be fetched ({reason(inner if isinstance(inner, OSError) else error)}): "
+                f"see to the network, or {self.by_hand}"
             ) from error
