@@ -233,8 +233,8 @@ SPLEETER = Family(
     "a U-Net of strided convolutions per stem, soft masks, 19.6M",
     SpleeterHyper,
     Spleeter,
-    # What strides give depends on where in their grid a frame lies: 448 frames between chunks, a multiple
-    # of 64, are one grid. The edges, the least certain, have the smallest weights of a long fade. On 80 s of
-    # four songs that scores within 0.1 dB of what 28 frames of context and a fade of 7 do.
+    # What strides give depends on where in their grid a frame lies: 448 frames between chunks, a multiple of
+    # 64, are one grid. The edges, the least certain, weigh least in a long fade: on 80 s of four
+    # songs it scores 4.28 dB for vocals on average, 28 frames of context and a fade of 7 score 4.27 dB.
     chunk=ChunkSpec(frames=512, context=0, fade=63, multiple=64),
 )

@@ -98,7 +98,7 @@ class Download:
             if isinstance(error, HTTPError):
                 error.close()  # it holds the connection
             inner = getattr(error, "reason", None)  # what urllib has wrapped
+            why = reason(inner if isinstance(inner, OSError) else error)
             raise TfxError(
-                f"{self.url} could not be fetched ({reason(inner if isinstance(inner, OSError) else error)}): "
-                f"see to the network, or {self.by_hand}"
+                f"{self.url} could not be fetched ({why}): see to the network, or {self.by_hand}"
             ) from error
