@@ -6,12 +6,13 @@ import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from keyword import iskeyword
 
 import click
 
 from tfswa.runtime.errors import BackendUnavailable, TfxError
 
-# name -> (module, attribute, what it does): nothing is imported until a command runs.
+# name -> (module, what it does): nothing is imported until a command runs.
 COMMANDS = {
     "separate": ("tfswa.runtime.commands.separate", "Separate songs into stems."),
     "parity": ("tfswa.runtime.commands.parity", "Measure in dB what an artifact lost against eager torch."),
@@ -22,10 +23,17 @@ COMMANDS = {
     "models": ("tfswa.runtime.commands.models", "List the models and families that are at hand."),
     "train": ("tfswa.train.cli", "Train a network from a configuration file."),
     "new": ("tfswa.train.cli", "Make a bundle with untrained weights."),
+    "import": ("tfswa.train.importers.cli", "Make bundles of weights that others published."),
     "data": ("tfswa.train.data.cli", "Check, hear and fetch training data."),
     "export": ("tfswa.export.cli", "Export a bundle to ONNX or TorchScript."),
     "build-engine": ("tfswa.export.cli", "Build a TensorRT engine from a bundle's ONNX graph."),
 }
+
+
+def attribute(command: str) -> str:
+    """Name of a command's function; that of one which is a word of Python's own ends in ``_``."""
+    name = command.replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
 
 
 class LazyGroup(click.Group):
@@ -41,7 +49,7 @@ class LazyGroup(click.Group):
             return None
         module = COMMANDS[cmd_name][0]
         try:
-            command: click.Command = getattr(import_module(module), cmd_name.replace("-", "_"))
+            command: click.Command = getattr(import_module(module), attribute(cmd_name))
         except ModuleNotFoundError as error:
             raise _missing(cmd_name, error) from error
         return command

@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 
 from tfswa.runtime.bundle import MANIFEST, Bundle, sha256_of
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.machine import user_cache
 from tfswa.runtime.spec import ModelSpec
 
 METADATA = "tfx"  # key of metadata_props in ONNX; name of the extra file in TorchScript is tfx.json
@@ -113,8 +114,15 @@ class FileModel:
 
 
 def model_names() -> dict[str, Path]:
-    """Models that have a name, and where their bundles lie."""
-    return {DEMO: Path(__file__).parent / "demo.tfx"}
+    """Models that have a name, and where their bundles lie: the embedded one, and what was given a name."""
+    embedded = {DEMO: Path(__file__).parent / "demo.tfx"}
+    given = sorted(path.parent for path in named_model("*").parent.glob(f"*.tfx/{MANIFEST}"))
+    return {**embedded, **{path.stem: path for path in given if path.stem not in embedded}}
+
+
+def named_model(name: str) -> Path:
+    """Where a bundle lies, or is to be put, so that ``name`` means it."""
+    return user_cache() / "models" / f"{name}.tfx"
 
 
 def open_model(name: str | Path) -> BundleModel | FileModel:

@@ -254,7 +254,7 @@ def test_module_and_command_are_one() -> None:
 def test_every_command_and_every_option_is_explained(name: str) -> None:
     module = cli.COMMANDS[name][0]
     assert module in MODULES, f"{name} names {module}, which is not there"
-    command = getattr(import_module(module), name.replace("-", "_"))
+    command = getattr(import_module(module), cli.attribute(name))
     assert isinstance(command, click.Command)
     assert command.help
     assert not command.help.startswith(" ")

@@ -110,7 +110,7 @@ class TestHelp:
     def test_the_table_names_what_is_there(self, command: str) -> None:
         pytest.importorskip("torch", reason="torch is not installed: some commands need it")
         module, summary = COMMANDS[command]
-        found = getattr(import_module(module), command.replace("-", "_"))
+        found = getattr(import_module(module), cli.attribute(command))
         assert isinstance(found, click.Command)
         assert summary.endswith(".")
 

@@ -219,6 +219,13 @@ def test_new(tfx: Tfx, tmp_path: Path) -> None:
     check(tfx("new", "tfswa_lite", "-o", tmp_path / "new.tfx", "--seed", "3", *given), "tfx new")
 
 
+def test_import_spleeter(tfx: Tfx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfswa.train.importers import spleeter
+
+    monkeypatch.setattr(spleeter, "import_spleeter", lambda *_, **__: bundle)  # tested with the real wheel
+    check(tfx("import", "spleeter"), "tfx import spleeter")
+
+
 def test_train(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.train import config, loop
 
@@ -300,6 +307,7 @@ def test_every_section_is_compared() -> None:
         "tfx models",
         "tfx train",
         "tfx new",
+        "tfx import spleeter",
         "tfx data check",
         "tfx data preview",
         "tfx data musdb",

@@ -106,6 +106,22 @@ def test_a_named_model(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp
         open_model("demo")
 
 
+def test_a_bundle_in_the_users_cache_has_a_name(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(models.model_names()) == ["demo"]
+    for name in ("mine", "Mine 2.1", "demo"):  # the last cannot take the embedded one's place
+        Bundle.create(models.named_model(name), tiny_bundle.spec, tiny_bundle.weights())
+    (models.named_model("x").parent / "empty.tfx").mkdir()
+    (models.named_model("x").parent / ".mine.tfx.partial-7").mkdir()
+    assert list(models.model_names()) == ["demo", "Mine 2.1", "mine"]
+    assert models.model_names()["demo"].parent == Path(models.__file__).parent
+    assert open_model("mine").spec == tiny_bundle.spec
+    with pytest.raises(UsageError, match=r"no model 'yours'.*demo, Mine 2\.1, mine"):
+        open_model("yours")
+
+
 def test_an_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(UsageError, match=r"no model 'dmeo'.*demo") as error:
         open_model("dmeo")
