@@ -103,6 +103,7 @@ def _missing(what: str, error: ModuleNotFoundError) -> TfxError:
         **dict.fromkeys(("onnx", "onnxscript"), "export"),
         **dict.fromkeys(("museval", "musdb"), "eval"),
         "matplotlib": "plots",
+        "cryptography": "sign",
     }
     name = (error.name or "").partition(".")[0]
     if name in extras:

@@ -23,10 +23,19 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Draw instead where MODEL's attention looks, in the loudest chunk of SONG; default: no pictures.",
 )
+@click.option(
+    "--verify",
+    "key",
+    metavar="PUB",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Check that MODEL's certificates are signed by the owner of this public Ed25519 key, PEM.",
+)
 @options.output_option("Folder of the pictures of --attention; default: attention.")
 @options.force
 @options.as_json
-def inspect(model: str, song: Path | None, output: Path | None, force: bool, as_json: bool) -> None:
+def inspect(
+    model: str, song: Path | None, key: Path | None, output: Path | None, force: bool, as_json: bool
+) -> None:
     """Describe MODEL: a bundle, a model file, a name, or a family (default: demo).
 
     Every file of a bundle is checked against its hash. With --attention the attention weights of its network
@@ -47,11 +56,23 @@ def inspect(model: str, song: Path | None, output: Path | None, force: bool, as_
         from tfswa.runtime.errors import UsageError
 
         raise UsageError("-o and --force are for pictures, and none are asked for: add --attention SONG")
+    signed = _verified(model, key) if key else None
     description = describe(model)
     if as_json:
-        click.echo(json.dumps(description))
+        click.echo(json.dumps({**description, "signed": signed} if signed else description))
     else:
         _print(description)
+        if signed:
+            of = f"{signed['held']} of {signed['certificates']} certificates are of files that it holds"
+            click.echo(f"signed by the owner of {key}: {of}")
+
+
+def _verified(model: str, key: Path) -> dict[str, int]:
+    from tfswa.runtime.models import open_model
+    from tfswa.runtime.parity.signature import verify
+
+    certificates, held = verify(open_model(model), key)
+    return {"certificates": certificates, "held": held}
 
 
 def describe(model: str) -> dict[str, Any]:

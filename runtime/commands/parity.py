@@ -52,6 +52,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     type=FILE,
     help="Judge the certificates that MODEL holds by these gates, and measure nothing.",
 )
+@click.option(
+    "--sign",
+    "key",
+    type=FILE,
+    metavar="KEY",
+    help="Sign the certificates with this Ed25519 key, PEM; `tfx inspect --verify` checks that.",
+)
 @click.option("--junit", type=FILE, help="Also write the verdicts as JUnit XML.")
 @click.option("--markdown", type=FILE, help="Also write the tables as Markdown.")
 @options.force
@@ -68,6 +75,7 @@ def parity(
     quick: bool,
     gates_file: Path | None,
     judge_file: Path | None,
+    key: Path | None,
     junit: Path | None,
     markdown: Path | None,
     force: bool,
@@ -82,12 +90,14 @@ def parity(
     from tfswa.runtime.models import open_model
     from tfswa.runtime.parity import adversaries, certify, load_gates, read_evidence, songs, store
     from tfswa.runtime.parity.gates import default_gates
+    from tfswa.runtime.parity.signature import Signer
 
     for path in (junit, markdown):
         if path is not None and path.exists() and not force:
             raise OutputExists(f"{path} is there already: choose another name, or --force")
     if judge_file and gates_file:
         raise UsageError("--judge and --gates both name gates: give one of them")
+    signer = Signer(key) if key else None
     opened = open_model(model)
     missing: dict[str, str] = {}
     if judge_file is not None:
@@ -98,7 +108,7 @@ def parity(
         evidence = None
     else:
         gates = load_gates(gates_file) if gates_file else default_gates()
-        runs, named = _runs(entries, precision, device, threads, batch)
+        runs, named = runs_of(entries, precision, device, threads, batch)
         for run in list(runs):
             try:
                 gates.of(run.options.precision or "fp32")
@@ -121,11 +131,17 @@ def parity(
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise BackendUnavailable(f"no backend can run {model}: {reasons}")
         evidence = store(opened, certificates)
+    if signer is not None:
+        signer.sign(opened)
     _tell(opened, certificates, gates, missing, evidence, as_json=as_json, junit=junit, markdown=markdown)
 
 
-def _runs(
-    entries: Sequence[str], precision: str | None, device: str | None, threads: int | None, batch: int
+def runs_of(
+    entries: Sequence[str],
+    precision: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    batch: int = 1,
 ) -> tuple[list[Run], bool]:
     """What to measure, and whether the user named it."""
     from tfswa.runtime.backends import BackendOptions, backend_names, compiles, default_device, precisions_of

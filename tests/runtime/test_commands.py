@@ -444,6 +444,19 @@ class TestParity:
         done = tfx("separate", "song.wav", "-m", made.path, "--backend", "torch", "--require-parity")
         assert done.code == 0
         assert "; parity passed (" in done.lines[0]
+        pytest.importorskip("cryptography", reason="cryptography is not installed: it signs")
+        for order in (["genpkey", "-algorithm", "ed25519"], ["pkey", "-in", "key", "-pubout"]):
+            place = "key" if order[0] == "genpkey" else "pub"
+            subprocess.run(["openssl", *order, "-out", place], check=True, capture_output=True)
+        done = tfx(
+            "parity", made.path, "--backend", "torch", "--audio", "song.wav", "--quick", "--sign", "key"
+        )
+        assert done.code == 0
+        done = tfx("inspect", made.path, "--verify", "pub")
+        assert "signed by the owner of pub: 2 of 2 certificates are of files that it holds" in done.out
+        done = tfx("inspect", bundle, "--verify", "pub")
+        assert done.code == 1
+        assert "holds no parity.json: measure and sign" in done.lines[-1]
         Path("gates.toml").write_text("[fp32]\nsnr_db = 500\n")
         done = tfx("parity", made.path, "--judge", "gates.toml", "--junit", "j/out.xml", "--markdown", "m.md")
         assert done.code == 3
