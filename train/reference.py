@@ -97,6 +97,7 @@ class Float64Reference(TorchReference):
     def __init__(self, model: Model):
         super().__init__(model)
         self.network = self.network.double()
+        self.exact = True
         self.description = f"torch {torch.__version__} eager float64 on cpu"
 
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:

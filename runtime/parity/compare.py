@@ -157,15 +157,11 @@ class _Referee:
 
     def __init__(self, model: Model, name: str):
         self.reference: Reference = load_reference(name)(model)
-        self._full = None if name == FULL else self._float32(name, model)
+        exact = getattr(self.reference, "exact", False)
+        self._full: Reference | None = load_reference(FULL)(model) if exact else None
         self.rounding_db: dict[str, float | None] = {}
         self._model = model
         self._planes: tuple[Audio, Audio] | None = None
-
-    @staticmethod
-    def _float32(name: str, model: Model) -> Reference | None:
-        """The float32 reference beside one that is more precise."""
-        return load_reference(FULL)(model) if name == "float64" else None
 
     def separate(self, song: Song, real: bool) -> _Right:
         exact = self.reference.separate(song.mixture)

@@ -15,7 +15,14 @@ REFERENCES = "tfswa.references"
 
 
 class Reference(Protocol):
-    """A model's network on a host of its own."""
+    """A model's network on a host of its own.
+
+    Attributes:
+        description: what it is, for certificates.
+
+    One that is more precise than float32 also says ``exact = True``: what the float32 reference differs by
+    from it is then told.
+    """
 
     description: str
 
