@@ -97,6 +97,46 @@ def spectrograms(rate: int, audio: Mapping[str, Audio], *, loudest_db: float | N
     return figure
 
 
+def spectrogram(
+    rate: int,
+    signal: Audio,
+    *,
+    start: float = 0.0,
+    loudest_db: float | None = None,
+    colours: str = "magma",
+) -> Figure:
+    """Draw one small spectrogram, as quiet as the signal may be.
+
+    Args:
+        rate: samples per second.
+        signal: ``[C, N]``, N above 0; channels are averaged in power.
+        start: of the signal, in seconds, for the axis.
+        loudest_db: level of the brightest colour; that of the loudest bin if left out.
+        colours: name of a colour map.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    peak = float(np.abs(signal).max()) or 1.0  # a difference lies far below the floor of _level_db
+    level = _level_db((signal / peak).astype(np.float32)) + 20 * math.log10(peak)
+    top = float(level.max()) if loudest_db is None else loudest_db
+    figure = _figure(3.6, 2.7)
+    axis = figure.subplots()
+    image = axis.imshow(
+        level,
+        origin="lower",
+        aspect="auto",
+        extent=(start, start + signal.shape[1] / rate, 0, rate / 2000),
+        vmin=top - RANGE_DB,
+        vmax=top,
+        cmap=colours,
+    )
+    axis.set(xlabel="time / s", ylabel="frequency / kHz")
+    axis.locator_params(axis="x", nbins=3)
+    figure.colorbar(image, ax=axis, label="level / dB")
+    return figure
+
+
 def loudest_db(signals: Iterable[Audio]) -> float:
     """Level in dB of the loudest bin of signals ``[C, N]``, as ``spectrograms`` measures it."""
     return max((float(_level_db(signal).max()) for signal in signals), default=0.0)
@@ -227,6 +267,17 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(coded, format="png")
     with writing(path) as stream:
         stream.write(coded.getvalue())
+
+
+def small_png(figure: Figure) -> bytes:
+    """A figure as PNG of 256 colours, a third of the size: for many pictures on one page."""
+    from PIL import Image  # matplotlib brings it
+
+    coded = io.BytesIO()
+    Image.fromarray(to_pixels(figure)).quantize(256, dither=Image.Dither.NONE).save(
+        coded, format="PNG", optimize=True
+    )
+    return coded.getvalue()
 
 
 def _figure(width: float, height: float) -> Figure:

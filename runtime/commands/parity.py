@@ -13,6 +13,7 @@ from tfswa.runtime.commands import options
 if TYPE_CHECKING:
     from tfswa.runtime.models import Model
     from tfswa.runtime.parity import Breach, Certificate, Gates, Run
+    from tfswa.runtime.parity.exhibits import Exhibits
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -61,6 +62,14 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--junit", type=FILE, help="Also write the verdicts as JUnit XML.")
 @click.option("--markdown", type=FILE, help="Also write the tables as Markdown.")
+@click.option(
+    "--report",
+    "report_file",
+    type=FILE,
+    help="Also write one HTML page: tables, error over time, spectrograms of each stem's worst second, and "
+    "players of the 10 s around it.",
+)
+@click.option("--no-audio", is_flag=True, help="No players in --report: it holds no sound; default: players.")
 @options.force
 @options.as_json
 def parity(
@@ -78,6 +87,8 @@ def parity(
     key: Path | None,
     junit: Path | None,
     markdown: Path | None,
+    report_file: Path | None,
+    no_audio: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -92,13 +103,16 @@ def parity(
     from tfswa.runtime.parity.gates import default_gates
     from tfswa.runtime.parity.signature import Signer
 
-    for path in (junit, markdown):
+    for path in (junit, markdown, report_file):
         if path is not None and path.exists() and not force:
             raise OutputExists(f"{path} is there already: choose another name, or --force")
     if judge_file and gates_file:
         raise UsageError("--judge and --gates both name gates: give one of them")
+    if no_audio and report_file is None:
+        raise UsageError("--no-audio leaves the players out of a report: name one with --report FILE")
     signer = Signer(key) if key else None
     opened = open_model(model)
+    exhibits: Exhibits | None = None
     missing: dict[str, str] = {}
     if judge_file is not None:
         gates = load_gates(judge_file)
@@ -117,6 +131,10 @@ def parity(
                     raise
                 runs.remove(run)
                 missing[run.name] = str(error)
+        if report_file is not None:
+            from tfswa.runtime.parity.exhibits import Exhibits
+
+            exhibits = Exhibits(opened.spec, audio=not no_audio)  # says what is missing before the work
         corpus = [*songs(audio, opened.spec), *([] if quick else adversaries(opened.spec))]
         certificates = certify(
             opened,
@@ -126,6 +144,7 @@ def parity(
             axes=not quick,
             missing=None if named else missing,
             report=lambda line: click.echo(line, err=True),
+            listener=(lambda *_: None) if exhibits is None else exhibits.listen,
         )
         if not certificates:
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
@@ -133,6 +152,8 @@ def parity(
         evidence = store(opened, certificates)
     if signer is not None:
         signer.sign(opened)
+    if report_file is not None:
+        _report(report_file, opened, certificates, gates, exhibits, missing)
     _tell(opened, certificates, gates, missing, evidence, as_json=as_json, junit=junit, markdown=markdown)
 
 
@@ -161,6 +182,23 @@ def runs_of(
         for name, kind in pairs
     ]
     return runs, bool(entries)
+
+
+def _report(
+    path: Path,
+    model: Model,
+    certificates: Sequence[Certificate],
+    gates: Gates,
+    exhibits: Exhibits | None,
+    missing: dict[str, str],
+) -> None:
+    """Write the page."""
+    from tfswa.runtime.parity import formats, judge
+    from tfswa.runtime.parity.report import page
+
+    judged = [(certificate, judge(certificate, gates)) for certificate in certificates]
+    formats.write(path, page(model.name, judged, gates, exhibits, missing=missing))
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB", err=True)
 
 
 def _tell(

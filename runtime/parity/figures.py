@@ -38,14 +38,7 @@ def signal_figures(item: str, kind: str, spec: ModelSpec, right: Stems, found: S
     rate = spec.stft.sample_rate
     for index, stem in enumerate(spec.stems):
         one, two = right[index], found[index]
-        by_second: list[float | None] = []
-        if kind == "real":
-            starts = range(0, one.shape[-1], rate)
-            by_second = [
-                _finite(snr_db(one[:, start : start + rate], two[:, start : start + rate]))
-                for start in starts
-            ]
-        known = [(value, second) for second, value in enumerate(by_second) if value is not None]
+        by_second = by_second_db(one, two, rate) if kind == "real" else []
         rows.append(
             SignalFigures(
                 item,
@@ -56,10 +49,24 @@ def signal_figures(item: str, kind: str, spec: ModelSpec, right: Stems, found: S
                 identical=bool(np.array_equal(one, two)),
                 peak_error=float(np.abs(one - two).max(initial=0.0)),
                 by_second_db=by_second,
-                worst_second=min(known)[1] if known else None,
+                worst_second=worst_second(by_second),
             )
         )
     return rows
+
+
+def by_second_db(right: Stems, found: Stems, rate: int) -> list[float | None]:
+    """SNR of each second of a stem ``[C, N]``, the last one cut off; None where it is not defined."""
+    return [
+        _finite(snr_db(right[:, start : start + rate], found[:, start : start + rate]))
+        for start in range(0, right.shape[-1], rate)
+    ]
+
+
+def worst_second(by_second: Sequence[float | None]) -> int | None:
+    """Start of the second with the lowest SNR, the first of several; None where none is defined."""
+    known = [(value, second) for second, value in enumerate(by_second) if value is not None]
+    return min(known)[1] if known else None
 
 
 class Quality:

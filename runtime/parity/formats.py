@@ -26,7 +26,7 @@ def text(judged: Judged, gates: Gates) -> list[str]:
     for certificate, breaches in judged:
         lines += [
             f"{certificate.name} on {certificate.device} against {certificate.reference}",
-            text_table(COLUMNS, list(_songs(certificate))),
+            text_table(COLUMNS, list(song_rows(certificate))),
             *_rest(certificate),
             *_verdict(certificate, breaches, gates),
             "",
@@ -43,14 +43,14 @@ def markdown(model: str, judged: Judged, gates: Gates) -> str:
         "",
         f"{first.cpu}, {first.date}, {versions}; against {first.reference}, gates of {gates.source}",
         "",
-        *markdown_table((*OVERVIEW, "verdict"), [(*_rounded(_overview(c)), _word(b)) for c, b in judged]),
+        *markdown_table((*OVERVIEW, "verdict"), [(*_rounded(overview(c)), _word(b)) for c, b in judged]),
     ]
     for certificate, breaches in judged:
         lines += [
             "",
             f"## {certificate.name}",
             "",
-            *markdown_table(COLUMNS, [_rounded(row) for row in _songs(certificate)]),
+            *markdown_table(COLUMNS, [_rounded(row) for row in song_rows(certificate)]),
         ]
         lines += ["", *(f"- {line}" for line in _rest(certificate))]
         lines += [f"- {line}" for line in _verdict(certificate, breaches, gates)]
@@ -98,7 +98,7 @@ def write(path: Path | None, content: str) -> None:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another name") from error
 
 
-def _songs(certificate: Certificate) -> Iterator[Sequence[Any]]:
+def song_rows(certificate: Certificate) -> Iterator[Sequence[Any]]:
     """A row for each stem of each real song."""
     quality = {(row.item, row.stem): row for row in certificate.quality}
     for row in certificate.signal:
@@ -108,7 +108,7 @@ def _songs(certificate: Certificate) -> Iterator[Sequence[Any]]:
         snr = "identical" if row.identical else row.snr_db
         before = found.reference["sdr_u_db"] if found else None
         after = found.artifact["sdr_u_db"] if found else None
-        drift = None if found is None or found.drift_db is None else f"{found.drift_db + 0.0:.4f}"
+        drift = None if found is None else _drift(found.drift_db)
         yield row.item, row.stem, snr, row.si_sdr_db, _worst(row), before, after, drift
 
 
@@ -122,34 +122,42 @@ def _worst(row: SignalFigures) -> str | None:
     return f"{row.by_second_db[row.worst_second]:.1f} dB at {row.worst_second} s"
 
 
-def _overview(certificate: Certificate) -> Sequence[Any]:
+def overview(certificate: Certificate) -> Sequence[Any]:
+    """One row for an artifact, under ``OVERVIEW``."""
     errors = [
         row.peak_error for row in certificate.signal if row.kind != "real" and row.peak_error is not None
     ]
-    graph = [row.snr_db for row in certificate.graph if row.snr_db is not None]
     largest = f"{max(errors):.1e}" if errors else None
     equal = sum(axis.identical for axis in certificate.axes)
     axes = f"{equal} of {len(certificate.axes)} identical" if certificate.axes else None
     return (
         certificate.backend,
         certificate.precision,
-        "identical" if certificate.worst_snr_db is None else certificate.worst_snr_db,
-        None if certificate.worst_drift_db is None else f"{certificate.worst_drift_db + 0.0:.4f}",
-        "identical" if certificate.graph and not graph else min(graph, default=None),
+        _least([row for row in certificate.signal if row.kind == "real"]),
+        _drift(certificate.worst_drift_db),
+        _least(certificate.graph),
         largest,
         axes,
     )
 
 
+def _drift(value: float | None) -> str | None:
+    """Four decimals, and no minus before nothing."""
+    return None if value is None else f"{round(value, 4) + 0.0:.4f}"
+
+
+def _least(rows: Sequence[Any]) -> float | str | None:
+    """The lowest SNR; None where none is defined, which is no likeness: a stem that had to be silent, NaN."""
+    known = [row.snr_db for row in rows if row.snr_db is not None]
+    return "identical" if rows and all(row.identical for row in rows) else min(known, default=None)
+
+
 def _rest(certificate: Certificate) -> Iterator[str]:
     """What no table of songs has."""
     for row in certificate.graph:
-        error = (
-            "identical"
-            if row.identical
-            else f"{_db(row.snr_db)} SNR, relative error {row.relative_error:.1e}"
-        )
-        yield f"graph alone, {row.stem}: {error}"
+        relative = "undefined" if row.relative_error is None else f"{row.relative_error:.1e}"
+        figures = "identical" if row.identical else f"{decibels(row.snr_db)} SNR, relative error {relative}"
+        yield f"graph alone, {row.stem}: {figures}"
     for song in certificate.quality:
         if song.reference["sdr_c_db"] is not None:
             yield f"museval, {song.stem} of {song.item}: {_museval(song)}"
@@ -160,13 +168,13 @@ def _rest(certificate: Certificate) -> Iterator[str]:
         error = f"largest error {worst.peak_error:.1e}, {worst.stem} on {worst.item}"
         yield f"{count} signals made to be difficult: {error}"
     ways = [
-        f"{axis.axis} {axis.value} {'identical' if axis.identical else _db(axis.snr_db)}"
+        f"{axis.axis} {axis.value} {'identical' if axis.identical else decibels(axis.snr_db)}"
         for axis in certificate.axes
     ]
     if ways:
         yield f"against itself: {', '.join(ways)}"
     for stem, value in certificate.reference_rounding_db.items():
-        yield f"the float32 reference itself, {stem}: {_db(value)} SNR"
+        yield f"the float32 reference itself, {stem}: {decibels(value)} SNR"
 
 
 def _museval(song: QualityFigures) -> str:
@@ -174,7 +182,7 @@ def _museval(song: QualityFigures) -> str:
     figures = []
     for measure in ("sdr", "sir", "sar"):
         before, after = song.reference[f"{measure}_c_db"], song.artifact[f"{measure}_c_db"]
-        figures.append(f"{measure.upper()} {_db(before)} -> {_db(after)}")
+        figures.append(f"{measure.upper()} {decibels(before)} -> {decibels(after)}")
     return ", ".join(figures)
 
 
@@ -192,5 +200,6 @@ def _word(breaches: Sequence[Breach]) -> str:
     return "FAILED" if breaches else "passed"
 
 
-def _db(value: float | None) -> str:
+def decibels(value: float | None) -> str:
+    """A figure with its unit."""
     return "undefined" if value is None else f"{value:.1f} dB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,29 @@ def test_any_length_has_a_spectrogram(samples: int) -> None:
     figure = spectrograms(RATE, {"noise": np.ones((1, samples), np.float32)})
     assert panels(figure)[0].images[0].get_array().shape[1] <= pictures.COLUMNS + 1
     to_pixels(figure)
+
+
+def test_a_small_spectrogram_of_what_lies_below_the_floor() -> None:
+    figure = pictures.spectrogram(RATE, tone(1000, amplitude=1e-8), start=3.0)  # -160 dB
+    (axis,) = panels(figure)
+    (image,) = axis.images
+    level = image.get_array()
+    assert level[:, level.shape[1] // 2].max() == pytest.approx(-160, abs=0.1)
+    assert image.get_extent() == [3.0, 4.0, 0, 4.0]
+    assert image.get_clim()[1] == pytest.approx(float(level.max()))
+    beside = pictures.spectrogram(RATE, 0 * tone(1000), loudest_db=-10.0, colours="viridis")
+    assert panels(beside)[0].images[0].get_clim() == (-10.0 - pictures.RANGE_DB, -10.0)
+
+
+def test_a_small_png_is_the_figure_in_256_colours() -> None:
+    image_of = pytest.importorskip("PIL.Image", reason="pillow is not installed: it codes small pictures")
+    figure = pictures.spectrogram(RATE, tone(1000))
+    coded = pictures.small_png(figure)
+    image = image_of.open(io.BytesIO(coded))
+    assert (image.mode, image.size) == ("P", (360, 270))
+    apart = np.abs(np.asarray(image.convert("RGB"), float) - to_pixels(figure))
+    assert apart.mean() < 4
+    assert len(coded) < 60_000
 
 
 def test_loss_curves_hold_losses_scores_and_the_rate() -> None:
