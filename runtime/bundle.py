@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.atomic import PARTIAL, exchange, locked
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.machine import user_cache
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.spec import ChunkSpec, ModelSpec
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -225,6 +225,43 @@ class Bundle:
             finally:
                 work.unlink(missing_ok=True)
         return target
+
+    def check_rechunk(self) -> None:
+        """Refuse what ``rechunk`` cannot do.
+
+        Raises:
+            UsageError: the bundle is sealed, or holds more than weights and documents.
+        """
+        made = sorted(name for name, entry in self._own.items() if entry.kind not in ("weights", "document"))
+        if self.sealed:
+            raise UsageError(
+                f"{self.path} is sealed, its manifest stays as it is: write a new bundle with -o"
+            )
+        if made:
+            raise UsageError(
+                f"{self.path} holds {', '.join(made)}, made for its present chunking: write a new bundle "
+                "with -o, and make them again there"
+            )
+
+    def rechunk(self, chunk: ChunkSpec, note: Mapping[str, Any]) -> None:
+        """Change how the model cuts a signal, before anything was made from it.
+
+        The spec is part of the digest that artifacts, engines and evidence are bound to: what was made for
+        the old one would not fit the new one, so that there must be none of it.
+
+        Args:
+            chunk: the new chunking.
+            note: added to the provenance.
+
+        Raises:
+            UsageError: the bundle is sealed, holds more than weights and documents, or cannot be written.
+        """
+        self.check_rechunk()
+        spec, provenance = replace(self.spec, chunk=chunk), {**self.provenance, **note}
+        with writable(self.path), locked(self.path):
+            manifest = {**_read_manifest(self.path), "spec": spec.to_dict(), "provenance": provenance}
+            _write_manifest(self.path, manifest, self._own)
+        self.spec, self.provenance = spec, provenance
 
     def seal(self) -> None:
         """Close the bundle: from now on additions go to the user's cache."""

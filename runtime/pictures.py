@@ -257,6 +257,59 @@ def bars(values: Mapping[str, float], title: str) -> Figure:
     return figure
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Curves over one axis.
+
+    Attributes:
+        label: quantity and unit of the values.
+        curves: values by name; what is not finite leaves a gap.
+        level: a line across, or None.
+    """
+
+    label: str
+    curves: Mapping[str, Sequence[float]]
+    level: float | None = None
+
+
+def panels(
+    x: Sequence[float],
+    drawn: Sequence[Panel],
+    *,
+    title: str,
+    label: str,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw panels of curves, one below the other, over one axis.
+
+    Args:
+        x: places of all values.
+        drawn: at least one panel.
+        title: above all.
+        label: quantity and unit of ``x``.
+        marks: places of ``x`` to be marked in every panel, by what they are called.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    figure = _figure(9.0, 0.8 + 2.8 * len(drawn))
+    axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, drawn, strict=True):
+        for name, values in panel.curves.items():
+            finite = [value if math.isfinite(value) else math.nan for value in values]
+            axis.plot(x, finite, label=name, marker="." if len(x) <= 200 else "", linewidth=1)
+        if panel.level is not None:
+            axis.axhline(panel.level, color="grey", linewidth=1, linestyle=":")
+        for index, (name, place) in enumerate((marks or {}).items()):
+            axis.axvline(place, color=f"C{index + 3}", linewidth=1, linestyle="--", label=name)
+        axis.set_ylabel(panel.label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[-1].set_xlabel(label)
+    figure.suptitle(title)
+    return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, in place of an older file in one step.
 

@@ -7,10 +7,12 @@ the eager network is ours to show.
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.engines import ENGINE
 from tfswa.runtime.models import INPUT
+from tfswa.runtime.spec import ModelSpec
 
 REFERENCE = "polygraphy-fp32.json"  # where the first command leaves the outputs for the second
 
@@ -40,3 +42,17 @@ def command_line(bundle: Bundle, artifact: str, snr_db: float) -> str | None:
     second = ["polygraphy", "run", str(bundle.file(artifact)), *runner, *shape]
     second += ["--load-outputs", REFERENCE, "--compare", "snr", "--snr-threshold", f"{snr_db:g}"]
     return f"{shlex.join(first)} && {prefix}{shlex.join(second)}"
+
+
+def layers_line(graph: Path, spec: ModelSpec, snr_db: float) -> str:
+    """A line that compares every value of an ONNX graph in TensorRT with ONNX Runtime, layer by layer.
+
+    Args:
+        graph: the file.
+        spec: of the model.
+        snr_db: what the SNR of each value must reach; it ends at the first that does not.
+    """
+    line = ["polygraphy", "run", str(graph), "--onnxrt", "--trt", "--strongly-typed"]
+    line += ["--onnx-outputs", "*", "--trt-outputs", "*"]
+    line += ["--input-shapes", f"{INPUT}:[{','.join(map(str, spec.input_shape(1)))}]"]
+    return shlex.join([*line, "--compare", "snr", "--snr-threshold", f"{snr_db:g}", "--fail-fast"])

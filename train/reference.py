@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +28,10 @@ CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
 CEILING_ROUNDS = 6
 
 
+class _Enough(Exception):
+    """The rest of a network need not be run."""
+
+
 class TorchReference:
     """Eager float32 network of a bundle on the CPU.
 
@@ -41,6 +47,7 @@ class TorchReference:
 
         self.spec = model.spec
         self.network = load_network(model)
+        self.kind = torch.float32
         self.description = f"torch {torch.__version__} eager float32 on cpu"
 
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -52,6 +59,16 @@ class TorchReference:
         with torch.inference_mode():
             out: NDArray[np.float32] = self.network(torch.from_numpy(planes)).numpy()
         return out
+
+    def separate_once(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``[C, N] -> [S, C, N]`` in one pass however long: nothing is cut, discarded or cross-faded.
+
+        N is (T - 1) * hop for a T that is a multiple of ``chunk.multiple``.
+        """
+        with torch.inference_mode():
+            piece = torch.from_numpy(np.ascontiguousarray(mixture)).to(self.kind)
+            stft = TorchStft(self.spec.stft, dtype=self.kind)
+            return _separate_chunk(self.network, self.spec, stft, piece).double().numpy()
 
     @staticmethod
     def ceiling(precision: str, threads: int | None = None, device: str = "cpu") -> float:
@@ -87,6 +104,48 @@ class TorchReference:
 
         return attention_maps(self.network, torch.from_numpy(planes))
 
+    def module_shapes(self, planes: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
+        """Shapes of what modules give for ``[1, 2*C, T, F]``, by path, in the order in which they end.
+
+        Modules that are called several times, or that give something else than one tensor, are left out.
+        The network itself is the last, its path is empty.
+        """
+        shapes: dict[str, list[tuple[int, ...] | None]] = {}
+
+        def note(name: str, output: object) -> None:
+            calls = shapes.setdefault(name, [])
+            calls.append(tuple(output.shape) if isinstance(output, Tensor) else None)
+
+        self._run_hooked(planes, [name for name, _ in self.network.named_modules()], note)
+        return {name: calls[0] for name, calls in shapes.items() if len(calls) == 1 and calls[0] is not None}
+
+    def module_outputs(
+        self, planes: NDArray[np.float32], modules: Sequence[str]
+    ) -> dict[str, NDArray[np.floating]]:
+        """What modules of ``module_shapes`` give, by path."""
+        outputs: dict[str, NDArray[np.floating]] = {}
+
+        def keep(name: str, output: object) -> None:
+            assert isinstance(output, Tensor)
+            outputs[name] = output.clone().numpy()  # what is computed in place later must not show
+            if len(outputs) == len(modules):
+                raise _Enough
+
+        with suppress(_Enough):
+            self._run_hooked(planes, modules, keep)
+        return outputs
+
+    def _run_hooked(
+        self, planes: NDArray[np.float32], modules: Sequence[str], tell: Callable[[str, object], None]
+    ) -> None:
+        """Run the network; ``tell`` gets what each of the modules gives."""
+        with ExitStack() as hooks:
+            for name in modules:
+                module = self.network.get_submodule(name)
+                hook = module.register_forward_hook(lambda _, __, output, name=name: tell(name, output))
+                hooks.callback(hook.remove)
+            self.network_output(planes)
+
 
 class Float64Reference(TorchReference):
     """The same in float64: what it differs by from the float32 one is that one's own rounding.
@@ -98,6 +157,7 @@ class Float64Reference(TorchReference):
         super().__init__(model)
         self.network = self.network.double()
         self.exact = True
+        self.kind = torch.float64
         self.description = f"torch {torch.__version__} eager float64 on cpu"
 
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:

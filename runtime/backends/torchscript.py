@@ -40,7 +40,7 @@ class TorchScriptSession:
         self.device = torch_device(options.device)
         self._threads = TorchThreads(options.threads)
         path = model.file(self.artifact[0])
-        self._module: Any = _load(torch, path, self.device)
+        self._module: Any = load_traced(path, self.device)
         self.versions = {"torch": torch.__version__}
         self.description = (
             f"torchscript, torch {torch.__version__}, {options.precision or 'fp32'} on {self.device}"
@@ -89,10 +89,18 @@ def run_torch(module: Any, mixture: NDArray[np.float32], device: Device) -> NDAr
     return result
 
 
-def _load(torch: Any, path: Path, device: Device) -> Any:
+def load_traced(path: Path, device: Device) -> Any:
+    """Load a traced network.
+
+    Raises:
+        BundleError: the file cannot be loaded.
+    """
+    import torch
+
+    load: Any = torch.jit.load
     with jit_allowed():
         try:
-            return torch.jit.load(str(path), map_location=device).eval()
+            return load(str(path), map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             raise BundleError(
                 f"{path} cannot be loaded by torch {torch.__version__}: {reason(error)}"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tfswa.runtime.parity.exhibits import Exhibits
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+MODES = {  # and what may be given beside them
+    "seams": {"long_frames", "threshold_db", "store", "output", "picture"},
+    "localize": {"entries", "precision", "threshold_db", "picture"},
+}
 
 
 @click.command()
@@ -70,6 +74,31 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     "players of the 10 s around it.",
 )
 @click.option("--no-audio", is_flag=True, help="No players in --report: it holds no sound; default: players.")
+@click.option(
+    "--seams",
+    is_flag=True,
+    help="Measure instead what the network loses near a chunk's edge, and the context that makes up for it.",
+)
+@click.option(
+    "--long-frames",
+    type=click.IntRange(min=1),
+    help="With --seams: frames of the long pass that chunks are compared with; default: four chunks.",
+)
+@click.option(
+    "--store", is_flag=True, help="With --seams: write the context into the manifest, or into a copy, see -o."
+)
+@click.option(
+    "--localize",
+    is_flag=True,
+    help="Find instead the first layer of one --backend that loses more than --threshold-db.",
+)
+@click.option(
+    "--threshold-db",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="What may be lost, in dB: --localize by a layer, default: 10; --seams near an edge, default: 0.1.",
+)
+@click.option("--picture", type=FILE, help="With --seams and --localize: draw the curve into this PNG file.")
+@options.output_option("With --seams --store: the new bundle; default: the manifest of MODEL itself.")
 @options.force
 @options.as_json
 def parity(
@@ -89,6 +118,13 @@ def parity(
     markdown: Path | None,
     report_file: Path | None,
     no_audio: bool,
+    seams: bool,
+    long_frames: int | None,
+    store: bool,
+    localize: bool,
+    threshold_db: float | None,
+    picture: Path | None,
+    output: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -96,10 +132,43 @@ def parity(
 
     The network alone, the signal end to end, and the quality against true stems. The figures are kept in the
     bundle's parity.json, without verdicts. Exit code 3 if a gate is not met.
+
+    With --seams or --localize one question is answered instead, and nothing is kept.
     """
+    _check_mode(click.get_current_context())
+    if seams:
+        from tfswa.runtime.commands.parity_seams import run_seams
+
+        run_seams(
+            model,
+            audio,
+            long_frames=long_frames,
+            threshold_db=threshold_db,
+            store=store,
+            output=output,
+            picture=picture,
+            force=force,
+            as_json=as_json,
+        )
+        return
+    if localize:
+        from tfswa.runtime.commands.parity_localise import run_localise
+
+        run_localise(
+            model,
+            audio,
+            entries,
+            precision=precision,
+            threshold_db=threshold_db,
+            picture=picture,
+            force=force,
+            as_json=as_json,
+        )
+        return
     from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
     from tfswa.runtime.models import open_model
-    from tfswa.runtime.parity import adversaries, certify, load_gates, read_evidence, songs, store
+    from tfswa.runtime.parity import adversaries, certify, load_gates, read_evidence, songs
+    from tfswa.runtime.parity import store as keep
     from tfswa.runtime.parity.gates import default_gates
     from tfswa.runtime.parity.signature import Signer
 
@@ -149,12 +218,30 @@ def parity(
         if not certificates:
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise BackendUnavailable(f"no backend can run {model}: {reasons}")
-        evidence = store(opened, certificates)
+        evidence = keep(opened, certificates)
     if signer is not None:
         signer.sign(opened)
     if report_file is not None:
         _report(report_file, opened, certificates, gates, exhibits, missing)
     _tell(opened, certificates, gates, missing, evidence, as_json=as_json, junit=junit, markdown=markdown)
+
+
+def _check_mode(context: click.Context) -> None:
+    """Refuse options that mean nothing beside --seams, --localize, or neither of them."""
+    from tfswa.runtime.errors import UsageError
+
+    chosen = [mode for mode in MODES if context.params[mode]]
+    if len(chosen) > 1:
+        raise UsageError("--seams and --localize are two questions: ask one of them")
+    of_modes = set().union(*MODES.values())
+    for option in context.command.params:
+        name = str(option.name)
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if chosen and name not in {"model", "audio", "force", "as_json", chosen[0], *MODES[chosen[0]]}:
+            raise UsageError(f"{option.opts[-1]} means nothing with --{chosen[0]}: leave it out")
+        if not chosen and name in of_modes - {"entries", "precision"}:
+            raise UsageError(f"{option.opts[-1]} is for --seams or --localize: add one of them")
 
 
 def runs_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Protocol, cast
 
@@ -31,8 +32,19 @@ class Reference(Protocol):
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
         """``[C, N] -> [S, C, N]``."""
 
+    def separate_once(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``[C, N] -> [S, C, N]`` in one pass; N is (T - 1) * hop, T a multiple of ``chunk.multiple``."""
+
     def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.floating]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
+
+    def module_shapes(self, planes: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
+        """Shapes of what its modules give, by path, in the order in which they end."""
+
+    def module_outputs(
+        self, planes: NDArray[np.float32], modules: Sequence[str]
+    ) -> dict[str, NDArray[np.floating]]:
+        """What some of them give."""
 
 
 def load_reference(name: str) -> type[Reference]:

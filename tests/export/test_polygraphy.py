@@ -15,7 +15,8 @@ pytest.importorskip("polygraphy", reason="polygraphy is not installed: it is the
 
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.commands.parity import parity
-from tfswa.runtime.polygraphy import command_line
+from tfswa.runtime.models import open_model
+from tfswa.runtime.polygraphy import command_line, layers_line
 
 BIN = str(Path(sys.executable).parent)
 
@@ -50,9 +51,9 @@ def test_graphs_can_be_inspected(low_bundle: Path, tmp_path: Path, name: str) ->
 def test_the_line_that_parity_prints_runs_and_can_fail(low_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "low.tfx"
     shutil.copytree(low_bundle, path)
-    result = CliRunner().invoke(parity, [str(path), "--backend", "ort", "--precision", "fp16"])
+    result = CliRunner().invoke(parity, [str(path), "--backend", "ort", "--precision", "fp16", "--quick"])
     assert result.exit_code == 0, result.output
-    line = result.stdout.partition("the graph alone, by polygraphy: ")[2].strip()
+    line = result.stdout.partition("the graph alone, by polygraphy: ")[2].splitlines()[0]
     done = shell(line, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(min required: 45 dB) | PASSED" in done.stdout
@@ -71,3 +72,11 @@ def test_the_line_for_an_engine_and_where_there_is_none(low_bundle: Path, tmp_pa
         assert ("POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy" in line) == (flavor == "rtx")
     for artifact in ("model.onnx", "model.ts", "nothing"):
         assert command_line(bundle, artifact, 80) is None
+
+
+def test_the_line_of_layers_compares_every_value(exported_bundle: Path, tmp_path: Path) -> None:
+    line = layers_line(exported_bundle / "model.onnx", open_model(exported_bundle).spec, 60.0)
+    assert " --trt " in line
+    done = shell(line.replace(" --trt ", " --onnxrt "), tmp_path)  # TensorRT needs a GPU
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Comparing Output") > 100

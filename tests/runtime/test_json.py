@@ -157,6 +157,40 @@ def test_parity_that_fails_prints_its_object_too(tfx: Tfx, bundle: Bundle, tmp_p
     assert printed["certificates"][0]["passed"] is False
 
 
+def test_parity_seams(tfx: Tfx, bundle: Bundle) -> None:
+    printed = tfx("parity", bundle.path, "--seams", "--threshold-db", 30, "--store")
+    check(printed, "tfx parity --seams")
+    assert Bundle.open(bundle.path).spec.chunk.context == printed["context"] != printed["present"]
+
+
+def test_parity_localize(tfx: Tfx, bundle: Bundle) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: tfx export needs it")
+    tfx("export", bundle.path, "--format", "torchscript")
+    sound = tfx("parity", bundle.path, "--localize", "--backend", "torchscript")
+    assert sound["culprit"] is sound["operator"] is None
+    assert sound["compared"] == len(sound["steps"]) > 10
+    damage_trace(Bundle.open(bundle.path))
+    printed = tfx("parity", bundle.path, "--localize", "--backend", "torchscript", code=3)
+    check(printed, "tfx parity --localize", may_be_empty=("skipped[]",))
+    assert printed["culprit"]["module"] == "stem"
+
+
+def damage_trace(bundle: Bundle) -> None:
+    """Change a weight of the first convolution."""
+    import torch
+
+    from tfswa.runtime.backends.torchscript import jit_allowed
+
+    with jit_allowed():
+        loaded: Any = torch.jit.load(str(bundle.path / "model.ts"))
+        node = next(n for n in loaded.graph.nodes() if n.kind() == "aten::_convolution")
+        weight = list(node.inputs())[1].toIValue()  # shared with the module's own
+        weight.view(-1)[0] += 1.0
+        bundle.add(
+            "model.ts", lambda to: torch.jit.save(loaded, str(to)), kind="torchscript", precision="fp32"
+        )
+
+
 @pytest.mark.slow
 def test_evaluate(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
     from tfswa.runtime.errors import BackendUnavailable
@@ -297,6 +331,8 @@ def test_every_section_is_compared() -> None:
     assert list(TABLES) == [
         "tfx separate",
         "tfx parity",
+        "tfx parity --seams",
+        "tfx parity --localize",
         "tfx evaluate",
         "tfx bench",
         "tfx inspect: a bundle",

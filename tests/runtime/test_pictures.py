@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,16 @@ def test_neither_pyplot_nor_torch_is_imported() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_curves_share_an_axis_and_marks_are_in_every_panel() -> None:
+    drawn = [
+        pictures.Panel("SNR / dB", {"vocals": [1.0, math.inf, 3.0]}, level=2.0),
+        pictures.Panel("loss / dB", {"vocals": [0.0, 0.1, 0.2], "drums": [0.0, 0.0, 0.0]}),
+    ]
+    figure = pictures.panels([0.0, 1.0, 2.0], drawn, title="t", label="frames", marks={"context": 1.0})
+    top, bottom = panels(figure)
+    assert (top.get_ylabel(), bottom.get_xlabel()) == ("SNR / dB", "frames")
+    assert np.isnan(top.lines[0].get_ydata()[1])  # a gap
+    assert [line.get_label() for line in bottom.lines] == ["vocals", "drums", "context"]
+    assert len(top.lines) == 3  # a curve, the level, the mark

@@ -178,3 +178,37 @@ def test_gradients_flow_through_the_transform(tiny_spec: ModelSpec) -> None:
     stft.inverse(planes, torch.zeros(1, 2, 16, dtype=torch.complex64), 1920).sum().backward()
     assert torch.isfinite(planes.grad).all()
     assert planes.grad.abs().max() > 0
+
+
+def test_one_pass_is_the_network_between_the_transforms(network_bundle: Bundle) -> None:
+    reference = TorchReference(open_model(network_bundle.path))
+    spec = reference.spec
+    for chunks in (1, 3):
+        long = dataclasses.replace(spec.chunk, frames=chunks * spec.chunk.frames, context=0, fade=0)
+        mixture = noise((long.frames - 1) * spec.stft.hop)
+        whole = separate_whole(
+            reference.network, dataclasses.replace(spec, chunk=long), torch.from_numpy(mixture)
+        )
+        np.testing.assert_array_equal(reference.separate_once(mixture), whole.numpy())
+
+
+def test_modules_tell_what_they_give(network_bundle: Bundle) -> None:
+    reference = TorchReference(open_model(network_bundle.path))
+    spec = reference.spec
+    planes = np.random.default_rng(3).standard_normal(spec.input_shape(1)).astype(np.float32)
+    shapes = reference.module_shapes(planes)
+    modules = list(shapes)
+    assert (modules[0], modules[-1]) == ("stem", "")
+    assert (
+        modules.index("encoder.0.conv.first") < modules.index("encoder.0.conv") < modules.index("encoder.0")
+    )
+    assert shapes[""] == spec.output_shape(1)
+    assert not {"encoder.0.blocks", "encoder.1.blocks.0.time.query"} & set(modules)  # never called
+    found = reference.module_outputs(planes, ["stem", "encoder.0"])
+    assert {name: value.shape for name, value in found.items()} == {
+        n: shapes[n] for n in ("stem", "encoder.0")
+    }
+    whole = reference.module_outputs(planes, modules)
+    np.testing.assert_array_equal(whole[""], reference.network_output(planes))
+    np.testing.assert_array_equal(whole["stem"], found["stem"])
+    assert not any(module._forward_hooks for module in reference.network.modules())

@@ -1,0 +1,199 @@
+"""``tfx parity --seams``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tfswa.runtime.parity.seams import Seams
+
+
+def run_seams(
+    model: str,
+    audio: Path | None,
+    *,
+    long_frames: int | None,
+    threshold_db: float | None,
+    store: bool,
+    output: Path | None,
+    picture: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Measure, print, draw, store."""
+    import json
+
+    from tfswa.runtime import pictures
+    from tfswa.runtime.bundle import writable
+    from tfswa.runtime.errors import OutputExists, UsageError
+    from tfswa.runtime.models import open_model
+    from tfswa.runtime.parity.corpus import songs
+    from tfswa.runtime.parity.seams import LIMIT_DB, measure_seams, store_context
+
+    if output is not None and not store:
+        raise UsageError("-o names the bundle that --store writes, which was not asked for: add --store")
+    for path in (picture, output):
+        if path is not None and path.exists() and not force:
+            raise OutputExists(f"{path} is there already: choose another name, or --force")
+    if picture is not None:
+        pictures.require("leave --picture out")
+    opened = open_model(model)
+    if store and output is None and opened.bundle is not None:
+        opened.bundle.check_rechunk()  # refused before the work
+    found = measure_seams(
+        opened,
+        songs(audio, opened.spec),
+        long_frames=long_frames,
+        limit_db=LIMIT_DB if threshold_db is None else threshold_db,
+        report=lambda line: click.echo(line, err=True),
+    )
+    if picture is not None:
+        with writable(picture):
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            pictures.save_png(_draw(found, Path(model).name), picture)
+    if not as_json:
+        _print(found, model, store)
+    stored = store_context(opened, found, output, force=force) if store else None
+    if as_json:
+        click.echo(json.dumps({**_as_json(found, model), "stored": stored and str(stored)}))
+    elif stored is not None:
+        click.echo(f"stored: context {found.context} in {stored}")
+
+
+def _print(found: Seams, model: str, store: bool) -> None:
+    from tfswa.runtime.parity.seams import ASSUMED_DB, contexts_to_show, distances_to_show
+    from tfswa.runtime.table import text_table
+
+    chunk, curves = found.spec.chunk, found.curves
+    click.echo(
+        f"{found.chunks} chunks of {chunk.frames} frames against passes of {found.long_frames}, "
+        f"{', '.join(found.songs)}"
+    )
+    click.echo(
+        "loss: SDR against the true stems, less than the long pass has, dB"
+        if found.truth
+        else f"loss: what the difference costs a network of {ASSUMED_DB:g} dB SDR (no true stems), dB"
+    )
+    columns = [
+        "frames from the edge",
+        *(f"{curve.stem} {what}" for curve in curves for what in ("SNR dB", "loss dB")),
+    ]
+    rows: list[list[Any]] = [
+        [
+            str(d),
+            *(value for curve in curves for value in (_known(curve.snr_db[d]), _known(curve.loss_db[d]))),
+        ]
+        for d in distances_to_show(len(curves[0].snr_db))
+    ]
+    rows.append(
+        ["middle", *(_known(v) for curve in curves for v in (curve.middle_snr_db, curve.middle_loss_db))]
+    )
+    click.echo(text_table(columns, rows))
+    click.echo("")
+    columns = ["context", "seam dB", "SNR dB", "kept share", "x speed", ""]
+    rows = []
+    for context in contexts_to_show(found):
+        kept, speed = found.speed(context)
+        words = {"present": chunk.context, "asked for": found.context, "equal": found.exact}
+        rows.append(
+            [
+                str(context),
+                max(curve.seam_db(context) for curve in curves),
+                _known(min(curve.worst_snr_db(context) for curve in curves)),
+                kept,
+                speed,
+                ", ".join(word for word, value in words.items() if value == context),
+            ]
+        )
+    click.echo(text_table(columns, rows))
+    click.echo(_answer(found))
+    if found.context is not None and found.context != chunk.context and not store:
+        click.echo(f"store it: tfx parity {model} --seams --store -o NEW.tfx")
+
+
+def _answer(found: Seams) -> str:
+    """In words."""
+    snr = min(curve.middle_snr_db for curve in found.curves)
+    if found.context is None:
+        first = (
+            f"context asked for: none within the chunk has seams within {found.limit_db:g} dB of the middle"
+        )
+    else:
+        first = f"context asked for: {found.context} frames, seams within {found.limit_db:g} dB of the middle"
+    if found.exact is not None:
+        return f"{first}; from {found.exact} frames on a chunk equals the long pass"
+    return (
+        f"{first}; nowhere does a chunk equal the long pass ({snr:.1f} dB SNR in the middle): "
+        "its reach is as long as the chunk"
+    )
+
+
+def _draw(found: Seams, name: str) -> Any:
+    from tfswa.runtime.pictures import Panel, panels
+
+    marks = {"present context": float(found.spec.chunk.context)}
+    if found.context is not None:
+        marks["context asked for"] = float(found.context)
+    drawn = [
+        Panel("SNR against the long pass / dB", {curve.stem: curve.snr_db for curve in found.curves}),
+        Panel(
+            "loss of SDR / dB",
+            {curve.stem: curve.loss_db for curve in found.curves},
+            level=max(curve.middle_loss_db for curve in found.curves) + found.limit_db,
+        ),
+    ]
+    places = [float(d) for d in range(len(found.curves[0].snr_db))]
+    return panels(
+        places, drawn, title=f"{name}: seams", label="distance from the chunk's edge / frames", marks=marks
+    )
+
+
+def _as_json(found: Seams, model: str) -> dict[str, Any]:
+    from tfswa.runtime.parity.seams import contexts_to_show
+
+    chunk = found.spec.chunk
+    rows = []
+    for context in contexts_to_show(found):
+        kept, speed = found.speed(context)
+        rows.append(
+            {
+                "context": context,
+                "seam_db": _known(max(curve.seam_db(context) for curve in found.curves)),
+                "snr_db": _known(min(curve.worst_snr_db(context) for curve in found.curves)),
+                "kept_share": kept,
+                "speed": speed,
+            }
+        )
+    return {
+        "model": model,
+        "songs": list(found.songs),
+        "frames": chunk.frames,
+        "long_frames": found.long_frames,
+        "chunks": found.chunks,
+        "truth": found.truth,
+        "limit_db": found.limit_db,
+        "present": chunk.context,
+        "context": found.context,
+        "exact": found.exact,
+        "contexts": rows,
+        "stems": [
+            {
+                "stem": curve.stem,
+                "snr_db": [_known(value) for value in curve.snr_db],
+                "sdr_db": [_known(value) for value in curve.sdr_db],
+                "loss_db": [_known(value) for value in curve.loss_db],
+                "middle_snr_db": _known(curve.middle_snr_db),
+                "middle_loss_db": _known(curve.middle_loss_db),
+            }
+            for curve in found.curves
+        ],
+    }
+
+
+def _known(value: float) -> float | None:
+    from math import isfinite
+
+    return value if isfinite(value) else None
