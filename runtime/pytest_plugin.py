@@ -68,7 +68,7 @@ class Measured:
     """A bundle, and the certificates of its runs, each made when it is first asked for."""
 
     def __init__(self, config: pytest.Config, name: str):
-        from tfswa.runtime.commands.parity import runs_of
+        from tfswa.runtime.commands.parity_measure import runs_of
         from tfswa.runtime.models import open_model
         from tfswa.runtime.parity import adversaries, load_gates, songs
         from tfswa.runtime.parity.gates import default_gates
