@@ -49,7 +49,7 @@ class SignalFigures:
 
     Attributes:
         item: its name.
-        kind: ``real`` or ``adversarial``.
+        kind: ``real``, ``adversarial``, or ``tiny``: below -60 dBFS, or shorter than a hop.
         stem: the stem's name.
         snr_db: as in ``GraphFigures``, over the whole item.
         si_sdr_db: the same, a common scale left out.

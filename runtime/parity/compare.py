@@ -23,7 +23,7 @@ from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError,
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.models import Model
 from tfswa.runtime.parity.certificate import AxisFigures, Certificate, versions_of
-from tfswa.runtime.parity.corpus import Item, Kind
+from tfswa.runtime.parity.corpus import Item, Kind, kind_of
 from tfswa.runtime.parity.figures import Quality, graph_figures, signal_figures, worst_snr_db
 from tfswa.runtime.parity.reference import Reference, load_reference
 from tfswa.runtime.separator import Separator
@@ -96,12 +96,12 @@ def certify(
     Raises:
         UsageError: an exported file (it holds no weights for the reference), or no such reference.
         BackendUnavailable: a backend or the reference is missing here.
-        AudioError: no real item holds any sound, so that nothing would be measured.
+        AudioError: no real item holds any sound (above -60 dBFS), so that nothing would be measured.
     """
     if model.bundle is None:
         raise UsageError(f"{model.name} is an exported file: parity needs the bundle that it came from")
     songs = [item for item in corpus if item.kind == "real"]
-    if not any(item.load().mixture.any() for item in songs):  # the first that has is enough
+    if not any(kind_of(item, item.load(), model.spec) == "real" for item in songs):  # the first will do
         names = ", ".join(item.name for item in songs) or "the corpus"
         raise AudioError(f"{names} holds no sound, which every artifact separates alike: measure on music")
     referee = _Referee(model, reference)
@@ -115,8 +115,8 @@ def certify(
             report(f"{number} of {len(corpus)}: {item.name}")
             song = item.load()
             hashes[_unused(item.name, hashes)] = song.sha256
-            real = item.kind == "real" and bool(song.mixture.any())
-            kind: Kind = "real" if real else "adversarial"  # what is silent has no SNR to be judged by
+            kind = kind_of(item, song, model.spec)
+            real = kind == "real"
             right = referee.separate(song, real)
             for one in measured:
                 if real and not heard:

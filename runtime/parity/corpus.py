@@ -18,9 +18,10 @@ from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stems import find_songs
 from tfswa.runtime.truth import Song, load, synthetic_song
 
-Kind = Literal["real", "adversarial"]
+Kind = Literal["real", "adversarial", "tiny"]
 SEED = 20_261
 
+_TINY = 1e-3  # peak: -60 dBFS
 _QUIET_DB = -80.0
 _CLIPPED_DB = 20.0  # how far music is driven into clipping
 _BIN = 100
@@ -32,7 +33,7 @@ class Item:
 
     Attributes:
         name: for tables.
-        kind: ``real`` is judged by SNR and drift, ``adversarial`` by its largest error and by being finite.
+        kind: ``real``, or ``adversarial``: made to be difficult.
         load: makes the song; called when its turn comes, so that a corpus of any size fits.
     """
 
@@ -44,6 +45,16 @@ class Item:
     def of(cls, song: Song, kind: Kind = "real") -> Self:
         """A song that is loaded already."""
         return cls(song.name, kind, lambda: song)
+
+
+def kind_of(item: Item, song: Song, spec: ModelSpec) -> Kind:
+    """How an item is judged: a real one by SNR and drift, any other by its error and by being finite.
+
+    ``tiny`` is what no SNR means anything for: below -60 dBFS throughout, or shorter than a hop.
+    """
+    if song.mixture.shape[-1] < spec.stft.hop or float(np.abs(song.mixture).max()) < _TINY:
+        return "tiny"
+    return item.kind
 
 
 def songs(path: Path | None, spec: ModelSpec) -> list[Item]:

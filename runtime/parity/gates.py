@@ -31,14 +31,15 @@ class Gate:
     snr_db: float = -math.inf
     drift_db: float = math.inf
     error: float = math.inf
+    loud_error: float = math.inf
     ignore_below_sdr_db: float = -math.inf
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
                 raise UsageError(f"gate {name} is {value!r}: give a number")
-        if self.drift_db < 0 or self.error < 0:
-            raise UsageError(f"gates drift_db {self.drift_db:g}, error {self.error:g}: give 0 or more")
+        if min(self.drift_db, self.error, self.loud_error) < 0:
+            raise UsageError("gates drift_db, error and loud_error are sizes: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,10 @@ def judge(certificate: Certificate, gates: Gates) -> list[Breach]:
     breaches = list(_alike(certificate.graph, "graph", of))
     breaches += _alike([row for row in certificate.signal if row.kind == "real"], "signal", of)
     for row in certificate.signal:
-        limit = of(row.stem).error
-        if row.kind != "real" and not (row.peak_error is not None and row.peak_error <= limit):
+        limit = of(row.stem).error if row.kind == "tiny" else of(row.stem).loud_error
+        if row.kind == "real" or limit == math.inf:
+            continue
+        if row.peak_error is None or row.peak_error > limit:
             breaches.append(Breach("signal", row.item, row.stem, "peak error", row.peak_error, limit))
     for song in certificate.quality:
         gate, drift = of(song.stem), song.drift_db

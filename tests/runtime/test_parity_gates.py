@@ -18,7 +18,7 @@ from tfswa.runtime.parity.gates import DEFAULTS, default_gates
 ROOT = Path(__file__).resolve().parents[2]
 
 
-GATES = Gates("test", {"fp32": Gate(80.0, 0.01, 1e-3)})
+GATES = Gates("test", {"fp32": Gate(80.0, 0.01, 1e-3, 1e-2)})
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,10 @@ GATES = Gates("test", {"fp32": Gate(80.0, 0.01, 1e-3)})
         ({"signal": [signal(None, peak_error=1e-4)]}, None),  # the reference is silent
         ({"signal": [signal(None, peak_error=1e-2)]}, "signal"),
         ({"signal": [signal(None, peak_error=None)]}, "signal"),
-        ({"signal": [signal(), signal(5.0, "adversarial", peak_error=1e-3)]}, None),
-        ({"signal": [signal(), signal(5.0, "adversarial", peak_error=2e-3)]}, "signal"),
+        ({"signal": [signal(), signal(5.0, "tiny", peak_error=1e-3)]}, None),
+        ({"signal": [signal(), signal(5.0, "tiny", peak_error=2e-3)]}, "signal"),
+        ({"signal": [signal(), signal(5.0, "adversarial", peak_error=1e-2)]}, None),
+        ({"signal": [signal(), signal(5.0, "adversarial", peak_error=2e-2)]}, "signal"),
         ({"signal": [signal(), signal(None, "adversarial", peak_error=None)]}, "signal"),
         ({"graph": [GraphFigures("song", "vocals", 1e-2, 79.0, False)]}, "graph"),
         ({"graph": [GraphFigures("song", "vocals", None, None, False)]}, "graph"),
@@ -68,7 +70,7 @@ def test_a_stem_may_have_a_gate_of_its_own_and_a_bad_one_be_ignored(tmp_path: Pa
         "[fp32.stems.vocals]\nsnr_db = 100\nignore_below_sdr_db = 3.0\n"
     )
     gates = load_gates(path)
-    assert gates.of("fp32", "vocals") == Gate(100, 0.01, 1e-3, 3.0)
+    assert gates.of("fp32", "vocals") == Gate(100, 0.01, 1e-3, ignore_below_sdr_db=3.0)
     assert gates.of("fp32", "bass") == gates.of("fp32") == Gate(80, 0.01, 1e-3)
     assert [b.level for b in judge(certificate(signal=[signal(90.0)]), gates)] == ["signal"]
     assert judge(certificate(quality=[quality(0.5, sdr_db=2.9)]), gates) == []
@@ -93,7 +95,7 @@ def test_the_defaults_are_those_of_the_file_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[fp32]\nsnr = 80\n", "unknown key 'snr', known are snr_db, drift_db, error, ignore_below_sdr_db"),
+        ("[fp32]\nsnr = 80\n", "unknown key 'snr', known are snr_db, drift_db, error, loud_error, ignore"),
         ("[fp32]\nsnr_db = 'high'\n", "gate snr_db is 'high': give a number"),
         ("[fp32]\nsnr_db = nan\n", "gate snr_db is nan: give a number"),
         ("[fp32]\nsnr_db = true\n", "gate snr_db is True: give a number"),
