@@ -48,7 +48,8 @@ MODES = {  # and what may be given beside them
     "--judge",
     "judge_file",
     type=FILE,
-    help="Judge the certificates that MODEL holds by these gates, and measure nothing.",
+    help="Judge by these gates the certificates that MODEL holds of its present files, of each --backend if "
+    "one is named; measure nothing.",
 )
 @click.option(
     "--sign",

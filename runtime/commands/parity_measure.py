@@ -80,9 +80,9 @@ def run_measure(
     missing: dict[str, str] = {}
     if judge_file is not None:
         gates = load_gates(judge_file)
-        certificates = read_evidence(opened)
+        certificates = [found for found in read_evidence(opened) if _is_meant(found, opened, runs, named)]
         if not certificates:
-            raise UsageError(f"{model} holds no certificate: measure first, `tfx parity {model}`")
+            raise UsageError(f"{model} holds no certificate of that: measure first, `tfx parity {model}`")
         evidence = None
     else:
         gates = load_gates(gates_file) if gates_file else default_gates()
@@ -117,6 +117,14 @@ def run_measure(
     if signer is not None:
         signer.sign(opened)
     _tell(opened, certificates, gates, missing, evidence, exhibits, outputs)
+
+
+def _is_meant(certificate: Certificate, model: Model, runs: Sequence[Run], named: bool) -> bool:
+    """Whether it is of a file that the bundle holds now, and of a backend that was named, if any was."""
+    assert model.bundle is not None  # or there is no evidence
+    held = {entry.sha256 for entry in model.bundle.files.values()}
+    names = {run.name for run in runs}
+    return certificate.artifact_sha256 in held and (certificate.name in names or not named)
 
 
 def runs_of(

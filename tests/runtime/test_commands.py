@@ -410,7 +410,7 @@ class TestParity:
     def test_nothing_to_judge(self, tfx: Tfx, bundle: Path) -> None:
         Path("gates.toml").write_text("[fp32]\nsnr_db = 3\n")
         assert_refused(
-            tfx("parity", bundle, "--judge", "gates.toml"), 2, "holds no certificate: measure first"
+            tfx("parity", bundle, "--judge", "gates.toml"), 2, "holds no certificate of that: measure first"
         )
 
     def test_a_precision_without_a_gate(self, tfx: Tfx, bundle: Path) -> None:
@@ -461,6 +461,9 @@ class TestParity:
         done = tfx("parity", made.path, "--judge", "gates.toml", "--junit", "j/out.xml", "--markdown", "m.md")
         assert done.code == 3
         assert "signal: SNR in dB of vocals on song.wav is" in done.lines[-1]
+        done = tfx("parity", made.path, "--judge", "gates.toml", "--backend", "ort")
+        assert (done.code, done.out) == (2, "")
+        assert "holds no certificate of that: measure first" in done.lines[-1]
         suite = ElementTree.parse("j/out.xml").getroot()[0]
         assert int(suite.get("failures", 0)) >= 2
         assert len(suite) == int(suite.get("tests", 0)) > 40
@@ -470,6 +473,8 @@ class TestParity:
         assert "| FAILED |" in Path("m.md").read_text()
         # A graph of halves is far from that network: exit 3, and the evidence says so.
         made = Bundle.open(made.path)
+        shown = tfx("parity", made.path, "--judge", "gates.toml").out
+        assert "torch fp32 on cpu" in shown
         made.add("model.onnx", lambda path: make_graph(path, made.spec), kind="onnx", precision="fp32")
         done = tfx("parity", made.path, "--backend", "ort", "--audio", "song.wav")
         assert done.code == 3
