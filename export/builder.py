@@ -165,7 +165,10 @@ def inspect_types(library: Any, plan: Any, name: str, precision: Precision) -> s
     if engine is None:
         return f"the engine cannot be loaded here, its types were not inspected: {errors_of(library)}"
     inspector = engine.create_engine_inspector()
-    told = json.loads(inspector.get_engine_information(library.LayerInformationFormat.JSON))
+    try:
+        told = json.loads(inspector.get_engine_information(library.LayerInformationFormat.JSON))
+    except ValueError:  # a good engine is not lost because its inspector writes something else
+        told = {}
     layers = [_types_of(layer) for layer in told.get("Layers", ())]
     if not any(layers):
         return f"{library.__name__} does not tell the types of the engine's {len(layers)} layers"

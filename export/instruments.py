@@ -19,7 +19,7 @@ from tfswa.export.onnx import build_graph
 from tfswa.export.precision import rounded
 from tfswa.export.torchscript import trace
 from tfswa.runtime.backends.torchscript import jit_allowed, load_traced
-from tfswa.runtime.errors import BundleError, UsageError
+from tfswa.runtime.errors import BundleError, UsageError, reason
 from tfswa.runtime.machine import cores
 from tfswa.runtime.models import Model
 from tfswa.runtime.parity.graph import Graph, Node
@@ -53,7 +53,7 @@ def open_instrument(model: Model, backend: str, precision: str) -> Instrument:
     try:
         return OnnxInstrument(model, path.name, precision, onnx.load(path))
     except Exception as error:  # protobuf's errors share no public base
-        raise BundleError(f"{path} cannot be read as ONNX: {error}") from error
+        raise BundleError(f"{path} cannot be read as ONNX: {reason(error)}") from error
 
 
 class OnnxInstrument:

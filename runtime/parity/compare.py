@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -114,14 +115,15 @@ def certify(
         for number, item in enumerate(corpus, 1):
             report(f"{number} of {len(corpus)}: {item.name}")
             song = item.load()
-            hashes[_unused(item.name, hashes)] = song.sha256
+            name = _unused(item.name, hashes)
+            hashes[name] = song.sha256
             kind = kind_of(item, song, model.spec)
             real = kind == "real"
             right = referee.separate(song, real)
             for one in measured:
                 if real and not heard:
                     one.compare_graph(referee, song)
-                found = one.compare_signal(item.name, kind, song, right)
+                found = one.compare_signal(name, kind, song, right)
                 if found is not None and real:
                     listener(song, one.run.name, right.stems, found)
                     if axes and not heard:
@@ -211,7 +213,7 @@ class _Measured:
         self._non_finite[name] = self._session.non_finite
         self._graph = graph_figures(name, self._model.spec, right, found)
 
-    def compare_signal(self, item: str, kind: Kind, song: Song, right: _Right) -> Audio | None:
+    def compare_signal(self, name: str, kind: Kind, song: Song, right: _Right) -> Audio | None:
         """End to end, and against the truth; None where the network gives NaN or Inf."""
         self._session.non_finite = 0
         start = time.perf_counter()
@@ -219,7 +221,6 @@ class _Measured:
             found = self._separator.separate(song.mixture)
         except NonFiniteError:
             found = None
-        name = _unused(item, self._non_finite)
         self._non_finite[name] = self._session.non_finite
         if found is None:
             self._non_finite[name] = max(1, self._session.non_finite)  # 0: it was the host's inverse
@@ -229,7 +230,7 @@ class _Measured:
             self._audio_seconds += song.mixture.shape[-1] / self._model.spec.stft.sample_rate
         self._signal += signal_figures(name, kind, self._model.spec, right.stems, found)
         if kind == "real":
-            self._quality += right.quality.compare(right.figures, right.quality.measure(found))
+            self._quality += right.quality.compare(name, right.figures, right.quality.measure(found))
         return found
 
     def compare_axes(self, song: Song) -> None:
@@ -323,11 +324,5 @@ def _pushed(separator: Separator, mixture: Audio, samples: int) -> Audio:
 
 def _unused(name: str, taken: dict[str, Any]) -> str:
     """A name that a corpus does not have yet."""
-    return name if name not in taken else next(n for n in _numbered(name) if n not in taken)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    number = 2
-    while True:
-        yield f"{name} ({number})"
-        number += 1
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if one not in taken)

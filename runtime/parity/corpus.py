@@ -14,6 +14,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.overlap import ChunkPlan
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stems import find_songs
 from tfswa.runtime.truth import Song, load, synthetic_song
@@ -83,8 +84,8 @@ def seam_samples(spec: ModelSpec) -> tuple[int, int]:
         chunk 1            |<------ kept ------>|
                  |<-step-->|
     """
-    kept = spec.chunk_samples - 2 * spec.context_samples
-    return kept, kept - spec.fade_samples
+    plan = ChunkPlan(spec.chunk_samples, spec.context_samples, spec.fade_samples)
+    return plan.kept, plan.step
 
 
 def _signals(spec: ModelSpec, seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -114,9 +114,9 @@ class Quality:
         return found
 
     def compare(
-        self, right: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
+        self, item: str, right: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
     ) -> list[QualityFigures]:
-        """What ``measure`` said of the reference and of the artifact, side by side."""
+        """What ``measure`` said of the reference and of the artifact, side by side, under a name."""
         rows = []
         for stem in self._known:
             one, two = right[stem], found[stem]
@@ -126,7 +126,7 @@ class Quality:
             worst = int(usable[np.argmax(np.abs(drifts[usable]))]) if usable.size else None
             rows.append(
                 QualityFigures(
-                    self._song.name,
+                    item,
                     stem,
                     {name: value for name, value in one.items() if name != "windows"},
                     {name: value for name, value in two.items() if name != "windows"},

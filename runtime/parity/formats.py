@@ -187,13 +187,18 @@ def _museval(song: QualityFigures) -> str:
 
 
 def _verdict(certificate: Certificate, breaches: Sequence[Breach], gates: Gates) -> Iterator[str]:
-    gate = gates.of(certificate.precision)
     if not breaches:
-        yield f"passed: SNR >= {gate.snr_db:g} dB, |drift| <= {gate.drift_db:g} dB, nothing NaN or Inf"
+        yield f"passed: {limits(certificate, gates)}"
     for breach in breaches[:LONGEST]:
         yield f"FAILED {breach}"
     if len(breaches) > LONGEST:
         yield f"FAILED {len(breaches) - LONGEST} more"
+
+
+def limits(certificate: Certificate, gates: Gates) -> str:
+    """What its gate asks, in a few words."""
+    gate = gates.of(certificate.precision)
+    return f"SNR >= {gate.snr_db:g} dB, |drift| <= {gate.drift_db:g} dB, nothing NaN or Inf"
 
 
 def _word(breaches: Sequence[Breach]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tfswa.runtime.parity.formats import LONGEST, OVERVIEW, Judged, decibels, overview, song_rows
+from tfswa.runtime.parity.formats import LONGEST, OVERVIEW, Judged, decibels, limits, overview, song_rows
 from tfswa.runtime.parity.gates import Breach, Gates
 from tfswa.runtime.parity.markup import Markup, element, join
 
@@ -37,9 +37,8 @@ def verdicts(judged: Judged, names: Sequence[str], gates: Gates, missing: Mappin
     ]
     for name, (certificate, breaches) in zip(names, judged, strict=True):
         if not breaches:
-            gate = gates.of(certificate.precision)
-            limits = f"SNR >= {gate.snr_db:g} dB, |drift| <= {gate.drift_db:g} dB, error <= {gate.error:g}"
-            parts.append(element("p", element("strong", "passed"), f" {name}: {limits}"))
+            asked = limits(certificate, gates)
+            parts.append(element("p", element("strong", "passed"), f" {name}: {asked}"))
             continue
         listed = [element("li", str(breach)) for breach in breaches[:LONGEST]]
         if len(breaches) > LONGEST:

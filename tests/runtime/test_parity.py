@@ -235,7 +235,7 @@ class TestFigures:
     def test_two_songs_of_one_name_are_two_items(self, measure: Measure, song: Song) -> None:
         found = measure(Fixed(), [song, song])
         assert list(found.corpus) == [song.name, f"{song.name} (2)"]
-        assert {row.item for row in found.signal} == set(found.corpus)
+        assert {row.item for row in found.signal} == set(found.corpus) == {row.item for row in found.quality}
 
     def test_a_silent_song_among_others_is_judged_by_its_error(self, measure: Measure, song: Song) -> None:
         silent = Song("silent", np.zeros_like(song.mixture), {})
