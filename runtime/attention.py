@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime import pictures
-from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
+from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, OutputExists, UsageError
 from tfswa.runtime.models import open_model
 from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.staging import Staging
 from tfswa.runtime.stft import Stft, pack
-from tfswa.runtime.truth import load_song
+from tfswa.runtime.truth import load_song, loudest_chunk
 
 Audio = NDArray[np.float32]
 Maps = Mapping[str, NDArray[np.float32]]
@@ -105,33 +105,6 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
             for picture in planned
         ],
     }
-
-
-def loudest_chunk(mixture: Audio, spec: ModelSpec) -> tuple[int, Audio]:
-    """Find the chunk with the most energy; a song shorter than a chunk is followed by silence.
-
-    Args:
-        mixture: ``[C, N]``.
-        spec: whose chunk.
-
-    Returns:
-        First sample, a multiple of the hop, and the chunk ``[C, chunk_samples]``.
-
-    Raises:
-        AudioError: the song holds no sound.
-    """
-    if not mixture.any():
-        raise AudioError("the song holds no sound, for which attention means nothing: name another")
-    length, hop = spec.chunk_samples, spec.stft.hop
-    power = np.square(mixture, dtype=np.float64).sum(axis=0)
-    before = np.concatenate(([0.0], np.cumsum(power)))  # energy before each sample
-    starts = np.arange(0, max(1, len(power) - length + 1), hop)
-    energy = before[np.minimum(starts + length, len(power))] - before[starts]
-    start = int(starts[np.argmax(energy)])
-    chunk = np.zeros((mixture.shape[0], length), np.float32)
-    piece = mixture[:, start : start + length]
-    chunk[:, : piece.shape[1]] = piece
-    return start, chunk
 
 
 def kind_of(module: str) -> str:

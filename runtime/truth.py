@@ -128,6 +128,33 @@ def load_stem_file(path: Path, spec: ModelSpec) -> Song:
     return _song(path.name.removesuffix(".stem.mp4"), stems, spec)
 
 
+def loudest_chunk(mixture: Audio, spec: ModelSpec) -> tuple[int, Audio]:
+    """Find the chunk with the most energy; a song shorter than a chunk is followed by silence.
+
+    Args:
+        mixture: ``[C, N]``.
+        spec: whose chunk.
+
+    Returns:
+        First sample, a multiple of the hop, and the chunk ``[C, chunk_samples]``.
+
+    Raises:
+        AudioError: the song holds no sound.
+    """
+    if not mixture.any():
+        raise AudioError("the song holds no sound: name another")
+    length, hop = spec.chunk_samples, spec.stft.hop
+    power = np.square(mixture, dtype=np.float64).sum(axis=0)
+    before = np.concatenate(([0.0], np.cumsum(power)))  # energy before each sample
+    starts = np.arange(0, max(1, len(power) - length + 1), hop)
+    energy = before[np.minimum(starts + length, len(power))] - before[starts]
+    start = int(starts[np.argmax(energy)])
+    chunk = np.zeros((mixture.shape[0], length), np.float32)
+    piece = mixture[:, start : start + length]
+    chunk[:, : piece.shape[1]] = piece
+    return start, chunk
+
+
 def example_stem_file() -> Path | None:
     """Find the stem file inside the installed package ``stempeg``, without importing it.
 

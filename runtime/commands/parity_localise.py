@@ -30,7 +30,6 @@ def run_localise(
     import json
 
     from tfswa.runtime import pictures
-    from tfswa.runtime.attention import loudest_chunk
     from tfswa.runtime.bundle import writable
     from tfswa.runtime.errors import GateError, OutputExists, UsageError
     from tfswa.runtime.models import open_model
@@ -38,6 +37,7 @@ def run_localise(
     from tfswa.runtime.parity.localise import THRESHOLD_DB, localise
     from tfswa.runtime.parity.reference import load_reference
     from tfswa.runtime.stft import Stft, pack
+    from tfswa.runtime.truth import loudest_chunk
 
     if len(entries) != 1:
         raise UsageError("--localize looks into one artifact: name it, --backend ort, ort:fp16, torchscript")

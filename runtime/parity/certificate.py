@@ -308,7 +308,9 @@ def describe_evidence(model: Model, session: Session, options: BackendOptions) -
         return f"the parity evidence is damaged{_advice(model, session, options)}"
     if found is None:
         return f"no passing parity evidence here{_advice(model, session, options)}"
-    figure = "identical" if found.worst_snr_db is None else f"{found.worst_snr_db:.0f} dB SNR"
+    figure = "silent" if found.worst_snr_db is None else f"{found.worst_snr_db:.0f} dB SNR"
+    if all(row.identical for row in found.signal):
+        figure = "identical"
     return f"parity passed ({figure}, {found.date[:10]})"
 
 

@@ -29,7 +29,7 @@ from tfswa.runtime.parity.figures import Quality, graph_figures, signal_figures,
 from tfswa.runtime.parity.reference import Reference, load_reference
 from tfswa.runtime.separator import Separator
 from tfswa.runtime.stft import Stft, pack
-from tfswa.runtime.truth import Song
+from tfswa.runtime.truth import Song, loudest_chunk
 
 Audio = NDArray[np.float32]
 Listener = Callable[[Song, str, Audio, Audio], None]
@@ -178,7 +178,7 @@ class _Referee:
         return _Right(stems, quality, quality.measure(stems))
 
     def graph(self, song: Song) -> tuple[Audio, Audio]:
-        """Planes of the song's first chunk with energy, and what the network makes of them."""
+        """Planes of the song's loudest chunk, and what the network makes of them."""
         if self._planes is None:
             planes = _planes(self._model, song)
             self._planes = planes, self.reference.network_output(planes).astype(np.float32)
@@ -309,11 +309,8 @@ class _Counting:
 
 def _planes(model: Model, song: Song) -> Audio:
     """Network input ``[1, 2*C, T, F]``: the loudest chunk of a song."""
-    size = model.spec.chunk_samples
-    chunks = [song.mixture[:, start : start + size] for start in range(0, song.mixture.shape[-1], size)]
-    loudest = max(chunks, key=lambda chunk: float(np.square(chunk, dtype=np.float64).sum()))
-    padded = np.pad(loudest, ((0, 0), (0, size - loudest.shape[-1])))
-    return pack(Stft(model.spec.stft).forward(padded[np.newaxis]))
+    _, chunk = loudest_chunk(song.mixture, model.spec)
+    return pack(Stft(model.spec.stft).forward(chunk[np.newaxis]))
 
 
 def _pushed(separator: Separator, mixture: Audio, samples: int) -> Audio:

@@ -67,7 +67,7 @@ class Gates:
         if precision not in self.precisions:
             raise UsageError(
                 f"{self.source} has no gate for precision {precision!r}, it has "
-                f"{', '.join(self.precisions)}: add a table of that name, see --gates"
+                f"{', '.join(self.precisions) or 'none'}: add a table of that name, see --gates"
             )
         return self.stems.get((precision, stem), self.precisions[precision])
 

@@ -2,22 +2,28 @@
 
 A network whose weights are all at work (the small residual branches of a fresh one would hide faults) runs as
 its own artifact, where it passes every gate. Each defect is then planted in the artifact or its host alone.
-A stale engine comes not as far: it is refused when it is loaded, see tests/runtime/test_trt.py.
+A stale engine comes not as far as a gate of decibels: its key or its self-test refuses it when it is loaded.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gpu_place import Place
 from parity_fakes import CHUNK, HYPER, RATE, STFT
 
 torch = pytest.importorskip("torch", reason="torch is not installed: artifact and reference are networks")
 
-from tfswa.runtime import overlap, separator, stft  # noqa: E402
+from tfswa.runtime import backends, overlap, separator, stft  # noqa: E402
+from tfswa.runtime.backends import BackendOptions  # noqa: E402
+from tfswa.runtime.backends.trt import TrtSession  # noqa: E402
 from tfswa.runtime.bundle import Bundle  # noqa: E402
+from tfswa.runtime.errors import BackendUnavailable, BundleError, TfxError  # noqa: E402
 from tfswa.runtime.models import BundleModel  # noqa: E402
 from tfswa.runtime.parity import Certificate, Item, compare, judge  # noqa: E402
 from tfswa.runtime.parity.gates import default_gates  # noqa: E402
@@ -184,3 +190,55 @@ def test_each_defect_is_caught_by_its_gate(
     assert level in {breach.level for breach in found}
     if level in ("signal", "axes"):  # the network itself is right
         assert "graph" not in {breach.level for breach in found}
+
+
+@pytest.fixture
+def place(
+    model: BundleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register: Callable[..., None]
+) -> Place:
+    """The same network as an engine on a simulated GPU, where it passes every gate."""
+    if "trt" not in backends.backend_names():
+        register(backends, "trt", TrtSession)
+    shutil.copytree(model.bundle.path, tmp_path / "engine.tfx")
+    place = Place(Bundle.open(tmp_path / "engine.tfx"), monkeypatch)
+    right = TorchSession(model, BackendOptions()).infer
+    place.machine(net=right)
+    place.answer(right)
+    return place
+
+
+def on_the_gpu(place: Place, song: Song) -> Certificate:
+    return compare(place.model, [Item.of(song)], backend="trt", options=BackendOptions(device="cuda"))
+
+
+def test_an_engine_without_a_defect_is_measured(place: Place, song: Song) -> None:
+    assert judge(on_the_gpu(place, song), default_gates()) == []
+
+
+def of_an_older_graph(place: Place, model: BundleModel) -> None:
+    """The bundle was exported anew, the engine was not built anew: its key tells."""
+    place.engine(onnx_sha256="0" * 64)
+
+
+def under_a_new_key(place: Place, model: BundleModel) -> None:
+    """A build that took the wrong file, or a cache that mixed two up: its answer tells."""
+    session = TorchSession(model, BackendOptions())
+    older(session._network)
+    place.machine(net=session.infer)
+
+
+@pytest.mark.parametrize(
+    ("defect", "error", "gate"),
+    [
+        (of_an_older_graph, BackendUnavailable, "was built from other weights"),
+        (under_a_new_key, BundleError, "in its self-test, fp32 must reach"),
+    ],
+    ids=["stale engine", "stale engine under a new key"],
+)
+def test_a_stale_engine_is_caught_when_it_is_loaded(
+    place: Place, model: BundleModel, song: Song, defect: Any, error: type[TfxError], gate: str
+) -> None:
+    defect(place, model)
+    with pytest.raises(error, match=gate):
+        on_the_gpu(place, song)
+    place.left_nothing()

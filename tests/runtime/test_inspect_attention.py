@@ -14,10 +14,9 @@ import pytest
 import soundfile
 
 from tfswa.runtime import attention
-from tfswa.runtime.attention import kind_of, loudest_chunk, plan_pictures, scale_of
+from tfswa.runtime.attention import kind_of, plan_pictures, scale_of
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.cli import main
-from tfswa.runtime.errors import AudioError
 from tfswa.runtime.spec import ModelSpec
 
 RATE = 8000
@@ -90,34 +89,6 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = tfx("inspect", network_bundle.path, "--attention", song, "-o", tmp_path / "p")
     refused(done, 4, "matplotlib: pip install 'tfswa[plots]'")
-
-
-def test_the_loudest_chunk(tiny_spec: ModelSpec) -> None:
-    length, hop = tiny_spec.chunk_samples, tiny_spec.stft.hop
-    mixture = np.full((2, 10 * length), 0.01, np.float32)
-    mixture[:, 40 * hop : 40 * hop + length] = 0.5
-    start, chunk = loudest_chunk(mixture, tiny_spec)
-    assert start == 40 * hop
-    np.testing.assert_array_equal(chunk, mixture[:, start : start + length])
-    mixture[:, -1] = 100.0  # the last samples that a chunk can hold
-    start, chunk = loudest_chunk(mixture[:, : length + 3 * hop + 5], tiny_spec)
-    assert start <= 3 * hop
-    assert chunk.shape == (2, length)
-
-
-@pytest.mark.parametrize("samples", [1, 100, 1919])
-def test_a_short_song_is_followed_by_silence(tiny_spec: ModelSpec, samples: int) -> None:
-    start, chunk = loudest_chunk(np.ones((2, samples), np.float32), tiny_spec)
-    assert start == 0
-    assert chunk.shape == (2, tiny_spec.chunk_samples)
-    assert chunk[:, :samples].all()
-    assert not chunk[:, samples:].any()
-
-
-@pytest.mark.parametrize("samples", [0, 100])
-def test_silence_has_no_loudest_chunk(tiny_spec: ModelSpec, samples: int) -> None:
-    with pytest.raises(AudioError, match="no sound"):
-        loudest_chunk(np.zeros((2, samples), np.float32), tiny_spec)
 
 
 @pytest.mark.parametrize(

@@ -5,30 +5,28 @@ from __future__ import annotations
 import gc
 import hashlib
 import inspect
-import io
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gpu_place import ENGINE, Place, network
 from numpy.typing import NDArray
-from simulated_gpu import Context, Engine, Error, RuntimeConfig, SimulatedCuda, SimulatedTensorRt
+from simulated_gpu import Context, Engine, Error, RuntimeConfig, SimulatedCuda
 
 from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions, open_session
 from tfswa.runtime.backends.trt import TrtSession
 from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.engines import PORTABLE, answer_of, probe, samples
+from tfswa.runtime.engines import probe
 from tfswa.runtime.errors import BackendUnavailable, BundleError, CudaError, UsageError
-from tfswa.runtime.models import BundleModel, open_model
+from tfswa.runtime.models import open_model
 from tfswa.runtime.separator import Separator
 from tfswa.runtime.spec import ModelSpec
 
-ENGINE = "engines/0123456789abcdef.engine"
 CUDA = BackendOptions(device="cuda")
 SAME = 1e-6  # of full scale: float32, the same operations
 PROBE = (
@@ -36,78 +34,8 @@ PROBE = (
 )
 
 
-def network(mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Two stems that nothing but the right item in the right place gives."""
-    return np.stack((0.25 * mixture, 0.5 * np.flip(mixture, -1)), axis=1)
-
-
 def planes(spec: ModelSpec, batch: int) -> NDArray[np.float32]:
     return np.random.default_rng(batch).standard_normal(spec.input_shape(batch)).astype(np.float32)
-
-
-class Place:
-    """A machine and a bundle with an engine, all of which a test may change before it opens a session."""
-
-    def __init__(self, bundle: Bundle, patch: pytest.MonkeyPatch):
-        self.patch, self.path = patch, bundle.path
-        self.spec = bundle.spec
-        self.details: dict[str, Any] = {
-            "flavor": "rtx",
-            "version": "1.7.1.116",
-            "precision": "fp32",
-            "batch": [1, 2, 4],
-            "target": PORTABLE,
-        }
-        self.machine()
-        if "model.onnx" not in bundle.files:
-            self.add("model.onnx", b"graph", kind="onnx", precision="fp32")
-        self.engine()
-
-    def machine(self, cuda: SimulatedCuda | None = None, net: Any = network, **library: Any) -> None:
-        self.cuda = cuda or SimulatedCuda()
-        self.library = SimulatedTensorRt(self.cuda, net, self.spec.input_shape(1)[1:], **library)
-        self.patch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
-        self.patch.setitem(sys.modules, "tensorrt_rtx", self.library)
-
-    def engine(self, plan: bytes = b"engine", name: str = ENGINE, **details: Any) -> None:
-        found = Bundle.open(self.path).files["model.onnx"].sha256
-        about = {"onnx_sha256": found, **self.details, **details}
-        self.add(name, plan, kind="engine", precision=about["precision"], details=about)
-
-    def answer(self, net: Any, name: str = ENGINE) -> None:
-        self.store_answer(samples(net(probe(self.spec))[0]), name)
-
-    def store_answer(self, right: NDArray[np.float32], name: str = ENGINE) -> None:
-        data = io.BytesIO()
-        np.save(data, right)
-        self.add(answer_of(name), data.getvalue(), kind="answer")
-
-    def add(self, name: str, data: bytes, **entry: Any) -> None:
-        Bundle.open(self.path).add(name, lambda path: write_bytes(path, data), **entry)
-
-    @property
-    def model(self) -> BundleModel:
-        opened = open_model(self.path)
-        assert isinstance(opened, BundleModel)
-        return opened
-
-    def open(self, **options: Any) -> TrtSession:
-        return TrtSession(self.model, BackendOptions(**{"device": "cuda", **options}))
-
-    def refuses(self, kind: type[Exception], match: str, **options: Any) -> None:
-        with pytest.raises(kind, match=match) as refused:
-            self.open(**options)
-        assert "\n" not in str(refused.value)
-        del refused
-        self.left_nothing()
-
-    def left_nothing(self) -> None:
-        gc.collect()
-        assert {kind: count for kind, count in self.cuda.live.items() if count} == {}
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 @pytest.fixture
