@@ -25,10 +25,12 @@ from tfswa.runtime.errors import ExportError, UsageError
 Shape = tuple[int, ...]
 Progress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all
 
+QUANTISED = ("int8", "mixed")
 _WHOLE = {"INT32", "INT64", "BOOL"}  # shapes and indices
-_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT", "mixed": "HALF"}
 _INSPECTED = ("DataType", "Datatype", "Format/Datatype", "Format/DataType")
 _NAMES = {"fp32": {"float", "fp32"}, "fp16": {"half", "fp16"}, "bf16": {"bf16", "bfloat16"}}
+_NAMES |= {"int8": {"int8"}}
 _LAYERS = {"CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "MatMul"}
 
 
@@ -128,10 +130,14 @@ def check_types(network: Any, name: str, precision: Precision, plan: Sequence[st
         ExportError: a layer with weights or a product is of another type, or anything is of a third one.
     """
     low, keeps = _TYPES[precision], PrecisionPlan(tuple(plan)).keeps
+    quantised = 0
     lacks = FULL.get(precision, frozenset())
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         wanted = {low, "FLOAT", *_WHOLE}
+        if precision in QUANTISED and layer.type.name in ("QUANTIZE", "CONSTANT"):
+            wanted |= {"INT8"}
+            quantised += layer.type.name == "QUANTIZE"
         operator = _LAYERS.get(layer.type.name)
         if operator is not None and operator not in lacks and not keeps(layer.name):
             wanted = {low}
@@ -142,6 +148,8 @@ def check_types(network: Any, name: str, precision: Precision, plan: Sequence[st
                     f"{name} is recorded as {precision}, its layer {layer.name} gives {found}: "
                     "export it again"
                 )
+    if precision in QUANTISED and not quantised:
+        raise ExportError(f"{name} is recorded as {precision}, nothing in it is quantised: export it again")
 
 
 def inspect_types(library: Any, plan: Any, name: str, precision: Precision) -> str:
@@ -172,14 +180,15 @@ def inspect_types(library: Any, plan: Any, name: str, precision: Precision) -> s
     layers = [_types_of(layer) for layer in told.get("Layers", ())]
     if not any(layers):
         return f"{library.__name__} does not tell the types of the engine's {len(layers)} layers"
-    count = sum(precision in types for types in layers)
+    wanted = "int8" if precision in QUANTISED else precision
+    count = sum(wanted in types for types in layers)
     if not count:
         found = ", ".join(sorted(set().union(*layers)))
         raise ExportError(
-            f"the engine of {name} computes in {found}, asked for is {precision}: nothing was kept; "
+            f"the engine of {name} computes in {found}, asked for is {wanted}: nothing was kept; "
             f"try another version of {library.__name__}"
         )
-    return f"{count} of the engine's {len(layers)} layers compute in {precision}"
+    return f"{count} of the engine's {len(layers)} layers compute in {wanted}"
 
 
 def _types_of(layer: Any) -> set[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from tfswa.runtime.stft import Stft, pack
 
 if TYPE_CHECKING:
     from tfswa.export.precision import Low
+
+# What lies between the ends of a typed graph; in a mixed one, that which is not quantised.
+TYPED: dict[str, Low] = {"fp16": "fp16", "bf16": "bf16", "mixed": "fp16"}
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -108,13 +111,13 @@ def check_graph(
     comparison = _Comparison(
         model, planes, eager, gate_for(model.precision).snr_db if gate_db is None else gate_db
     )
-    if model.precision == "fp32":
+    if model.precision not in TYPED:
         with closing(_open(model)) as session:
             return comparison.hold(session.infer), None
     rounding = Rounding(model)
     rounding.torment()
     snr_db = comparison.hold(rounding.infer)
-    if model.precision == "fp16":  # ONNX Runtime's CPU provider has no bfloat16
+    if TYPED[model.precision] == "fp16":  # ONNX Runtime's CPU provider has no bfloat16
         with closing(_open(model)) as session:
             comparison.hold(session.infer)
     return snr_db, rounding.peak
@@ -154,7 +157,7 @@ class Rounding:
     """A graph of low precision, every result of it rounded and its magnitude kept.
 
     Args:
-        model: an ONNX file in ``fp16`` or ``bf16``.
+        model: an ONNX file in ``fp16``, ``bf16`` or ``mixed``.
     """
 
     def __init__(self, model: FileModel) -> None:
@@ -163,7 +166,7 @@ class Rounding:
 
         from tfswa.export.precision import largest, or_bf16, rounded
 
-        low = cast("Low", model.precision)
+        low = TYPED[model.precision]
         self.model, self.largest, self.other = model, largest(low), or_bf16(low)
         self.peak: Peak | None = None
         graph, self.nodes = rounded(onnx.load(model.path))

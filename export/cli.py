@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _precision_option(help: str) -> Callable[[F], F]:
     return click.option(
         "--precision",
-        type=click.Choice(["fp32", "fp16", "bf16"]),
+        type=click.Choice(["fp32", "fp16", "bf16", "int8", "mixed"]),
         default="fp32",
         show_default=True,
         help=help,

@@ -21,14 +21,18 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfswa.export.artifact import Exported, bundle_of, produce
-from tfswa.export.precision import Precision, PrecisionPlan, count_casts, typed
+from tfswa.export.precision import Low, Precision, PrecisionPlan, count_casts, typed
+from tfswa.export.quantise import count_quantised, layers, load_ranges, quantised
 from tfswa.runtime.errors import ExportError, UsageError
 from tfswa.runtime.models import INPUT, METADATA, OUTPUT, Model, embed
 from tfswa.runtime.spec import ModelSpec
 
 NAME = "model.onnx"
 OPSET = 20
-OPSETS = {"fp32": OPSET, "fp16": OPSET, "bf16": 22}  # older convolutions know no bfloat16
+OPSETS = {"bf16": 22}  # older convolutions know no bfloat16
+TYPED: dict[str, Low] = {"fp16": "fp16", "bf16": "bf16", "mixed": "fp16"}  # what lies between the ends
+QUANTISED = ("int8", "mixed")
+PLAN = "precision-plan.json"
 OLDEST_OPSET = 18  # the oldest that torch writes
 NEWEST_OPSET = 25  # the newest that onnxscript 0.7.2 converts to
 BATCH = "batch"
@@ -51,22 +55,26 @@ def export_onnx(
     """Export a bundle to ``model.onnx`` or ``model.fp16.onnx`` and compare that with the eager network.
 
     Args:
-        model: a bundle.
+        model: a bundle; one that was calibrated, for ``int8`` and ``mixed``.
         output: where a copy of the bundle goes; default: into the model's own bundle.
-        precision: of what lies between the first and the last layer, see ``export/precision.py``.
-        plan: what stays float32 there; with ``fp16`` and ``bf16`` only.
+        precision: of what lies between the first and the last layer, see ``export/precision.py``; with
+            ``int8`` the layers of the plan compute in 8 bits and all else in float32, with ``mixed`` all
+            else in ``fp16``.
+        plan: exceptions; not with ``fp32``. Default: for ``int8`` and ``mixed`` the bundle's own, which
+            `tfx calibrate --sensitivity` made; where there is none, all that can be is quantised.
         low_io: input and output of the graph in ``fp16`` too; with that precision only.
         opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22.
         audio: what to compare on; default: generated music.
         force: replace an existing artifact or ``output``.
 
     Raises:
-        UsageError: options that do not go together, an opset out of range, or the model is an exported file.
-        ConfigError: the plan names what the graph does not have.
+        UsageError: options that do not go together, an opset out of range, the model is an exported file,
+            or INT8 is asked of one that was not calibrated.
+        ConfigError: the plan is of other weights, or names what the graph does not have.
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: the graph cannot be made, differs from eager, or overflows; nothing is written.
     """
-    opset = OPSETS[precision] if opset is None else opset
+    opset = OPSETS.get(precision, OPSET) if opset is None else opset
     if precision == "bf16" and opset < OPSETS["bf16"]:
         raise UsageError(f"opset {opset} has no convolution in bf16: use {OPSETS['bf16']} or newer")
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -75,24 +83,36 @@ def export_onnx(
         raise UsageError("a precision plan says what stays fp32, asked for is fp32 altogether: leave it out")
     if low_io and precision != "fp16":
         raise UsageError(f"inputs and outputs in fp16 are for precision fp16, asked for is {precision}")
-    source = bundle_of(model, "export").digest
+    bundle = bundle_of(model, "export")
+    source = bundle.digest
+    ranges = load_ranges(model) if precision in QUANTISED else {}
+    if precision in QUANTISED and plan is None and PLAN in bundle.files:
+        plan = PrecisionPlan.load(bundle.file(PLAN))
+    chosen = plan or PrecisionPlan()
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
         graph = build_graph(network, model.spec, opset)
-        if precision != "fp32":
-            graph = typed(graph, precision, plan=plan or PrecisionPlan(), low_io=low_io)
+        chosen.check(source, [node.name for node in graph.graph.node])
+        if precision in TYPED:
+            graph = typed(graph, TYPED[precision], plan=chosen, low_io=low_io)
             graph = _checked(graph, model.spec, opset)
+        if precision in QUANTISED:
+            names = [layer.name for layer in layers(graph) if chosen.quantises(layer.name)]
+            graph = _checked(quantised(graph, ranges, names), model.spec, opset)
         graph.metadata_props.add(key=METADATA, value=embed(model.spec, precision, source))
         path.write_bytes(graph.SerializeToString(deterministic=True))
-        return {
+        details = {
             "opset": opset,
             "nodes": len(graph.graph.node),
             "casts": count_casts(graph),
             "io": "fp16" if low_io else "fp32",
-            "plan": list(plan.fp32) if plan else [],
+            "plan": list(chosen.fp32),
             "torch": torch.__version__,
             "onnxscript": onnxscript.__version__,
         }
+        if precision in QUANTISED:
+            details |= {"quantised": count_quantised(graph), "layers": len(layers(graph))}
+        return details
 
     name = NAME if precision == "fp32" else f"model.{precision}.onnx"
     return produce(model, name, "onnx", convert, precision, output=output, audio=audio, force=force)

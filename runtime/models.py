@@ -28,6 +28,8 @@ _MAKE = {
         "fp32": "tfx export {name} --format onnx",
         "fp16": "tfx export {name} --format onnx --precision fp16",
         "bf16": "tfx export {name} --format onnx --precision bf16",
+        "int8": "tfx calibrate {name} --audio FOLDER",
+        "mixed": "tfx export {name} --format onnx --precision mixed",
     },
     "torchscript": {"fp32": "tfx export {name} --format torchscript"},
     "aotinductor": {"fp32": "tfx export {name} --format aotinductor"},

@@ -1,7 +1,9 @@
-"""The ``openvino`` backend: an ONNX graph in OpenVINO, on the CPU, in float32 or bfloat16.
+"""The ``openvino`` backend: an ONNX graph in OpenVINO, on the CPU, in float32, bfloat16, and with INT8.
 
-Both precisions run the float32 graph; in bfloat16 OpenVINO rounds inside its kernels, which is what makes it
-about twice as fast on CPUs that have the instructions. Shapes are static: that is faster than a free batch.
+``fp32`` and ``bf16`` run the float32 graph; in bfloat16 OpenVINO rounds inside its kernels, which is what
+makes it about twice as fast on CPUs that have the instructions. ``int8`` and ``mixed`` run the graph with
+Q/DQ pairs; what they do not quantise is computed in float32 or in bfloat16. Shapes are static: that is
+faster than a free batch.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TYPES = {"fp32": "f32", "bf16": "bf16"}
+TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "mixed": "bf16"}
+GRAPHS = {"fp32": "fp32", "bf16": "fp32", "int8": "int8", "mixed": "int8"}  # precision of the artifact
 
 
 class OpenvinoSession:
-    """Runs a bundle's ``model.onnx`` or an exported file; see ``Session``.
+    """Runs a bundle's ``model.onnx``, ``model.int8.onnx`` or an exported file; see ``Session``.
 
     A network is compiled for the largest batch that was seen; smaller ones are filled up with silence.
     What was compiled is kept in the user's cache, by graph, precision, batch, threads, version and CPU.
@@ -41,7 +44,7 @@ class OpenvinoSession:
     """
 
     name = "openvino"
-    precisions = ("fp32", "bf16")
+    precisions = tuple(TYPES)
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]
@@ -50,14 +53,16 @@ class OpenvinoSession:
         openvino = import_library("openvino", backend="openvino")
         self.precision = options.precision or "fp32"
         if self.precision not in TYPES:
-            raise UsageError(f"backend openvino has no precision {self.precision!r}: choose fp32 or bf16")
+            raise UsageError(f"backend openvino has no precision {self.precision!r}: choose {', '.join(TYPES)}")
         self._core: Any = openvino.Core()
         _check_device(self._core, options.device, self.precision)
-        self.artifact = model.artifact("onnx", "fp32")
+        self.artifact = model.artifact("onnx", GRAPHS[self.precision])
         self._path, self._spec = model.file(self.artifact[0]), model.spec
         self._threads = options.threads or cores()
         self.versions = {"openvino": openvino.__version__}
         self.description = f"openvino {openvino.__version__}, {self.precision} on {options.device}"
+        if self.precision == "mixed":
+            self.description = f"openvino {openvino.__version__}, int8 and bf16 on {options.device}"
         self._cpu = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._batch, self._request = 0, None
         self._compile(1)
@@ -135,7 +140,8 @@ def _check_device(core: Any, device: str, precision: str) -> None:
             f"device {device} asked for, openvino runs on the CPU alone: use --device cpu"
         )
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision == "bf16" and "BF16" not in able:
+    if TYPES[precision] == "bf16" and "BF16" not in able:
+        other = "fp32" if precision == "bf16" else "int8"
         raise BackendUnavailable(
-            f"precision bf16 asked for, this CPU has {', '.join(able)}: choose --precision fp32"
+            f"precision {precision} asked for, this CPU has {', '.join(able)}: choose --precision {other}"
         )

@@ -28,11 +28,12 @@ _GPU = {  # by what a device may be called
     "rtx": "NvTensorRTRTXExecutionProvider",
 }
 # Its pass to blocked layouts crashes on float16 graphs with a free batch (1.31.1, CPU).
-_OPTIONS = {"fp16": {"disabled_optimizers": ["NchwcTransformer"]}}
+_BLOCKED = {"disabled_optimizers": ["NchwcTransformer"]}
+_OPTIONS = {"fp16": _BLOCKED, "mixed": _BLOCKED}
 
 
 class OrtSession:
-    """Runs a bundle's ``model.onnx`` or an exported file; see ``Session``.
+    """Runs a bundle's ``model.onnx``, one of another precision, or an exported file; see ``Session``.
 
     Raises:
         BackendUnavailable: onnxruntime, the device, or the artifact is missing.
@@ -40,7 +41,7 @@ class OrtSession:
     """
 
     name = "ort"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8", "mixed")
     artifact: tuple[str, str]
     description: str
     versions: Mapping[str, str]

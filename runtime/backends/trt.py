@@ -55,7 +55,7 @@ class TrtSession:
     """
 
     name = "trt"
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = ("fp32", "fp16", "bf16", "int8", "mixed")
     device_default = "cuda"
     artifact: tuple[str, str]
     description: str

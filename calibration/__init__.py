@@ -1,0 +1,1 @@
+"""Calibration: INT8 ranges from real audio, and precision chosen by decibels."""

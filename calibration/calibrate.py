@@ -1,0 +1,281 @@
+"""From a bundle and audio to INT8 ranges in the bundle, and from those to a precision plan.
+
+    corpus ── chunks ──> Collector ── four methods ──> held-out audio ── the best ──> calibration.json
+    calibration.json ── Search on held-out audio ──> precision-plan.json ──> model.int8.onnx by that plan
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tfswa.calibration import cost
+from tfswa.calibration.corpus import Corpus
+from tfswa.calibration.groups import Group, groups
+from tfswa.calibration.loss import HeldOut, Loss
+from tfswa.calibration.ranges import METHODS, Collector
+from tfswa.calibration.search import Found, Search
+from tfswa.calibration.simulate import INT8, Simulator
+from tfswa.export.artifact import Exported, bundle_of
+from tfswa.export.onnx import PLAN, export_onnx
+from tfswa.export.precision import Low
+from tfswa.export.quantise import CALIBRATION, layers, load_ranges, quantised
+from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.machine import cores, cpu_name, user_cache
+from tfswa.runtime.models import Model
+from tfswa.runtime.stft import Stft, pack
+
+Step = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
+
+SCHEMA = 1
+SAVE_EVERY = 8  # chunks: what a stop may cost
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration found.
+
+    Attributes:
+        method: the one whose ranges lost least.
+        losses: on held-out audio, all layers that can be in 8 bits, by method.
+        corpus: what it was done on.
+        artifact: ``model.int8.onnx``.
+    """
+
+    method: str
+    losses: dict[str, Loss]
+    corpus: Corpus
+    artifact: Exported
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a search found.
+
+    Attributes:
+        found: the plans.
+        costs: of each group in each precision.
+        unit: of the costs: ``s`` where they were measured, ``x float32`` where they were counted.
+        groups: of layers.
+        artifact: ``model.int8.onnx`` by the best plan.
+    """
+
+    found: Found
+    costs: cost.Costs
+    unit: str
+    groups: dict[str, Group]
+    artifact: Exported
+
+
+def calibrate(
+    model: Model, corpus: Corpus, *, method: str | None = None, half: Low = "bf16", step: Step, force: bool
+) -> Calibrated:
+    """Find the range of every layer's input, keep them in the bundle, and export ``model.int8.onnx``.
+
+    Stopped half way, it goes on where it was: what the chunks gave so far is in the user's cache.
+
+    Args:
+        model: a bundle that holds ``model.onnx``.
+        corpus: what to run it on.
+        method: one of ``METHODS``; default: the one that loses least on the held-out chunks.
+        half: what the rest of the network computes in while methods are compared; it is the same for all.
+        step: told of progress.
+        force: replace an earlier calibration and what was made of it.
+
+    Raises:
+        UsageError: the model is an exported file.
+        OutputExists: it was calibrated, and ``force`` is False.
+        BackendUnavailable: it holds no ``model.onnx``.
+        NonFiniteError: the float32 network gives NaN or Inf.
+    """
+    from tfswa.export.artifact import check_free
+
+    bundle = bundle_of(model, "calibrate")
+    for name in (CALIBRATION, "model.int8.onnx"):
+        check_free(bundle, name, force=force)
+    graph, digest = _graph(model)
+    collector = _collected(graph, digest, model, corpus, step)
+    members = groups(graph)
+    losses: dict[str, Loss] = {}
+    held_out = None
+    for done, name in enumerate(METHODS):
+        step("methods", done, len(METHODS))
+        simulator = Simulator(graph, members, collector.ranges(name), half)
+        if held_out is None:
+            held_out = _held_out(corpus, model, simulator)
+        losses[name] = held_out.measure(_with(simulator, dict.fromkeys(members, INT8)))
+    step("methods", len(METHODS), len(METHODS))
+    # By SNR: drift of a few chunks may well be an accident of signs.
+    best = method or max(losses, key=lambda name: losses[name].worst_snr_db)
+    kept = {
+        "schema": SCHEMA,
+        "source": bundle.digest,
+        "method": best,
+        "ranges": collector.ranges(best),
+        "methods": {name: asdict(loss) for name, loss in losses.items()},
+        "corpus": _described(corpus),
+    }
+    _put(bundle, CALIBRATION, kept, kind="calibration")
+    if PLAN in bundle.files:  # of other ranges
+        bundle.remove(PLAN)
+    artifact = export_onnx(model, precision="int8", force=True)
+    return Calibrated(best, losses, corpus, artifact)
+
+
+def plan(
+    model: Model,
+    corpus: Corpus,
+    *,
+    budget_db: float,
+    half: Low = "bf16",
+    depth: int,
+    costs_by: str = "openvino",
+    step: Step,
+) -> Planned:
+    """Find the cheapest precision of each group of layers within a budget of drift; see ``Search``.
+
+    What was measured is in the user's cache as it comes, so that a search that was stopped goes on.
+
+    Args:
+        model: a bundle that was calibrated.
+        corpus: whose held-out chunks are measured on.
+        budget_db: what the worst stem may drift.
+        half: what is computed in where not in 8 bits.
+        depth: parts of a module's name that tell groups apart.
+        costs_by: ``openvino`` to measure costs on this CPU, ``counted`` to count products.
+        step: told of progress.
+
+    Raises:
+        UsageError: it was not calibrated.
+        BackendUnavailable: openvino is missing, or has not that half precision here.
+    """
+    bundle = bundle_of(model, "calibrate")
+    ranges = load_ranges(model)
+    graph, digest = _graph(model)
+    members = groups(graph, depth)
+    if costs_by == "openvino":
+        costs, unit = _measured(model, graph, members, ranges, half), "s"
+    else:
+        costs, unit = cost.counted(members), "x float32"
+    simulator = Simulator(graph, members, ranges, half)
+    held_out = _held_out(corpus, model, simulator)
+    key = _hash(digest, corpus.sha256, ranges, half, depth)
+    search = Search(
+        simulator, held_out, costs, budget_db, cache=_cache("plans", f"{key}.json"), key=key, step=step
+    )
+    found = search.run()
+    _put(bundle, PLAN, _plan_of(bundle, corpus, found, costs, unit, budget_db, half), kind="plan")
+    artifact = export_onnx(model, precision="int8", force=True)
+    return Planned(found, costs, unit, members, artifact)
+
+
+def _graph(model: Model) -> tuple[onnx.ModelProto, str]:
+    """The float32 graph of a bundle, and its hash."""
+    name, digest = model.artifact("onnx", "fp32")
+    return onnx.load(model.file(name)), digest
+
+
+def _collected(
+    graph: onnx.ModelProto, digest: str, model: Model, corpus: Corpus, step: Step
+) -> Collector:
+    collector, stft = Collector(graph, model.spec), Stft(model.spec.stft)
+    place = _cache("ranges", f"{_hash(digest, corpus.sha256)}.npz")
+    collector.resume(place)
+    for number, chunk in enumerate(corpus.calibration()):
+        if number >= collector.chunks:
+            step("ranges", number, len(corpus))
+            collector.add(pack(stft.forward(chunk.mixture[None])))
+            if collector.chunks % SAVE_EVERY == 0 or collector.chunks == len(corpus):
+                collector.save(place)
+    step("ranges", len(corpus), len(corpus))
+    return collector
+
+
+def _held_out(corpus: Corpus, model: Model, simulator: Simulator) -> HeldOut:
+    return HeldOut(corpus.held_out(), model.spec, _with(simulator, {}))
+
+
+def _with(simulator: Simulator, precision: Mapping[str, str]) -> Callable[[Any], Any]:
+    return lambda planes: simulator.infer(planes, precision)
+
+
+def _measured(
+    model: Model, graph: onnx.ModelProto, members: Mapping[str, Group], ranges: Mapping[str, float], half: Low
+) -> cost.Costs:
+    with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(quantised(graph, ranges, [layer.name for layer in layers(graph)]).SerializeToString())
+        full = model.file(model.artifact("onnx", "fp32")[0])
+        return cost.measured(members, full, path, model.spec, half)
+
+
+def _plan_of(
+    bundle: Bundle, corpus: Corpus, found: Found, costs: cost.Costs, unit: str, budget_db: float, half: str
+) -> dict[str, Any]:
+    """What ``PrecisionPlan.load`` reads, and beside it what it was found from."""
+    best = found.best
+    return {
+        "source": bundle.digest,
+        "fp32": list(best.fp32),
+        "int8": list(best.int8),
+        "measured": {
+            "budget_db": budget_db,
+            "half": half,
+            "corpus_sha256": corpus.sha256,
+            "cost_unit": unit,
+            "cpu": cpu_name(),
+            "threads": cores(),
+            "loss": asdict(best.loss),
+            "groups": {
+                name: {
+                    "cost": costs[name],
+                    "alone": {kind: asdict(loss) for kind, loss in found.alone[name].items()},
+                }
+                for name in costs
+            },
+        },
+    }
+
+
+def _described(corpus: Corpus) -> dict[str, Any]:
+    return {
+        "sha256": corpus.sha256,
+        "seed": corpus.seed,
+        "chunks": len(corpus),
+        "held_out": corpus.held_out_count,
+        "strata": dict(corpus.strata),
+        "sources": list(corpus.sources),
+    }
+
+
+def _put(bundle: Bundle, name: str, content: Mapping[str, Any], kind: str) -> None:
+    """Into the bundle as JSON, which has no infinity: where nothing was lost, null."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    bundle.add(name, lambda path: _write(path, text), kind=kind)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+
+
+def _cache(folder: str, name: str) -> Path:
+    return user_cache() / "calibration" / folder / name
+
+
+def _hash(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,109 @@
+"""What each group of layers costs in each precision: seconds measured in OpenVINO, or products counted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfswa.calibration.groups import Group
+from tfswa.calibration.simulate import FULL, HALF, INT8
+from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.machine import cores
+from tfswa.runtime.spec import ModelSpec
+
+Costs = dict[str, dict[str, float]]  # by group, by precision
+
+COUNTED = {FULL: 1.0, HALF: 0.5, INT8: 0.25}  # of a product, as wide as its numbers
+ROUNDS = 7
+
+
+def counted(groups: Mapping[str, Group]) -> Costs:
+    """Shares of the float32 network's products, a quarter of each in 8 bits."""
+    whole = sum(group.macs for group in groups.values()) or 1
+    return {
+        name: {kind: group.macs / whole * factor for kind, factor in COUNTED.items()}
+        for name, group in groups.items()
+    }
+
+
+def measured(
+    groups: Mapping[str, Group], full: Path, int8: Path, spec: ModelSpec, half: str
+) -> tuple[Costs, dict[str, float]]:
+    """Seconds of a chunk by OpenVINO on this CPU, by group, its activations and transposes included.
+
+    Args:
+        groups: of layers.
+        full: the float32 graph.
+        int8: the graph with all groups in 8 bits.
+        spec: the model's contract.
+        half: ``bf16``: OpenVINO's other precision on a CPU.
+
+    Returns:
+        The costs, and the seconds of whole chunks by precision.
+
+    Raises:
+        BackendUnavailable: openvino is missing, or this CPU has no bfloat16.
+    """
+    from tfswa.runtime.backends import import_library
+
+    openvino = import_library("openvino", backend="openvino")
+    core = openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") or half != "bf16":
+        raise BackendUnavailable(f"openvino has no {half} on this CPU: count the cost with --cost counted")
+    hints = {FULL: (full, "f32"), HALF: (full, "bf16"), INT8: (int8, "bf16")}
+    requests = {kind: _compiled(core, path, hint, spec, groups) for kind, (path, hint) in hints.items()}
+    planes = np.random.default_rng(0).standard_normal(spec.input_shape(1)).astype(np.float32)
+    times: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(ROUNDS):  # in turns, so that what else the machine does falls on all of them
+        for kind, (request, owner) in requests.items():
+            request.infer([planes])
+            found: dict[str, float] = defaultdict(float)
+            for info in request.profiling_info:
+                found[owner.get(info.node_name, "")] += info.real_time.total_seconds()
+            times[kind].append(found)
+    costs: Costs = {name: {} for name in groups}
+    for kind, rounds in times.items():
+        for name in groups:
+            costs[name][kind] = float(np.median([found.get(name, 0.0) for found in rounds]))
+    whole = {kind: float(np.median([sum(found.values()) for found in times[kind]])) for kind in hints}
+    return costs, whole
+
+
+def _compiled(
+    core: Any, path: Path, hint: str, spec: ModelSpec, groups: Mapping[str, Group]
+) -> tuple[Any, dict[str, str]]:
+    """A request, and the group of each node that it runs; '' for those of none."""
+    network = core.read_model(path)
+    network.reshape({network.inputs[0]: list(spec.input_shape(1))})
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": cores(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": True,
+    }
+    compiled = core.compile_model(network, "CPU", settings)
+    owner = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        information = node.get_rt_info()
+        if "originalLayersNames" in information:
+            made_of = str(information["originalLayersNames"].astype(str)).split(",")
+            owner[node.get_friendly_name()] = _owner(made_of, groups)
+    return compiled.create_infer_request(), owner
+
+
+def _owner(names: list[str], groups: Mapping[str, Group]) -> str:
+    """The group that a fused node belongs to: that of the last of its parts which has one.
+
+    OpenVINO keeps the names that nodes had in ONNX, which are those of modules.
+    """
+    for name in reversed(names):
+        module = name.partition("/")[0].split(".")
+        for parts in range(len(module), 0, -1):
+            prefix = ".".join(module[:parts])
+            if prefix in groups:
+                return prefix
+    return ""

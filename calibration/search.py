@@ -1,0 +1,184 @@
+"""The cheapest plan within a budget of decibels.
+
+Each group of layers is first computed in 8 bits alone, which tells what that costs in dB. Groups are then
+taken in the order of time gained for noise added, and the longest run of them that keeps within the budget
+is found by trying: errors of layers add up, but not exactly, so no plan is believed before it was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tfswa.calibration.cost import Costs
+from tfswa.calibration.loss import HeldOut, Loss
+from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator
+from tfswa.runtime.bundle import writable
+
+Step = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
+
+EASY = 0.25  # of the budget: where all of half precision costs less, no group is asked whether it can bear it
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan that was measured.
+
+    Attributes:
+        int8: groups in 8 bits.
+        fp32: groups in float32.
+        seconds: of a chunk, by the costs of its groups.
+        loss: what it lost.
+    """
+
+    int8: tuple[str, ...]
+    fp32: tuple[str, ...]
+    cost: float
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        best: the plan.
+        points: all that were measured whole, the best among them.
+        alone: loss of each group in 8 bits alone, and of those that were asked, in half precision alone.
+    """
+
+    best: Point
+    points: list[Point]
+    alone: dict[str, dict[str, Loss]]
+
+
+class Search:
+    """One search; what it measured can be kept in a file and taken up again.
+
+    Args:
+        simulator: the network.
+        held_out: what it is measured on.
+        costs: of each group in each precision.
+        budget_db: what the worst stem may drift.
+        cache: file for measured losses; None to keep nothing.
+        key: of all that a measured loss depends on: a cache of another is not used.
+        step: told of progress.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        held_out: HeldOut,
+        costs: Costs,
+        budget_db: float,
+        *,
+        cache: Path | None = None,
+        key: str = "",
+        step: Step = lambda what, done, steps: None,
+    ):
+        self._simulator, self._held_out, self._costs = simulator, held_out, costs
+        self._budget_db, self._cache, self._key, self._step = budget_db, cache, key, step
+        self._known = _load(cache, key)
+        self._points: list[Point] = []
+
+    def run(self) -> Found:
+        """Measure groups, then plans; see the module."""
+        groups = list(self._costs)
+        alone: dict[str, dict[str, Loss]] = {name: {} for name in groups}
+        for done, name in enumerate(groups):
+            self._step("each group in int8 alone", done, len(groups))
+            alone[name][INT8] = self._measure({name: INT8})
+        self._step("each group in int8 alone", len(groups), len(groups))
+        halves = self._point(int8=(), fp32=())
+        moves: list[tuple[str, str]] = []
+        if halves.loss.worst_drift_db > EASY * self._budget_db:
+            for done, name in enumerate(groups):
+                self._step("each group in half precision alone", done, len(groups))
+                alone[name][HALF] = self._measure({name: HALF})
+                moves.append((name, HALF))
+            self._step("each group in half precision alone", len(groups), len(groups))
+        easy = not moves
+        moves += [(name, INT8) for name in groups]
+        moves = [move for move in moves if self._gain(*move, easy=easy) > 0]
+        moves.sort(key=lambda move: self._gain(*move, easy=easy) / _noise(alone[move[0]][move[1]]), reverse=True)
+        best = self._longest(moves, easy)
+        return Found(best, self._points, alone)
+
+    def _longest(self, moves: list[tuple[str, str]], easy: bool) -> Point:
+        """The longest run of moves within the budget; plans in between are measured by halving."""
+        low, high = 0, len(moves)  # the run of ``low`` is within it
+        best = self._taken(moves[:0], easy)
+        trials = math.ceil(math.log2(high + 1)) + 1 if high else 0
+        place = high  # all of them first: often that is within
+        for trial in range(trials):
+            self._step("plans", trial, trials)
+            point = self._taken(moves[:place], easy)
+            if point.loss.worst_drift_db <= self._budget_db:
+                low, best = place, point
+            else:
+                high = place - 1
+            if low >= high:
+                break
+            place = (low + high + 1) // 2
+        self._step("plans", trials, trials)
+        return best
+
+    def _taken(self, moves: list[tuple[str, str]], easy: bool) -> Point:
+        kinds = dict.fromkeys(self._costs, HALF if easy else FULL)
+        for name, kind in moves:
+            if kinds[name] != INT8:
+                kinds[name] = kind
+        return self._point(
+            int8=tuple(name for name, kind in kinds.items() if kind == INT8),
+            fp32=tuple(name for name, kind in kinds.items() if kind == FULL),
+        )
+
+    def _point(self, int8: tuple[str, ...], fp32: tuple[str, ...]) -> Point:
+        plan = {
+            name: INT8 if name in int8 else FULL if name in fp32 else HALF for name in self._costs
+        }
+        cost = sum(self._costs[name][kind] for name, kind in plan.items())
+        point = Point(int8, fp32, cost, self._measure(plan))
+        if point not in self._points:
+            self._points.append(point)
+        return point
+
+    def _gain(self, name: str, kind: str, *, easy: bool) -> float:
+        """Time that a move takes off."""
+        costs = self._costs[name]
+        before = costs[FULL] if kind == HALF else costs[HALF] if easy else max(costs[FULL], costs[HALF])
+        return before - costs[kind]
+
+    def _measure(self, plan: Mapping[str, str]) -> Loss:
+        name = json.dumps(sorted(plan.items()))
+        if name not in self._known:
+            self._known[name] = self._held_out.measure(lambda planes: self._simulator.infer(planes, plan))
+            if self._cache is not None:
+                _save(self._cache, self._key, self._known)
+        return self._known[name]
+
+
+def _noise(loss: Loss) -> float:
+    """Energy of the error, beside that of the worst stem; never 0."""
+    return max(10 ** (-loss.worst_snr_db / 10), 1e-15)
+
+
+def _load(path: Path | None, key: str) -> dict[str, Loss]:
+    """Losses that an earlier search measured; none where the file is of something else, or damaged."""
+    try:
+        kept: dict[str, Any] = {} if path is None else json.loads(path.read_text())
+        return {name: Loss(**loss) for name, loss in kept["losses"].items()} if kept["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _save(path: Path, key: str, known: Mapping[str, Loss]) -> None:
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": key, "losses": {name: asdict(x) for name, x in known.items()}}))
+        partial.replace(path)

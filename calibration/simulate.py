@@ -1,0 +1,157 @@
+"""One session for every precision plan: each layer holds its float32, half and 8-bit form, and a switch.
+
+A sensitivity analysis asks for hundreds of plans, and building a graph for each would take longer than
+running it. So each layer becomes two ``If`` nodes; what is not chosen costs nothing. Results are those of a
+real graph but for the order of sums: 8-bit numbers are rounded as Q/DQ pairs do, and half precision rounds
+what a layer is given and what it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tfswa.calibration.groups import Group
+from tfswa.export.precision import LOW, Low
+from tfswa.export.quantise import LEVELS, rounded_weight
+from tfswa.runtime.machine import cores
+from tfswa.runtime.models import INPUT
+
+FULL, HALF, INT8 = "fp32", "half", "int8"  # what a group can be computed in
+
+
+class Simulator:
+    """A network whose precision is an argument.
+
+    Args:
+        graph: float32, shapes inferred.
+        groups: of its layers, see ``groups.groups``.
+        ranges: by layer, as for ``export.quantise.quantised``.
+        half: what half precision is.
+    """
+
+    def __init__(
+        self, graph: onnx.ModelProto, groups: Mapping[str, Group], ranges: Mapping[str, float], half: Low
+    ):
+        import onnxruntime
+
+        self.groups = list(groups)
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = cores()
+        self._session: Any = onnxruntime.InferenceSession(
+            _switched(graph, groups, ranges, half).SerializeToString(),
+            settings,
+            providers=["CPUExecutionProvider"],
+        )
+
+    def infer(self, planes: NDArray[np.float32], plan: Mapping[str, str]) -> NDArray[np.float32]:
+        """Run it with a precision for each group; what the plan does not name is float32.
+
+        Args:
+            planes: ``[B, 2*C, T, F]``.
+            plan: ``fp32``, ``half`` or ``int8`` by group.
+
+        Returns:
+            ``[B, S, 2*C, T, F]``.
+        """
+        switches = {
+            f"tfx_{kind}_{number}": np.array(plan.get(group, FULL) == kind)
+            for number, group in enumerate(self.groups)
+            for kind in (HALF, INT8)
+        }
+        stems: NDArray[np.float32] = self._session.run(None, {INPUT: planes, **switches})[0]
+        return stems
+
+
+def _switched(
+    graph: onnx.ModelProto, groups: Mapping[str, Group], ranges: Mapping[str, float], half: Low
+) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    del made.graph.node[:]
+    weights = {tensor.name: tensor for tensor in graph.graph.initializer}
+    number = {name: index for index, group in enumerate(groups.values()) for name in group.layers}
+    for node in graph.graph.node:
+        if node.name in number:
+            made.graph.node.append(_switch(node, number[node.name], weights, ranges[node.name], half))
+        else:
+            made.graph.node.append(node)
+    for index in range(len(groups)):
+        for kind in (HALF, INT8):
+            made.graph.input.append(
+                onnx.helper.make_tensor_value_info(f"tfx_{kind}_{index}", onnx.TensorProto.BOOL, [])
+            )
+    return made
+
+
+def _switch(
+    node: onnx.NodeProto, number: int, weights: Mapping[str, onnx.TensorProto], limit: float, half: Low
+) -> onnx.NodeProto:
+    """A layer in its three forms; the branches take all but their own weights from outside."""
+    make, make_graph = onnx.helper.make_node, onnx.helper.make_graph
+    output = node.output[0]
+    ends = {kind: f"{output}_tfx_{kind}" for kind in (FULL, HALF, INT8, "low")}
+    weight = onnx.numpy_helper.to_array(weights[node.input[1]])
+    low = LOW[half].numpy()
+
+    def layer(given: str, kernel: str, result: str) -> onnx.NodeProto:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:2] = [given, kernel]
+        copy.output[:] = [result]
+        return copy
+
+    def branch(kind: str, nodes: list[onnx.NodeProto], **constants: NDArray[Any]) -> onnx.GraphProto:
+        value = onnx.helper.make_tensor_value_info(ends[kind], onnx.TensorProto.FLOAT, None)
+        held = [
+            onnx.numpy_helper.from_array(array, f"{output}_tfx_{name}") for name, array in constants.items()
+        ]
+        return make_graph(nodes, f"{output}_{kind}", [], [value], held)
+
+    full = branch(FULL, [layer(node.input[0], node.input[1], ends[FULL])])
+    to_low = {"to": int(LOW[half])}
+    to_full = {"to": int(onnx.TensorProto.FLOAT)}
+    halved = branch(
+        HALF,
+        [
+            make("Cast", [node.input[0]], [f"{output}_tfx_h1"], **to_low),
+            make("Cast", [f"{output}_tfx_h1"], [f"{output}_tfx_h2"], **to_full),
+            layer(f"{output}_tfx_h2", f"{output}_tfx_wh", f"{output}_tfx_h3"),
+            make("Cast", [f"{output}_tfx_h3"], [f"{output}_tfx_h4"], **to_low),
+            make("Cast", [f"{output}_tfx_h4"], [ends[HALF]], **to_full),
+        ],
+        wh=weight.astype(low).astype(np.float32),
+    )
+    rounded = branch(
+        INT8,
+        [
+            make(
+                "QuantizeLinear",
+                [node.input[0], f"{output}_tfx_scale", f"{output}_tfx_point"],
+                [f"{output}_tfx_q1"],
+            ),
+            make(
+                "DequantizeLinear",
+                [f"{output}_tfx_q1", f"{output}_tfx_scale", f"{output}_tfx_point"],
+                [f"{output}_tfx_q2"],
+            ),
+            layer(f"{output}_tfx_q2", f"{output}_tfx_w8", ends[INT8]),
+        ],
+        w8=rounded_weight(weight, node.op_type),
+        scale=np.array(limit / LEVELS, np.float32),
+        point=np.array(0, np.int8),
+    )
+    inner = make("If", [f"tfx_{HALF}_{number}"], [ends["low"]], then_branch=halved, else_branch=full)
+    return make(
+        "If",
+        [f"tfx_{INT8}_{number}"],
+        [output],
+        name=node.name,
+        then_branch=rounded,
+        else_branch=branch("low", [inner]),
+    )

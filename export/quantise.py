@@ -1,0 +1,247 @@
+"""INT8 in the graph itself: which layers compute in 8 bits, and the Q/DQ pairs that say so.
+
+TensorRT since version 11 knows no calibrators. What is to be computed in 8 bits stands between
+QuantizeLinear and DequantizeLinear, which ONNX Runtime, OpenVINO and TensorRT all fuse with the layer::
+
+    x ── Q ── DQ ──┐
+                   layer ── (+ bias, float) ── ...
+    weight int8 ─ DQ ┘
+
+- only layers with weights: Conv, ConvTranspose and MatMul. Their inputs are quantised and not their
+  outputs, so that residual sums, normalisations and softmax stay as they were (quantised, they are what
+  ruins networks like these)
+- activations: symmetric, one scale a tensor, from a range that was calibrated; TensorRT takes no zero point
+- weights: symmetric, one scale an output channel; biases stay float
+
+The rewriting is ``onnxruntime.quantization``'s; what is rewritten, and the ranges, are decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BundleError, ConfigError, ExportError, UsageError
+from tfswa.runtime.models import Model
+
+KINDS = ("Conv", "ConvTranspose", "MatMul")
+CALIBRATION = "calibration.json"
+LEVELS = 127  # of int8 on either side of zero; -128 is not used
+
+_OPTIONS = {
+    "QuantizeBias": False,  # TensorRT refuses int32 biases
+    "WeightSymmetric": True,
+    "ActivationSymmetric": True,
+    "OpTypesToExcludeOutputQuantization": list(KINDS),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be computed in 8 bits.
+
+    Attributes:
+        name: of its node, after the module that it came from.
+        kind: one of ``KINDS``.
+        activation: name of the tensor that it is given.
+        weight: name of its weights.
+        macs: products it sums for one item, in the batch dimension's absence.
+    """
+
+    name: str
+    kind: str
+    activation: str
+    weight: str
+    macs: int
+
+
+def load_ranges(model: Model) -> dict[str, float]:
+    """Ranges by layer, as `tfx calibrate` left them in a bundle.
+
+    Raises:
+        UsageError: it was not calibrated.
+        BundleError: what it left is damaged, or of other weights.
+    """
+    bundle = model.bundle
+    if bundle is None or CALIBRATION not in bundle.files:
+        raise UsageError(
+            f"{model.name} was not calibrated, which int8 needs: `tfx calibrate {model.name} --audio FOLDER`"
+        )
+    try:
+        kept: dict[str, Any] = json.loads(bundle.file(CALIBRATION).read_text(encoding="utf-8"))
+        source, ranges = str(kept["source"]), {str(k): float(v) for k, v in kept["ranges"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{CALIBRATION} of {model.name} is damaged ({error}): calibrate again") from error
+    if source != bundle.digest:
+        raise BundleError(
+            f"{CALIBRATION} of {model.name} is of the weights {source:.12}, these are {bundle.digest:.12}: "
+            "calibrate again"
+        )
+    return ranges
+
+
+def layers(graph: onnx.ModelProto) -> list[Layer]:
+    """Layers of a graph that have weights of their own, in its order.
+
+    Args:
+        graph: float32, with the shapes of all its values inferred.
+    """
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    shapes = {
+        value.name: [max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.graph.input, *graph.graph.value_info, *graph.graph.output)
+    }
+    return [
+        Layer(
+            node.name,
+            node.op_type,
+            node.input[0],
+            node.input[1],
+            _macs(node, shapes, weights[node.input[1]]),
+        )
+        for node in graph.graph.node
+        if node.op_type in KINDS and node.input[1] in weights and node.input[0] not in weights
+    ]
+
+
+def quantised(
+    graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]
+) -> onnx.ModelProto:
+    """Put Q/DQ pairs before layers of a graph.
+
+    Args:
+        graph: float32 or float16, as ``layers`` takes it.
+        ranges: by layer, the magnitude of its input that the largest 8-bit number stands for.
+        names: layers to be computed in 8 bits.
+
+    Returns:
+        A new graph; its value infos are to be inferred anew.
+
+    Raises:
+        ConfigError: a layer is not in the graph, or has no range.
+        ExportError: a range or a weight is not a finite number.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    wanted = set(names)
+    chosen = [layer for layer in layers(graph) if layer.name in wanted]
+    if missing := wanted - {layer.name for layer in chosen}:
+        raise ConfigError(f"{min(missing)} is to be computed in int8, the graph has no such layer")
+    found: dict[str, float] = {}
+    for layer in chosen:
+        if layer.name not in ranges:
+            raise ConfigError(f"{layer.name} is to be computed in int8, no range of it was calibrated")
+        # Layers that share an input share its pair, and so the wider of their ranges.
+        found[layer.activation] = max(found.get(layer.activation, 0.0), float(ranges[layer.name]))
+    for tensor, limit in found.items():
+        if not (math.isfinite(limit) and limit > 0):
+            raise ExportError(f"the range of {tensor} is {limit:g}: calibrate on other audio")
+    types = _types(graph)
+    data = {}
+    for tensor, limit in found.items():  # a scale has the type of what it scales
+        highest = np.array(limit, types[tensor])
+        data[tensor] = TensorData(lowest=-highest, highest=highest)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    with _quiet():
+        quantizer = QDQQuantizer(
+            copy,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+            nodes_to_quantize=sorted(wanted),
+            nodes_to_exclude=[],
+            op_types_to_quantize=list(KINDS),
+            extra_options=dict(_OPTIONS),
+        )
+        quantizer.quantize_model()
+    made: onnx.ModelProto = quantizer.model.model
+    _sort(made.graph)
+    for entry in list(made.opset_import):
+        if entry.domain:  # ONNX Runtime's own operators, none of which is used
+            made.opset_import.remove(entry)
+    return made
+
+
+def count_quantised(graph: onnx.ModelProto) -> int:
+    """Layers of a graph whose input comes through a Q/DQ pair."""
+    pairs = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+    return sum(node.op_type in KINDS and pairs.issuperset(node.input[:2]) for node in graph.graph.node)
+
+
+def rounded_weight(weight: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+    """Weights as a quantised layer has them: rounded to 8 bits by output channel, as float32.
+
+    Args:
+        weight: of a layer of that kind, in ONNX's layout.
+        kind: one of ``KINDS``.
+    """
+    axis = {"Conv": 0, "ConvTranspose": 1}.get(kind, weight.ndim - 1)
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    scale = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32) / np.float32(LEVELS)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    rounded: NDArray[np.float32] = np.clip(np.rint(weight / scale), -LEVELS, LEVELS) * scale
+    return rounded.astype(np.float32)
+
+
+def _types(graph: onnx.ModelProto) -> dict[str, Any]:
+    """NumPy's type of each value that has one there."""
+    values = (*graph.graph.input, *graph.graph.value_info, *graph.graph.output)
+    return {
+        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in values
+    }
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put nodes that were appended before the first that uses them; all others keep their order."""
+    made_by = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    ordered: dict[int, None] = {}
+
+    def place(index: int) -> None:
+        for name in graph.node[index].input:
+            source = made_by.get(name)
+            if source is not None and source not in ordered:
+                place(source)  # a pair is two nodes deep
+        ordered.setdefault(index)
+
+    for index in range(len(graph.node)):
+        place(index)
+    nodes = [graph.node[index] for index in ordered]
+    copies = onnx.GraphProto()
+    copies.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(copies.node)
+
+
+def _macs(node: onnx.NodeProto, shapes: Mapping[str, list[int]], weight: tuple[int, ...]) -> int:
+    made = math.prod(shapes.get(node.output[0], [0]))
+    if node.op_type == "Conv":
+        return made * math.prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(shapes.get(node.input[0], [0])) * math.prod(weight[1:])
+    return made * weight[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Its advice is to run a preprocessing that was done when the graph was exported."""
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
