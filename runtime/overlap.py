@@ -21,6 +21,14 @@ Process = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 The argument is new memory that the callable may keep, and the result is copied before the next call.
 """
 
+Redo = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+"""A chunk, float32 ``[1, C, N]``, and its place in the batch that ``Process`` was given last, to stems
+``[1, S, C, N]``.
+
+It leaves the last result of ``Process`` alone. Where it would not help to compute the chunk again, it raises
+NonFiniteError with the reason and the advice; the engine puts chunk and stem before them.
+"""
+
 
 @dataclass(frozen=True)
 class ChunkPlan:
@@ -107,8 +115,8 @@ class OverlapAdd:
         context_samples: discarded at each side of a chunk.
         fade_samples: overlap of neighbouring kept parts, cross-faded linearly.
         batch: chunks per call of ``process``.
-        redo: takes a chunk (B = 1) that came back with NaN or Inf from ``process``, say in a higher
-            precision; it must leave the last result of ``process`` alone. None raises at once.
+        redo: computes a chunk again, in float32, that came back with NaN or Inf from ``process``; None
+            raises at once.
 
     Attributes:
         plan: where the chunks lie.
@@ -128,7 +136,7 @@ class OverlapAdd:
         context_samples: int,
         fade_samples: int,
         batch: int = 1,
-        redo: Process | None = None,
+        redo: Redo | None = None,
     ) -> None:
         if channels < 1 or batch < 1 or not stems:
             raise UsageError(
@@ -222,7 +230,7 @@ class OverlapAdd:
         steps = []
         for index in range(count):
             output = outputs[index]
-            if not _finite(output):
+            if not finite(output):
                 output = self._again(index, output)
             steps.append(self._blend(output))
         used = count * self.plan.step
@@ -266,23 +274,25 @@ class OverlapAdd:
         chunk = self._next + index
         start = max(0, self.plan.start(chunk))
         stop = min(self._received, self.plan.start(chunk) + self.plan.chunk_samples)
-        if self._redo is not None:
-            self.redone.append(Redone(chunk, start, stop, self._broken(output)))
-            output = self._checked(self._redo(self._chunks(index, 1)), 1)[0]
-            if _finite(output):
-                return output
-        advice = "compute it in float32, or check the model" if self._redo is None else "check the model"
-        raise NonFiniteError(
-            f"chunk {chunk} (samples {start} to {stop}) of {', '.join(self._broken(output))} holds NaN or Inf"
-            f"{'' if self._redo is None else ', also when redone'}: {advice}"
-        )
+        bad = Redone(chunk, start, stop, self._broken(output))
+        said = f"chunk {chunk} (samples {start} to {stop}) of {', '.join(bad.stems)} holds NaN or Inf"
+        if self._redo is None:
+            raise NonFiniteError(f"{said}: compute it in float32, or check the model")
+        try:
+            output = self._checked(self._redo(self._chunks(index, 1), index), 1)[0]
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{said}: {error}") from error
+        self.redone.append(bad)
+        if not finite(output):
+            raise NonFiniteError(f"{said}, in float32 too: check the model")
+        return output
 
     def _broken(self, output: NDArray[np.float32]) -> tuple[str, ...]:
         named = zip(self._stems, output, strict=True)
         return tuple(name for name, stem in named if not np.isfinite(stem).all())
 
 
-def _finite(values: NDArray[np.float32]) -> bool:
+def finite(values: NDArray[np.float32]) -> bool:
     """Whether all values are finite, in one pass without a mask in the common case."""
     # A sum that is finite has no NaN and no Inf among its terms; one that is not may only have overflowed.
     with np.errstate(over="ignore", invalid="ignore"):

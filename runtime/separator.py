@@ -11,22 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.audio import model_blocks, open_audio, output_channels
 from tfswa.runtime.backends import BackendOptions, Session, open_session
-from tfswa.runtime.errors import TfxError, UsageError
+from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
+from tfswa.runtime.fallback import Fallback
 from tfswa.runtime.models import Model
-from tfswa.runtime.overlap import OverlapAdd
+from tfswa.runtime.overlap import OverlapAdd, Redone, finite
 from tfswa.runtime.pipeline import Behind, Prefetch
 from tfswa.runtime.stft import pack, unpack
 from tfswa.runtime.stft_torch import transform_for
 from tfswa.runtime.writer import Clip, StemFiles, WriteReport
 
 Audio = NDArray[np.float32]
+OnNonFinite = Literal["error", "recompute"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class FileResult:
         wall_seconds: from opening the input to the last rename.
         cpu_seconds: CPU time of the whole process meanwhile.
         host_cpu_seconds: CPU time of everything but the network: decode, STFT, overlap-add, encode.
+        recomputed: start and end, in seconds, of each chunk that was computed again in float32.
     """
 
     written: WriteReport
@@ -46,6 +49,7 @@ class FileResult:
     wall_seconds: float
     cpu_seconds: float
     host_cpu_seconds: float
+    recomputed: tuple[tuple[float, float], ...]
 
     @property
     def x_realtime(self) -> float:
@@ -61,13 +65,20 @@ class Separator:
         backend: a registered name, or ``auto``.
         options: precision, device, threads.
         batch: chunks that the backend gets at once.
+        on_nonfinite: what becomes of a chunk whose stems hold NaN or Inf because the network's output
+            does. ``error`` raises; ``recompute`` has the bundle's float32 network compute it again on the
+            CPU (see ``Fallback``), which is loaded for the first such chunk. No bit of another chunk
+            changes.
 
     Attributes:
         spec: the model's contract.
         session: the loaded network.
+        redone: chunks of the latest ``separate`` that were computed again; streams and files have theirs.
 
     Raises:
-        UsageError, BackendUnavailable, BundleError: see ``open_session``.
+        UsageError, BackendUnavailable, BundleError: see ``open_session``. With ``recompute`` also
+            UsageError for an exported file, and where ``backend`` is the float32 network itself;
+            BackendUnavailable where that network cannot run.
     """
 
     def __init__(
@@ -77,13 +88,25 @@ class Separator:
         backend: str = "auto",
         options: BackendOptions = BackendOptions(),  # noqa: B008  frozen
         batch: int = 1,
+        on_nonfinite: OnNonFinite = "error",
     ):
         if batch < 1:
             raise UsageError(f"batch {batch} must be at least 1")
+        if on_nonfinite not in get_args(OnNonFinite):
+            raise UsageError(f"on_nonfinite {on_nonfinite!r}: choose {' or '.join(get_args(OnNonFinite))}")
         self.model, self.spec, self.batch = model, model.spec, batch
+        self.redone: list[Redone] = []
+        self._fallback = Fallback(model, options.threads) if on_nonfinite == "recompute" else None
         self.session: Session = open_session(backend, model, options)
+        if self._fallback is not None:
+            try:
+                self._fallback.check_differs(self.session.name, options.precision)
+            except UsageError:
+                self.session.close()
+                raise
         self._stft = transform_for(self.spec.stft, options.device)
         self._network_thread_seconds = 0.0
+        self._finite: list[bool] = []  # of each item that the network gave last; empty without a fallback
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +118,8 @@ class Separator:
 
     def close(self) -> None:
         """Release the network."""
+        if self._fallback is not None:  # first, as it was opened last: threads are given back in turn
+            self._fallback.close()
         self.session.close()
 
     @property
@@ -102,6 +127,11 @@ class Separator:
         """What runs the network and where; where the transforms are computed, if not on the CPU."""
         elsewhere = "" if self._stft.place == "cpu" else f", STFT on {self._stft.place}"
         return self.session.description + elsewhere
+
+    @property
+    def recomputed_by(self) -> str | None:
+        """What computed chunks again, of which file; None where it was not needed."""
+        return None if self._fallback is None else self._fallback.description
 
     def stream(self) -> OverlapAdd:
         """Return a fresh stream engine around this model, for one signal."""
@@ -113,11 +143,13 @@ class Separator:
             context_samples=self.spec.context_samples,
             fade_samples=self.spec.fade_samples,
             batch=self.batch,
+            redo=None if self._fallback is None else self._recompute,
         )
 
     def separate(self, mixture: Audio) -> Audio:
         """Separate a whole signal in memory: ``[C, N] -> [S, C, N]`` at the model's rate."""
         engine = self.stream()
+        self.redone = engine.redone
         return np.concatenate((engine.push(mixture), engine.flush()), axis=-1)
 
     def separate_file(
@@ -143,7 +175,7 @@ class Separator:
         Raises:
             UsageError: an unknown stem or an output that cannot be.
             AudioError: an input that cannot be decoded.
-            NonFiniteError: the network produced NaN or Inf.
+            NonFiniteError: the network produced NaN or Inf, or so did the float32 one that was asked.
         """
         picked = stem_indices(self.model, list(outputs))
         wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
@@ -182,19 +214,37 @@ class Separator:
             time.perf_counter() - wall,
             time.process_time() - cpu,
             own + decoded.cpu_seconds + encoder.cpu_seconds,
+            tuple((chunk.start / rate, chunk.stop / rate) for chunk in engine.redone),
         )
 
     def _separate_chunks(self, chunks: Audio) -> Audio:
         """``[B, C, N] -> [B, S, C, N]``, one transform per chunk so that a batch changes no bit of it."""
         spectra = [self._stft.forward(chunk) for chunk in chunks]
+        out = self._infer(self.session, spectra)
+        self._finite = [] if self._fallback is None else [finite(item) for item in out]
+        return np.stack([self._stems(chunk, s, o) for chunk, s, o in zip(chunks, spectra, out, strict=True)])
+
+    def _recompute(self, chunk: Audio, place: int) -> Audio:
+        """A chunk ``[1, C, N]`` of the latest batch to stems ``[1, S, C, N]``, by the float32 network."""
+        assert self._fallback is not None
+        if self._finite[place]:
+            raise NonFiniteError(
+                "the network's output is finite, its inverse transform is not: check the model"
+            )
+        spectrum = self._stft.forward(chunk[0])
+        out = self._infer(self._fallback, [spectrum])
+        return self._stems(chunk[0], spectrum, out[0])[np.newaxis]
+
+    def _infer(self, network: Session | Fallback, spectra: Sequence[NDArray[np.complex64]]) -> Audio:
+        """Spectra of B chunks, each ``[C, T, F + 1]``, to the network's output ``[B, S, 2*C, T, F]``."""
         planes = np.stack([pack(spectrum) for spectrum in spectra])
         before = time.thread_time()
-        out = self.session.infer(planes)
+        out = network.infer(planes)
         self._network_thread_seconds += time.thread_time() - before
-        expected = self.spec.output_shape(len(chunks))
+        expected = self.spec.output_shape(len(planes))
         if out.shape != expected:
-            raise TfxError(f"{self.session.description} returned shape {out.shape}, the spec says {expected}")
-        return np.stack([self._stems(chunk, s, o) for chunk, s, o in zip(chunks, spectra, out, strict=True)])
+            raise TfxError(f"{network.description} returned shape {out.shape}, the spec says {expected}")
+        return out
 
     def _stems(self, chunk: Audio, spectrum: NDArray[np.complex64], out: Audio) -> Audio:
         """One chunk's network output ``[S, 2*C, T, F]`` to stems ``[S, C, N]``."""

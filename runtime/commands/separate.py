@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from tfswa.runtime.errors import TfxError
 
 if TYPE_CHECKING:
     from tfswa.runtime.separator import FileResult
+
+NAMED = 3  # chunks of a report on stderr; --json has them all
 
 
 @click.command()
@@ -40,6 +44,14 @@ if TYPE_CHECKING:
     help="Exit code 3 unless the bundle holds a passing certificate of just this artifact, backend, "
     "precision, device and libraries; default: say so and go on.",
 )
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["error", "recompute"]),
+    default="error",
+    show_default=True,
+    help="A chunk with NaN or Inf: stop, or compute it again by the bundle's float32 network on the CPU, "
+    "and say which they were.",
+)
 @options.force
 @options.as_json
 def separate(
@@ -55,6 +67,7 @@ def separate(
     format_: str,
     clip: Any,
     require_parity: bool,
+    on_nonfinite: Any,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -79,7 +92,9 @@ def separate(
     failures: list[tuple[Path, TfxError]] = []
     reports: list[dict[str, Any]] = []
     settings = BackendOptions(precision, device or default_device(backend), threads)
-    with Separator(opened, backend=backend, options=settings, batch=batch) as separator:
+    with Separator(
+        opened, backend=backend, options=settings, batch=batch, on_nonfinite=on_nonfinite
+    ) as separator:
         if require_parity:
             require(opened, separator.session, settings)
         evidence = describe_evidence(opened, separator.session, settings)
@@ -103,7 +118,15 @@ def separate(
             if not as_json:
                 _print(source, result)
         if as_json:
-            _print_json(opened.name, separator.description, evidence, reports, failures)
+            whole = {
+                "model": opened.name,
+                "backend": separator.description,
+                "evidence": evidence,
+                "recomputed_by": separator.recomputed_by,
+            }
+            _print_json(whole, reports, failures)
+        else:
+            _print_recomputed(reports, separator.recomputed_by)
     if failures:
         first = failures[0][1]
         raise first if len(jobs) == 1 else type(first)(f"{len(failures)} of {len(jobs)} files failed")
@@ -169,6 +192,7 @@ def describe(source: Path, result: FileResult) -> dict[str, Any]:
         "peak_memory_mb": peak_memory_mb(),
         "clipped": dict(result.written.clipped),
         "gain": result.written.gain,
+        "recomputed": [[round(edge, 6) for edge in chunk] for chunk in result.recomputed],
         "notes": result.written.lines(),
     }
 
@@ -183,18 +207,31 @@ def _print(source: Path, result: FileResult) -> None:
         click.echo(f"  {line}")
 
 
+def _print_recomputed(reports: list[dict[str, Any]], by: str | None) -> None:
+    """One line that says which chunks were computed again; nothing where none were."""
+    chunks = [(report["input"], *chunk) for report in reports for chunk in report["recomputed"]]
+    if not chunks:
+        return
+    songs = [
+        f"{name} " + ", ".join(f"{start:.1f} to {stop:.1f} s" for _, start, stop in some)
+        for name, some in groupby(chunks[:NAMED], key=itemgetter(0))
+    ]
+    more = f" and {len(chunks) - NAMED} more" if len(chunks) > NAMED else ""
+    what = (
+        "1 chunk that held NaN or Inf was"
+        if len(chunks) == 1
+        else f"{len(chunks)} chunks that held NaN or Inf were"
+    )
+    click.echo(f"{what} computed again by {by}: {'; '.join(songs)}{more}", err=True)
+
+
 def _print_json(
-    model: str,
-    backend: str,
-    evidence: str,
-    reports: list[dict[str, Any]],
-    failures: list[tuple[Path, TfxError]],
+    whole: dict[str, Any], reports: list[dict[str, Any]], failures: list[tuple[Path, TfxError]]
 ) -> None:
     import json
 
     errors = [{"input": str(source), "error": str(error)} for source, error in failures]
-    whole = {"model": model, "backend": backend, "evidence": evidence, "files": reports, "errors": errors}
-    click.echo(json.dumps(whole))
+    click.echo(json.dumps({**whole, "files": reports, "errors": errors}))
 
 
 class _Bar:

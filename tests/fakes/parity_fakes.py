@@ -65,7 +65,7 @@ class Itself:
         engine = separator.Separator.__new__(separator.Separator)
         engine.model, engine.spec, engine.batch = self.model, self.model.spec, 1
         engine.session, engine._stft = Fixed(), Stft(self.model.spec.stft)
-        engine._network_thread_seconds = 0.0
+        engine._network_thread_seconds, engine._fallback = 0.0, None
         # A reference computes in float64: what it has beyond float32 is no difference.
         return engine.separate(mixture).astype(np.float64) * (1 + 1e-12)
 

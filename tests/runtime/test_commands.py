@@ -1,6 +1,7 @@
 """``tfx separate``, ``parity``, ``inspect`` and ``models``: good inputs, every bad one, and Ctrl-C."""
 
 import json
+import re
 import shutil
 import signal
 import struct
@@ -68,22 +69,35 @@ def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
     )
 
 
-def make_graph(path: Path, spec: ModelSpec, *, with_spec: bool = True) -> None:
-    """An ONNX graph whose stems are half the mixture each: exact in float32, and quick."""
+def make_graph(
+    path: Path, spec: ModelSpec, *, with_spec: bool = True, share: float = 0.5, fragile: bool = False
+) -> None:
+    """An ONNX graph whose stems are half the mixture each: exact in float32, and quick.
+
+    A fragile one gives NaN where the mixture's planes are beyond 88: infinity times 0.
+    """
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     _, planes, frames, bins = spec.input_shape(1)
     stems = len(spec.stems)
-    shares = onnx.numpy_helper.from_array(np.full((1, stems, 1, 1, 1), 0.5, np.float32), "shares")
+    shares = onnx.numpy_helper.from_array(np.full((1, stems, 1, 1, 1), share, np.float32), "shares")
     axis = onnx.numpy_helper.from_array(np.array([1], np.int64), "axis")
+    nothing = onnx.numpy_helper.from_array(np.zeros(1, np.float32), "nothing")
+    nodes = [
+        helper.make_node("Unsqueeze", ["mixture", "axis"], ["one"]),
+        helper.make_node("Mul", ["one", "shares"], ["shared" if fragile else "stems"]),
+    ]
+    if fragile:
+        nodes += [
+            helper.make_node("Exp", ["one"], ["power"]),
+            helper.make_node("Mul", ["power", "nothing"], ["trap"]),
+            helper.make_node("Add", ["shared", "trap"], ["stems"]),
+        ]
     graph = helper.make_graph(
-        [
-            helper.make_node("Unsqueeze", ["mixture", "axis"], ["one"]),
-            helper.make_node("Mul", ["one", "shares"], ["stems"]),
-        ],
+        nodes,
         "halves",
         [helper.make_tensor_value_info("mixture", kind, ["B", planes, frames, bins])],
         [helper.make_tensor_value_info("stems", kind, ["B", stems, planes, frames, bins])],
-        [shares, axis],
+        [shares, axis, *([nothing] if fragile else [])],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     if with_spec:
@@ -244,6 +258,97 @@ class TestSeparate:
         done = tfx("separate", "song.wav", "-m", bundle, "--json")
         assert (done.code, done.err) == (0, "")
         assert json.loads(done.out)["files"][0]["outputs"]["vocals"] == "separated/song/vocals.wav"
+
+
+LOUD = slice(6000, 6020)  # samples
+
+
+@pytest.fixture
+def fragile(bundle: Path) -> Path:
+    """The bundle with a graph "in float16" beside the one in float32; NaN where a song is loud."""
+    opened = Bundle.open(bundle)
+
+    def write(path: Path) -> None:
+        make_graph(path, opened.spec, share=0.25, fragile=True)
+
+    opened.add("model.fp16.onnx", write, kind="onnx", precision="fp16")
+    return bundle
+
+
+def write_loud(name: str) -> NDArray[np.float32]:
+    song = noise(16_000)
+    song[LOUD] = 500.0
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(name, song, RATE, subtype="FLOAT")
+    return song
+
+
+class TestOnNonFinite:
+    """The family of this bundle is not installed: float32 is its graph, in ONNX Runtime."""
+
+    half = ("--backend", "ort", "--precision", "fp16")
+    recompute = (*half, "--on-nonfinite", "recompute")
+
+    def test_an_error_names_chunk_and_stems(self, tfx: Tfx, fragile: Path) -> None:
+        write_loud("song.wav")
+        done = tfx("separate", "song.wav", "-m", fragile, *self.half)
+        assert done.code == 1
+        assert "of vocals, accompaniment holds NaN or Inf: compute it in float32" in done.lines[-1]
+        assert not Path("separated").exists()
+
+    def test_a_song_is_mended_where_it_is_loud(self, tfx: Tfx, fragile: Path) -> None:
+        song = write_loud("song.wav")
+        done = tfx("separate", "song.wav", "-m", fragile, "--batch", 2, *self.recompute, "--json")
+        assert (done.code, done.err) == (0, "")
+        printed = json.loads(done.out)
+        assert printed["recomputed_by"].startswith("onnxruntime ")
+        assert printed["recomputed_by"].endswith(", fp32 on cpu (model.onnx)")
+        vocals = soundfile.read("separated/song/vocals.wav", dtype="float32")[0]
+        np.testing.assert_allclose(vocals[LOUD], 0.5 * song[LOUD], rtol=1e-4)
+        (first, *_), (*_, last) = printed["files"][0]["recomputed"]
+        assert first <= LOUD.start / RATE < LOUD.stop / RATE <= last
+        rest = np.r_[0 : int(first * RATE) - 100, int(last * RATE) + 100 : len(song)]
+        # The graph's own shares, but for the Nyquist bin, which the host gives to the other stem.
+        np.testing.assert_allclose(vocals[rest], 0.25 * song[rest], atol=0.01)
+
+    def test_a_folder_has_one_line_at_the_end(self, tfx: Tfx, fragile: Path) -> None:
+        write_loud("music/a.wav")
+        write("music/b.wav")
+        write_loud("music/c.wav")
+        done = tfx("separate", "music", "-m", fragile, *self.recompute)
+        assert done.code == 0, done.err
+        assert len(done.lines) == 2
+        what, where = done.lines[1].split(": ")
+        assert what.startswith("4 chunks that held NaN or Inf were computed again by onnxruntime ")
+        assert what.endswith(", fp32 on cpu (model.onnx)")
+        time = r"[\d.]+ to [\d.]+ s"
+        assert re.fullmatch(f"music/a.wav {time}, {time}; music/c.wav {time} and 1 more", where)
+
+    def test_a_song_without_any_has_none(self, tfx: Tfx, fragile: Path) -> None:
+        write("song.wav")
+        assert len(tfx("separate", "song.wav", "-m", fragile, *self.recompute).lines) == 1
+        done = tfx("separate", "song.wav", "-m", fragile, *self.recompute, "--force", "--json")
+        assert json.loads(done.out)["recomputed_by"] is None
+
+    def test_an_exported_file_is_refused_at_once(self, tfx: Tfx, fragile: Path) -> None:
+        shutil.copy(fragile / "model.onnx", "halves.onnx")
+        write_loud("song.wav")
+        done = tfx("separate", "song.wav", "-m", "halves.onnx", "--on-nonfinite", "recompute")
+        assert_refused(done, 2, "halves.onnx is an exported file", "needs the bundle")
+
+    def test_what_is_float32_already_is_refused_at_once(self, tfx: Tfx, fragile: Path) -> None:
+        write_loud("song.wav")
+        done = tfx("separate", "song.wav", "-m", fragile, "--on-nonfinite", "recompute")
+        assert_refused(done, 2, "ort in fp32 runs already")
+
+    def test_a_bundle_without_another_artifact_is_refused_at_once(self, tfx: Tfx, fragile: Path) -> None:
+        opened = Bundle.open(fragile)
+        bare = Bundle.create(Path("bare.tfx"), opened.spec, {"w": np.zeros(4, np.float32)})
+        source = opened.file("model.fp16.onnx")
+        bare.add("model.fp16.onnx", lambda to: shutil.copy(source, to), kind="onnx", precision="fp16")
+        write_loud("song.wav")
+        done = tfx("separate", "song.wav", "-m", "bare.tfx", *self.recompute)
+        assert_refused(done, 4, "holds no onnx artifact in fp32", "tfx export bare.tfx --format onnx")
 
 
 def nan_file() -> None:

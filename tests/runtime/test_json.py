@@ -129,6 +129,7 @@ def test_separate(tfx: Tfx, bundle: Bundle, song: Path, tmp_path: Path) -> None:
     check(printed, "tfx separate")
     assert printed["files"][0]["clipped"]["vocals"] > 0
     assert printed["errors"][0]["input"] == str(bad)
+    assert (printed["recomputed_by"], printed["files"][0]["recomputed"]) == (None, [])
 
 
 def test_separate_of_one_bad_file_prints_its_object_too(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
-from tfswa.runtime.overlap import ChunkPlan, OverlapAdd, Process
+from tfswa.runtime.overlap import ChunkPlan, OverlapAdd, Process, Redo
 
 STEMS = ("vocals", "other")
 TOLERANCE = 1e-6
@@ -36,7 +36,7 @@ class Layout:
     def chunk(self) -> int:
         return self.step + self.fade + 2 * self.context
 
-    def engine(self, process: Process, batch: int = 1, redo: Process | None = None) -> OverlapAdd:
+    def engine(self, process: Process, batch: int = 1, redo: Redo | None = None) -> OverlapAdd:
         return OverlapAdd(
             process,
             channels=2,
@@ -286,27 +286,41 @@ def test_law_6_the_range_of_the_first_and_the_last_chunk_lies_in_the_signal() ->
         at_once(layout.engine(spoil(math.nan, chunk=0, stem=0)), noise(40))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4])
-def test_law_6_a_bad_chunk_is_redone_and_reported(batch: int) -> None:
+@pytest.mark.parametrize(("batch", "place"), [(1, 0), (2, 1), (4, 3)])
+def test_law_6_a_bad_chunk_is_redone_and_reported(batch: int, place: int) -> None:
     layout, signal = Layout(step=50, fade=10, context=5), noise(500)
-    again: list[tuple[int, ...]] = []
+    again: list[tuple[tuple[int, ...], int]] = []
 
-    def redo(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
-        again.append(chunks.shape)
-        return awkward(chunks)
+    def redo(chunk: NDArray[np.float32], at: int) -> NDArray[np.float32]:
+        again.append((chunk.shape, at))
+        return awkward(chunk)
 
     engine = layout.engine(spoil(math.nan, chunk=3, stem=1), batch, redo)
     np.testing.assert_array_equal(at_once(engine, signal), at_once(layout.engine(awkward), signal))
-    assert again == [(1, 2, 70)]
+    assert again == [((1, 2, 70), place)]
     assert [(r.chunk, r.start, r.stop, r.stems) for r in engine.redone] == [(3, 145, 215, ("other",))]
 
 
 def test_law_6_a_chunk_that_stays_bad_raises() -> None:
     layout = Layout(step=50, fade=10, context=5)
-    engine = layout.engine(spoil(math.nan, 3, 1), 2, spoil(math.inf, 0, 0))
-    with pytest.raises(NonFiniteError, match=r"chunk 3 \(samples 145 to 215\) of vocals .* also when redone"):
+    still_bad = spoil(math.inf, 0, 0)
+    engine = layout.engine(spoil(math.nan, 3, 1), 2, lambda chunk, _: still_bad(chunk))
+    with pytest.raises(NonFiniteError, match=r"chunk 3 \(samples 145 to 215\) of other .* in float32 too: "):
         at_once(engine, noise(500))
     assert len(engine.redone) == 1
+
+
+def test_law_6_a_redo_that_would_not_help_gives_its_reason() -> None:
+    def redo(*_: object) -> NDArray[np.float32]:
+        raise NonFiniteError("it is not the network: look elsewhere")
+
+    layout = Layout(step=50, fade=10, context=5)
+    engine = layout.engine(spoil(math.nan, 3, 1), 2, redo)
+    with pytest.raises(
+        NonFiniteError, match=r"^chunk 3 \(samples .*\) of other holds NaN or Inf: it is not .* elsewhere$"
+    ):
+        at_once(engine, noise(500))
+    assert engine.redone == []
 
 
 def test_large_finite_values_are_not_mistaken_for_inf() -> None:

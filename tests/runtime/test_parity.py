@@ -232,6 +232,18 @@ class TestFigures:
         assert {row.item for row in found.signal} == {"second"}
         assert {breach.item for breach in breaches(found)} == {song.name}
 
+    def test_what_is_measured_is_never_computed_again(
+        self, measure: Measure, song: Song, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def spoil(out: Planes) -> Planes:
+            out[:] = np.nan
+            return out
+
+        monkeypatch.setattr(
+            separator, "Fallback", lambda *_: pytest.fail("parity measures the artifact alone")
+        )
+        assert measure(Fixed(spoil)).non_finite[song.name] > 0
+
     def test_two_songs_of_one_name_are_two_items(self, measure: Measure, song: Song) -> None:
         found = measure(Fixed(), [song, song])
         assert list(found.corpus) == [song.name, f"{song.name} (2)"]
