@@ -1,13 +1,14 @@
 """From a bundle and audio to INT8 ranges in the bundle, and from those to a precision plan.
 
-    corpus ── chunks ──> Collector ── four methods ──> held-out audio ── the best ──> calibration.json
-    calibration.json ── Search on held-out audio ──> precision-plan.json ──> model.int8.onnx by that plan
+corpus ── chunks ──> Collector ── four methods ──> held-out audio ── the best ──> calibration.json
+calibration.json ── Search on held-out audio ──> precision-plan.json ──> model.int8.onnx by that plan
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,9 +24,9 @@ from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.ranges import METHODS, Collector
 from tfswa.calibration.search import Found, Search
 from tfswa.calibration.simulate import INT8, Simulator
-from tfswa.export.artifact import Exported, bundle_of
+from tfswa.export.artifact import Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
-from tfswa.export.precision import Low
+from tfswa.export.precision import Low, PrecisionPlan
 from tfswa.export.quantise import CALIBRATION, layers, load_ranges, quantised
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.machine import cores, cpu_name, user_cache
@@ -84,7 +85,8 @@ def calibrate(
     Args:
         model: a bundle that holds ``model.onnx``.
         corpus: what to run it on.
-        method: one of ``METHODS``; default: the one that loses least on the held-out chunks.
+        method: one of ``METHODS``; default: all are tried, and the one that loses least on the held-out
+            chunks is kept.
         half: what the rest of the network computes in while methods are compared; it is the same for all.
         step: told of progress.
         force: replace an earlier calibration and what was made of it.
@@ -95,38 +97,42 @@ def calibrate(
         BackendUnavailable: it holds no ``model.onnx``.
         NonFiniteError: the float32 network gives NaN or Inf.
     """
-    from tfswa.export.artifact import check_free
-
+    check(model, force=force)
     bundle = bundle_of(model, "calibrate")
-    for name in (CALIBRATION, "model.int8.onnx"):
-        check_free(bundle, name, force=force)
     graph, digest = _graph(model)
     collector = _collected(graph, digest, model, corpus, step)
     members = groups(graph)
     losses: dict[str, Loss] = {}
     held_out = None
-    for done, name in enumerate(METHODS):
-        step("methods", done, len(METHODS))
+    compared = [method] if method else list(METHODS)
+    for done, name in enumerate(compared):
+        step("methods", done, len(compared))
         simulator = Simulator(graph, members, collector.ranges(name), half)
         if held_out is None:
             held_out = _held_out(corpus, model, simulator)
         losses[name] = held_out.measure(_with(simulator, dict.fromkeys(members, INT8)))
-    step("methods", len(METHODS), len(METHODS))
+    step("methods", len(compared), len(compared))
     # By SNR: drift of a few chunks may well be an accident of signs.
-    best = method or max(losses, key=lambda name: losses[name].worst_snr_db)
+    best = max(losses, key=lambda name: losses[name].worst_snr_db)
     kept = {
         "schema": SCHEMA,
         "source": bundle.digest,
         "method": best,
         "ranges": collector.ranges(best),
         "methods": {name: asdict(loss) for name, loss in losses.items()},
-        "corpus": _described(corpus),
+        "corpus": described(corpus),
     }
     _put(bundle, CALIBRATION, kept, kind="calibration")
-    if PLAN in bundle.files:  # of other ranges
-        bundle.remove(PLAN)
-    artifact = export_onnx(model, precision="int8", force=True)
+    artifact = export_onnx(model, precision="int8", plan=PrecisionPlan(), force=True)  # all that can be
     return Calibrated(best, losses, corpus, artifact)
+
+
+def check(model: Model, *, force: bool) -> None:
+    """Refuse before the work what could not be written after it; see ``calibrate``."""
+    bundle = bundle_of(model, "calibrate")
+    for name in (CALIBRATION, "model.int8.onnx"):
+        check_free(bundle, name, force=force)
+    model.artifact("onnx", "fp32")
 
 
 def plan(
@@ -171,7 +177,9 @@ def plan(
         simulator, held_out, costs, budget_db, cache=_cache("plans", f"{key}.json"), key=key, step=step
     )
     found = search.run()
-    _put(bundle, PLAN, _plan_of(bundle, corpus, found, costs, unit, budget_db, half), kind="plan")
+    calibration = {"calibration": bundle.files[CALIBRATION].sha256}
+    content = _plan_of(bundle, corpus, found, costs, unit, budget_db, half)
+    _put(bundle, PLAN, content, kind="plan", details=calibration)
     artifact = export_onnx(model, precision="int8", force=True)
     return Planned(found, costs, unit, members, artifact)
 
@@ -182,9 +190,7 @@ def _graph(model: Model) -> tuple[onnx.ModelProto, str]:
     return onnx.load(model.file(name)), digest
 
 
-def _collected(
-    graph: onnx.ModelProto, digest: str, model: Model, corpus: Corpus, step: Step
-) -> Collector:
+def _collected(graph: onnx.ModelProto, digest: str, model: Model, corpus: Corpus, step: Step) -> Collector:
     collector, stft = Collector(graph, model.spec), Stft(model.spec.stft)
     place = _cache("ranges", f"{_hash(digest, corpus.sha256)}.npz")
     collector.resume(place)
@@ -211,7 +217,9 @@ def _measured(
 ) -> cost.Costs:
     with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(quantised(graph, ranges, [layer.name for layer in layers(graph)]).SerializeToString())
+        path.write_bytes(
+            quantised(graph, ranges, [layer.name for layer in layers(graph)]).SerializeToString()
+        )
         full = model.file(model.artifact("onnx", "fp32")[0])
         return cost.measured(members, full, path, model.spec, half)
 
@@ -244,7 +252,8 @@ def _plan_of(
     }
 
 
-def _described(corpus: Corpus) -> dict[str, Any]:
+def described(corpus: Corpus) -> dict[str, Any]:
+    """What a manifest and a report say of a corpus."""
     return {
         "sha256": corpus.sha256,
         "seed": corpus.seed,
@@ -255,22 +264,25 @@ def _described(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _put(bundle: Bundle, name: str, content: Mapping[str, Any], kind: str) -> None:
+def _put(
+    bundle: Bundle, name: str, content: Mapping[str, Any], kind: str, details: Mapping[str, Any] | None = None
+) -> None:
     """Into the bundle as JSON, which has no infinity: where nothing was lost, null."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-    bundle.add(name, lambda path: _write(path, text), kind=kind)
+    text = json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+    bundle.add(name, lambda path: _write(path, text), kind=kind, details=details)
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same for JSON: null where a number is not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cache(folder: str, name: str) -> Path:

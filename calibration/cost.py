@@ -30,9 +30,7 @@ def counted(groups: Mapping[str, Group]) -> Costs:
     }
 
 
-def measured(
-    groups: Mapping[str, Group], full: Path, int8: Path, spec: ModelSpec, half: str
-) -> tuple[Costs, dict[str, float]]:
+def measured(groups: Mapping[str, Group], full: Path, int8: Path, spec: ModelSpec, half: str) -> Costs:
     """Seconds of a chunk by OpenVINO on this CPU, by group, its activations and transposes included.
 
     Args:
@@ -41,9 +39,6 @@ def measured(
         int8: the graph with all groups in 8 bits.
         spec: the model's contract.
         half: ``bf16``: OpenVINO's other precision on a CPU.
-
-    Returns:
-        The costs, and the seconds of whole chunks by precision.
 
     Raises:
         BackendUnavailable: openvino is missing, or this CPU has no bfloat16.
@@ -69,8 +64,7 @@ def measured(
     for kind, rounds in times.items():
         for name in groups:
             costs[name][kind] = float(np.median([found.get(name, 0.0) for found in rounds]))
-    whole = {kind: float(np.median([sum(found.values()) for found in times[kind]])) for kind in hints}
-    return costs, whole
+    return costs
 
 
 def _compiled(

@@ -113,7 +113,7 @@ class Collector:
         self.widths, self.peaks = state["widths"], state["peaks"]
         return True
 
-    def _state(self) -> dict[str, NDArray[Any]]:
+    def _state(self) -> dict[str, Any]:
         return {
             "tensors": np.array(self.tensors),
             "chunks": np.array(self.chunks),

@@ -104,8 +104,12 @@ class Search:
         easy = not moves
         moves += [(name, INT8) for name in groups]
         moves = [move for move in moves if self._gain(*move, easy=easy) > 0]
-        moves.sort(key=lambda move: self._gain(*move, easy=easy) / _noise(alone[move[0]][move[1]]), reverse=True)
+        moves.sort(
+            key=lambda move: self._gain(*move, easy=easy) / _noise(alone[move[0]][move[1]]), reverse=True
+        )
         best = self._longest(moves, easy)
+        for share in (0.25, 0.5, 0.75):  # so that what more of it would cost can be seen
+            self._taken(moves[: round(share * len(moves))], easy)
         return Found(best, self._points, alone)
 
     def _longest(self, moves: list[tuple[str, str]], easy: bool) -> Point:
@@ -138,9 +142,7 @@ class Search:
         )
 
     def _point(self, int8: tuple[str, ...], fp32: tuple[str, ...]) -> Point:
-        plan = {
-            name: INT8 if name in int8 else FULL if name in fp32 else HALF for name in self._costs
-        }
+        plan = {name: INT8 if name in int8 else FULL if name in fp32 else HALF for name in self._costs}
         cost = sum(self._costs[name][kind] for name, kind in plan.items())
         point = Point(int8, fp32, cost, self._measure(plan))
         if point not in self._points:

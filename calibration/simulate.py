@@ -114,16 +114,15 @@ def _switch(
         return make_graph(nodes, f"{output}_{kind}", [], [value], held)
 
     full = branch(FULL, [layer(node.input[0], node.input[1], ends[FULL])])
-    to_low = {"to": int(LOW[half])}
-    to_full = {"to": int(onnx.TensorProto.FLOAT)}
+    there, back = int(LOW[half]), int(onnx.TensorProto.FLOAT)
     halved = branch(
         HALF,
         [
-            make("Cast", [node.input[0]], [f"{output}_tfx_h1"], **to_low),
-            make("Cast", [f"{output}_tfx_h1"], [f"{output}_tfx_h2"], **to_full),
+            make("Cast", [node.input[0]], [f"{output}_tfx_h1"], to=there),
+            make("Cast", [f"{output}_tfx_h1"], [f"{output}_tfx_h2"], to=back),
             layer(f"{output}_tfx_h2", f"{output}_tfx_wh", f"{output}_tfx_h3"),
-            make("Cast", [f"{output}_tfx_h3"], [f"{output}_tfx_h4"], **to_low),
-            make("Cast", [f"{output}_tfx_h4"], [ends[HALF]], **to_full),
+            make("Cast", [f"{output}_tfx_h3"], [f"{output}_tfx_h4"], to=there),
+            make("Cast", [f"{output}_tfx_h4"], [ends[HALF]], to=back),
         ],
         wh=weight.astype(low).astype(np.float32),
     )

@@ -175,10 +175,11 @@ def build_engine(
 
     from tfswa.export.engine import BuildOptions
     from tfswa.export.engine import build_engine as run
+    from tfswa.runtime.commands.phases import Phases
     from tfswa.runtime.models import open_model
 
     chosen = BuildOptions(precision, flavor, _batch(batch), capability, timing_cache, workspace)
-    with _Phases() as phases:
+    with Phases() as phases:
         made = run(open_model(model), chosen, force=force, report=phases.say, progress=phases.step)
     gpu = torch.cuda.is_available()
     if as_json:
@@ -200,33 +201,6 @@ def build_engine(
     if not gpu:
         how = "`tfx parity --backend trt`"
         click.echo(f"not run: no CUDA device here; measure it with {how} where there is one")
-
-
-class _Phases:
-    """The phases of a build, a bar each, on a terminal only."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress, TaskID
-
-        console = Console(stderr=True)
-        self.bars = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Phases:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def say(self, line: str) -> None:
-        click.echo(line, err=True)
-
-    def step(self, phase: str, done: int, steps: int) -> None:
-        if phase not in self.tasks:
-            self.tasks[phase] = self.bars.add_task(phase, total=steps)
-        self.bars.update(self.tasks[phase], completed=done)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfswa.export.artifact import Exported, bundle_of, produce
 from tfswa.export.precision import Low, Precision, PrecisionPlan, count_casts, typed
-from tfswa.export.quantise import count_quantised, layers, load_ranges, quantised
-from tfswa.runtime.errors import ExportError, UsageError
+from tfswa.export.quantise import CALIBRATION, count_quantised, layers, load_ranges, quantised
+from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.errors import ConfigError, ExportError, UsageError
 from tfswa.runtime.models import INPUT, METADATA, OUTPUT, Model, embed
 from tfswa.runtime.spec import ModelSpec
 
@@ -86,8 +87,8 @@ def export_onnx(
     bundle = bundle_of(model, "export")
     source = bundle.digest
     ranges = load_ranges(model) if precision in QUANTISED else {}
-    if precision in QUANTISED and plan is None and PLAN in bundle.files:
-        plan = PrecisionPlan.load(bundle.file(PLAN))
+    if precision in QUANTISED and plan is None:
+        plan = _own_plan(bundle)
     chosen = plan or PrecisionPlan()
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
@@ -256,6 +257,19 @@ def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
             f"the graph of {spec.family} needs operators {opsets}, asked for is opset {opset} alone"
         )
     return graph
+
+
+def _own_plan(bundle: Bundle) -> PrecisionPlan | None:
+    """The plan that was found for a bundle; None where there is none."""
+    if PLAN not in bundle.files:
+        return None
+    made_with = bundle.files[PLAN].details.get("calibration")
+    if made_with != bundle.files[CALIBRATION].sha256:
+        raise ConfigError(
+            f"{PLAN} of {bundle.path} was made with another calibration: make it again with "
+            "`tfx calibrate --sensitivity`, or name one with --plan"
+        )
+    return PrecisionPlan.load(bundle.file(PLAN))
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:

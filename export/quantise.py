@@ -113,9 +113,7 @@ def layers(graph: onnx.ModelProto) -> list[Layer]:
     ]
 
 
-def quantised(
-    graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]
-) -> onnx.ModelProto:
+def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]) -> onnx.ModelProto:
     """Put Q/DQ pairs before layers of a graph.
 
     Args:

@@ -26,6 +26,7 @@ COMMANDS = {
     "import": ("tfswa.train.importers.cli", "Make bundles of weights that others published."),
     "data": ("tfswa.train.data.cli", "Check, hear and fetch training data."),
     "export": ("tfswa.export.cli", "Export a bundle to ONNX or TorchScript."),
+    "calibrate": ("tfswa.calibration.cli", "Find INT8 ranges, and which layers deserve 8 bits."),
     "build-engine": ("tfswa.export.cli", "Build a TensorRT engine from a bundle's ONNX graph."),
 }
 

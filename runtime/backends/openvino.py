@@ -53,7 +53,9 @@ class OpenvinoSession:
         openvino = import_library("openvino", backend="openvino")
         self.precision = options.precision or "fp32"
         if self.precision not in TYPES:
-            raise UsageError(f"backend openvino has no precision {self.precision!r}: choose {', '.join(TYPES)}")
+            raise UsageError(
+                f"backend openvino has no precision {self.precision!r}: choose {', '.join(TYPES)}"
+            )
         self._core: Any = openvino.Core()
         _check_device(self._core, options.device, self.precision)
         self.artifact = model.artifact("onnx", GRAPHS[self.precision])

@@ -1,0 +1,273 @@
+"""The command ``tfx calibrate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfswa.runtime.commands import options
+
+if TYPE_CHECKING:
+    from tfswa.calibration.calibrate import Calibrated, Planned
+    from tfswa.calibration.corpus import Corpus
+    from tfswa.calibration.loss import Loss
+    from tfswa.export.precision import Low
+    from tfswa.runtime.models import Model
+
+MEGABYTE = 1e6
+
+
+@click.command()
+@click.argument("model", default="demo")
+@click.option(
+    "--audio",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Songs, stem files or folders of them; true stems are what drift is measured against. Repeatable.",
+)
+@click.option(
+    "--corpus",
+    "corpus_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Chunks that an earlier run kept, in place of --audio.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the chunks here, e.g. calibration.npz; default: they are not kept.",
+)
+@click.option("--chunks", type=int, default=64, show_default=True, help="To take ranges from.")
+@click.option("--held-out", type=int, default=12, show_default=True, help="Chunks to measure the loss on.")
+@click.option(
+    "--difficult",
+    type=float,
+    default=0.125,
+    show_default=True,
+    help="Share of generated chunks: silence, full scale, noise ...",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@click.option(
+    "--method",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    help="How ranges are derived; default: all are tried, the one that loses least is kept.",
+)
+@click.option(
+    "--sensitivity", is_flag=True, help="Also find which layers are worth 8 bits: precision-plan.json."
+)
+@click.option(
+    "--budget-db",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="What the worst stem may drift, with --sensitivity.",
+)
+@click.option(
+    "--half",
+    type=click.Choice(["bf16", "fp16"]),
+    default="bf16",
+    show_default=True,
+    help="What is computed in where not in 8 bits: bf16 in OpenVINO, fp16 in TensorRT.",
+)
+@click.option(
+    "--cost",
+    "costs_by",
+    type=click.Choice(["openvino", "counted"]),
+    default="openvino",
+    show_default=True,
+    help="Seconds of each group of layers here, or products counted.",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Parts of a module's name that tell groups of layers apart: encoder.1.blocks.0.time has 5.",
+)
+@click.option(
+    "--chart",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw loss by group and time against drift as a PNG, with --sensitivity.",
+)
+@options.force
+@options.as_json
+def calibrate(
+    model: str,
+    audio: Sequence[Path],
+    corpus_file: Path | None,
+    keep: Path | None,
+    chunks: int,
+    held_out: int,
+    difficult: float,
+    seed: int,
+    method: str | None,
+    sensitivity: bool,
+    budget_db: float,
+    half: Low,
+    costs_by: str,
+    depth: int,
+    chart: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Calibrate MODEL (a bundle, or the name demo) for INT8: model.int8.onnx, and which layers deserve it.
+
+    Ranges of activations are taken from real audio, by four methods that are compared on audio held out.
+    With --sensitivity each group of layers is measured in 8 bits alone, and the cheapest plan is found that
+    keeps every stem within the budget. A run that was stopped goes on where it was.
+    """
+    import tempfile
+
+    from tfswa.calibration import calibrate as work
+    from tfswa.calibration.corpus import gather, open_corpus
+    from tfswa.export.artifact import bundle_of
+    from tfswa.export.quantise import CALIBRATION
+    from tfswa.runtime import pictures
+    from tfswa.runtime.commands.phases import Phases
+    from tfswa.runtime.errors import OutputExists, UsageError
+    from tfswa.runtime.models import open_model
+
+    if bool(audio) == bool(corpus_file):
+        raise UsageError("give either --audio (songs) or --corpus (a file that --keep wrote)")
+    if chart is not None:
+        if not sensitivity:
+            raise UsageError("--chart draws what --sensitivity finds: give both")
+        if chart.exists() and not force:
+            raise OutputExists(f"{chart} is there already: choose another name, or --force")
+        pictures.require("leave --chart out")
+    opened = open_model(model)
+    again = not sensitivity or CALIBRATION not in bundle_of(opened, "calibrate").files or force
+    if again:
+        work.check(opened, force=force)
+    calibrated = planned = None
+    with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder, Phases() as phases:
+        if corpus_file is not None:
+            corpus = open_corpus(corpus_file, opened.spec)
+        else:
+            place = keep or Path(folder) / "calibration.npz"
+            corpus = gather(
+                audio,
+                opened.spec,
+                place,
+                chunks=chunks,
+                held_out=held_out,
+                difficult=difficult,
+                seed=seed,
+                report=phases.say,
+                force=force,
+            )
+        phases.say(_drawn(corpus))
+        if again:
+            calibrated = work.calibrate(
+                opened, corpus, method=method, half=half, step=phases.told, force=force
+            )
+        if sensitivity:
+            opened = open_model(model)  # with what was just added
+            planned = work.plan(
+                opened,
+                corpus,
+                budget_db=budget_db,
+                half=half,
+                depth=depth,
+                costs_by=costs_by,
+                step=phases.told,
+            )
+    if planned is not None and chart is not None:
+        from tfswa.calibration.chart import draw
+
+        pictures.save_png(draw(planned, budget_db, opened.name), chart)
+    if as_json:
+        _print_json(opened, corpus, calibrated, planned)
+    else:
+        _tell(opened, calibrated, planned, half)
+
+
+def _drawn(corpus: Corpus) -> str:
+    strata = ", ".join(f"{count} {name}" for name, count in corpus.strata.items())
+    return f"{len(corpus)} chunks to calibrate on ({strata}), {corpus.held_out_count} held out"
+
+
+def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, half: str) -> None:
+    from tfswa.runtime.table import text_table
+
+    if calibrated is not None:
+        rows: list[list[str | float | None]] = [
+            [name + (" *" if name == calibrated.method else ""), *_figures(loss)]
+            for name, loss in calibrated.losses.items()
+        ]
+        click.echo(f"ranges, every layer in int8, on held-out audio (* kept), the rest in {half}")
+        click.echo(text_table(_columns(model), rows, digits=4))
+        size = calibrated.artifact.bytes / MEGABYTE
+        click.echo(f"{calibrated.artifact.file}  {size:.1f} MB")
+    if planned is None:
+        return
+    best = planned.found.best
+    plans: list[list[str | float | None]] = [
+        [
+            f"{len(point.int8)} of {len(planned.groups)} groups in int8"
+            + (f", {len(point.fp32)} in fp32" if point.fp32 else "")
+            + (" *" if point == best else ""),
+            *_figures(point.loss),
+            f"{point.cost:.4g} {planned.unit}",
+        ]
+        for point in planned.found.points
+    ]
+    click.echo(f"plans, the rest in {half} (* the cheapest within the budget)")
+    click.echo(text_table((*_columns(model, "plan"), "cost"), plans, digits=4))
+    worst = sorted(planned.groups, key=lambda name: planned.found.alone[name]["int8"].worst_snr_db)[:5]
+    for name in worst:
+        loss = planned.found.alone[name]["int8"]
+        click.echo(f"  {name} in int8 alone: {loss.worst_snr_db:.1f} dB, drift {loss.worst_drift_db:.4f} dB")
+    if not best.int8:
+        click.echo("no layer is worth 8 bits here: each saves no time, or costs more than the budget")
+    click.echo(f"{planned.artifact.file}  {planned.artifact.bytes / MEGABYTE:.1f} MB, by precision-plan.json")
+
+
+def _columns(model: Model, first: str = "method") -> list[str]:
+    stems = model.spec.stems
+    return [first, *(f"{stem} SNR dB" for stem in stems), *(f"{stem} drift dB" for stem in stems)]
+
+
+def _figures(loss: Loss) -> list[float]:
+    return [*(round(value, 1) for value in loss.snr_db.values()), *loss.drift_db.values()]
+
+
+def _print_json(model: Model, corpus: Corpus, calibrated: Calibrated | None, planned: Planned | None) -> None:
+    import json
+    from dataclasses import asdict
+
+    from tfswa.calibration.calibrate import described, finite
+
+    report: dict[str, Any] = {
+        "model": model.name,
+        "corpus": described(corpus),
+        "method": None,
+        "methods": {},
+        "plan": None,
+        "plans": [],
+        "groups": {},
+        "file": None,
+    }
+    if calibrated is not None:
+        report |= {
+            "method": calibrated.method,
+            "methods": {name: asdict(loss) for name, loss in calibrated.losses.items()},
+            "file": str(calibrated.artifact.file),
+        }
+    if planned is not None:
+        report |= {
+            "plan": asdict(planned.found.best),
+            "plans": [asdict(point) for point in planned.found.points],
+            "cost_unit": planned.unit,
+            "groups": {
+                name: {
+                    "cost": planned.costs[name],
+                    "alone": {kind: asdict(loss) for kind, loss in planned.found.alone[name].items()},
+                }
+                for name in planned.groups
+            },
+            "file": str(planned.artifact.file),
+        }
+    click.echo(json.dumps(finite(report), allow_nan=False))
