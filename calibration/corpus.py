@@ -398,14 +398,11 @@ def _sources(files: SongFiles, spec: ModelSpec) -> tuple[str, ...]:
             if audio.streams != len(STEM_FILE_STREAMS):  # an .mp4, but no stem file
                 return ()
     try:
-        names = tuple(true_sources(files, spec))
-        if names and REST in spec.stems and set(names) <= set(spec.stems) - {REST}:
-            raise AudioError(f"{files.name} holds {', '.join(names)} and nothing of {REST}: add its files")
+        return tuple(true_sources(files, spec))
     except AudioError:
         if MIXTURE in files.sources:
             return ()
         raise
-    return names
 
 
 def _parts(files: SongFiles, names: Sequence[str], spec: ModelSpec) -> Generator[dict[str, Audio]]:

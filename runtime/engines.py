@@ -77,18 +77,21 @@ def samples(stems: NDArray[Any]) -> NDArray[np.float32]:
 def library_logger(library: Any) -> Any:
     """The one logger of a library: it keeps the first that it is given for as long as the process lives.
 
-    Its ``errors`` are the lines that the library gave for errors; who begins something clears them.
+    Its ``errors`` are the lines that the library gave for errors; who begins something clears them. A warning
+    is passed on once: builders repeat theirs for every layer.
     """
 
     class Log(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.warned: set[str] = set()
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
                 self.errors.append(" ".join(message.split()))
-            elif severity == library.ILogger.WARNING:
+            elif severity == library.ILogger.WARNING and message not in self.warned:
+                self.warned.add(message)
                 logger.warning("%s: %s", library.__name__, message)
 
     return Log()

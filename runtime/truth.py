@@ -108,6 +108,8 @@ def true_sources(song: SongFiles, spec: ModelSpec) -> list[str]:
         twice = set(names) - set(spec.stems) if REST in spec.stems else {REST}
         names = [name for name in names if name not in twice]
     missing = [stem for stem in spec.stems if stem not in names and stem != REST]
+    if REST in spec.stems and set(names) <= set(spec.stems) - {REST}:  # nothing is left for it
+        missing.append(REST)
     if MIXTURE in song.sources and not names:
         return []
     if missing:

@@ -149,6 +149,12 @@ class TestFolders:
         with pytest.raises(AudioError, match="song lacks drums, bass, other"):
             load_songs(tmp_path, FOUR)
 
+    def test_vocals_alone_leave_no_accompaniment(self, tmp_path: Path, put: Put) -> None:
+        for name in ("vocals", "mixture"):
+            put(tmp_path / "song" / f"{name}.wav")
+        with pytest.raises(AudioError, match="song lacks accompaniment, though it holds"):
+            load_songs(tmp_path / "song", TWO)
+
     def test_a_song_that_lacks_a_stem_is_named(self, tmp_path: Path, put: Put) -> None:
         for name in PARTS:
             put(tmp_path / "whole" / f"{name}.wav")
