@@ -239,6 +239,7 @@ def _print_json(model: Model, corpus: Corpus, calibrated: Calibrated | None, pla
     from dataclasses import asdict
 
     from tfswa.calibration.calibrate import described, finite
+    from tfswa.runtime.machine import peak_memory_mb
 
     report: dict[str, Any] = {
         "model": model.name,
@@ -249,6 +250,7 @@ def _print_json(model: Model, corpus: Corpus, calibrated: Calibrated | None, pla
         "plans": [],
         "groups": {},
         "file": None,
+        "peak_memory_mb": round(peak_memory_mb()),
     }
     if calibrated is not None:
         report |= {

@@ -104,7 +104,10 @@ class HeldOut:
         snr = [_db(signal, noise) for signal, noise in zip(right_energy, error, strict=True)]
         if self.known:
             pairs = zip(truth_energy, before, after, strict=True)
-            drift = [_db(energy, late) - _db(energy, early) for energy, early, late in pairs]
+            drift = [
+                0.0 if late == early else _db(energy, late) - _db(energy, early)
+                for energy, early, late in pairs
+            ]
         else:
             drift = [-10 * math.log10(1 + 10 ** ((SUPPOSED_SDR_DB - value) / 10)) for value in snr]
         return Loss(dict(zip(stems, snr, strict=True)), dict(zip(stems, drift, strict=True)), self.known)

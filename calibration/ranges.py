@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tfswa.export.quantise import LEVELS, layers
+from tfswa.export.quantise import LEVELS, item_shapes, layers
 from tfswa.runtime.bundle import writable
 from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.machine import cores
@@ -31,6 +32,12 @@ SAMPLES = 1 << 14  # of a tensor, of each chunk
 PERCENTILE = 99.99
 KL_BINS = 128  # that 8-bit magnitudes leave
 MSE_STEPS = np.geomspace(0.02, 1.0, 64)  # ranges that are tried, of the largest magnitude
+
+_OUTPUTS = ("peak", "sum", "samples")  # of each tensor
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError),
+    *(KeyError, TypeError, ValueError),
+)
 
 
 class Collector:
@@ -67,13 +74,14 @@ class Collector:
             NonFiniteError: an activation is NaN or Inf.
         """
         found = self._session.run(None, {INPUT: planes})
-        for index, name in enumerate(self.tensors):
-            peak, sampled = float(found[2 * index]), np.abs(found[2 * index + 1])
-            if not math.isfinite(peak):
+        peaks, sums, samples = found[0::3], found[1::3], found[2::3]
+        for name, peak, total in zip(self.tensors, peaks, sums, strict=True):
+            if not (math.isfinite(peak) and math.isfinite(total)):  # a maximum passes over NaN
                 raise NonFiniteError(f"{name} is not finite in float32: there is no range for it")
-            self._widen(index, peak)
+        for index, (peak, sampled) in enumerate(zip(peaks, samples, strict=True)):
+            self._widen(index, float(peak))
             if self.widths[index]:
-                places = np.minimum((sampled / self.widths[index]).astype(np.int64), BINS - 1)
+                places = np.minimum((np.abs(sampled) / self.widths[index]).astype(np.int64), BINS - 1)
                 self.counts[index] += np.bincount(places, minlength=BINS)
         self.chunks += 1
 
@@ -105,7 +113,7 @@ class Collector:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 state = {name: kept[name] for name in self._state()}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except _DAMAGE:
             return False
         if state["tensors"].tolist() != self.tensors or state["counts"].shape != self.counts.shape:
             return False
@@ -204,13 +212,10 @@ def _divergence(whole: NDArray[np.float64], end: int) -> float:
 
 
 def _instrumented(graph: onnx.ModelProto, tensors: Sequence[str], spec: ModelSpec) -> onnx.ModelProto:
-    """A graph whose outputs are, for each tensor, its largest magnitude and samples of it."""
+    """A graph whose outputs are, for each tensor, its largest magnitude, the sum of all, and samples."""
     made = onnx.ModelProto()
     made.CopyFrom(graph)
-    sizes = {
-        value.name: math.prod(max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim)
-        for value in (*made.graph.input, *made.graph.value_info)
-    }
+    sizes = {name: math.prod(shape) for name, shape in item_shapes(graph).items()}
     wanted = set(tensors)
     del made.graph.node[:], made.graph.output[:]
     constants = {f"tfx_{value}": [value] for value in (0, -1)}
@@ -221,8 +226,8 @@ def _instrumented(graph: onnx.ModelProto, tensors: Sequence[str], spec: ModelSpe
         for name in wanted.intersection(node.output):  # beside what they reduce, so that it can be freed
             made.graph.node.extend(_reduced(name, sizes[name], constants))
     for name in tensors:
-        for output in (f"{name}_tfx_peak", f"{name}_tfx_samples"):
-            info = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
+        for output in _OUTPUTS:
+            info = onnx.helper.make_tensor_value_info(f"{name}_tfx_{output}", onnx.TensorProto.FLOAT, None)
             made.graph.output.append(info)
     made.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()
@@ -231,7 +236,7 @@ def _instrumented(graph: onnx.ModelProto, tensors: Sequence[str], spec: ModelSpe
 
 
 def _reduced(name: str, size: int, constants: dict[str, list[int]]) -> list[onnx.NodeProto]:
-    """Largest magnitude and samples of one tensor; the numbers that it takes are added to ``constants``."""
+    """The outputs of one tensor; the numbers that they take are added to ``constants``."""
     make = onnx.helper.make_node
     step = max(1, size // SAMPLES) | 1  # odd: not along one column of a tensor of even sizes
     constants |= {f"tfx_{step}": [step], f"tfx_{size}": [size]}
@@ -240,6 +245,7 @@ def _reduced(name: str, size: int, constants: dict[str, list[int]]) -> list[onnx
         make("ReduceMin", [name], [f"{name}_tfx_low"], keepdims=0),
         make("Neg", [f"{name}_tfx_low"], [f"{name}_tfx_below"]),
         make("Max", [f"{name}_tfx_high", f"{name}_tfx_below"], [f"{name}_tfx_peak"]),
+        make("ReduceL1", [name], [f"{name}_tfx_sum"], keepdims=0),
         make("Reshape", [name, "tfx_-1"], [f"{name}_tfx_line"]),
         make(
             "Slice",

@@ -150,9 +150,9 @@ class Search:
         return point
 
     def _gain(self, name: str, kind: str, *, easy: bool) -> float:
-        """Time that a move takes off."""
+        """Time that a move takes off the cheapest that there is without it."""
         costs = self._costs[name]
-        before = costs[FULL] if kind == HALF else costs[HALF] if easy else max(costs[FULL], costs[HALF])
+        before = costs[FULL] if kind == HALF else costs[HALF] if easy else min(costs[FULL], costs[HALF])
         return before - costs[kind]
 
     def _measure(self, plan: Mapping[str, str]) -> Loss:

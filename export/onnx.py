@@ -94,11 +94,12 @@ def export_onnx(
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
         graph = build_graph(network, model.spec, opset)
         chosen.check(source, [node.name for node in graph.graph.node])
+        able = [layer.name for layer in layers(graph)]
         if precision in TYPED:
             graph = typed(graph, TYPED[precision], plan=chosen, low_io=low_io)
             graph = _checked(graph, model.spec, opset)
         if precision in QUANTISED:
-            names = [layer.name for layer in layers(graph) if chosen.quantises(layer.name)]
+            names = [name for name in able if chosen.quantises(name)]
             graph = _checked(quantised(graph, ranges, names), model.spec, opset)
         graph.metadata_props.add(key=METADATA, value=embed(model.spec, precision, source))
         path.write_bytes(graph.SerializeToString(deterministic=True))
@@ -112,7 +113,7 @@ def export_onnx(
             "onnxscript": onnxscript.__version__,
         }
         if precision in QUANTISED:
-            details |= {"quantised": count_quantised(graph), "layers": len(layers(graph))}
+            details |= {"quantised": count_quantised(graph), "layers": len(able)}
         return details
 
     name = NAME if precision == "fp32" else f"model.{precision}.onnx"

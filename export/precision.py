@@ -56,7 +56,7 @@ class PrecisionPlan:
 
     Attributes:
         fp32: what a graph of low precision computes in float32 all the same.
-        int8: whose layers a quantised graph computes in 8 bits; None for all that can be.
+        int8: whose layers a quantised graph computes in 8 bits; None for all that can be, but for ``fp32``.
         source: digest of the weights that the plan was made for; None where nobody says.
     """
 
@@ -96,7 +96,9 @@ class PrecisionPlan:
 
     def quantises(self, name: str) -> bool:
         """Whether a layer of this name is computed in 8 bits, where the graph is quantised."""
-        return self.int8 is None or any(_names(entry, name) for entry in self.int8)
+        if self.int8 is None:
+            return not self.keeps(name)
+        return any(_names(entry, name) for entry in self.int8)
 
     def check(self, source: str, names: Iterable[str]) -> None:
         """See that the plan is of these weights, and of this graph.

@@ -93,13 +93,10 @@ def layers(graph: onnx.ModelProto) -> list[Layer]:
     """Layers of a graph that have weights of their own, in its order.
 
     Args:
-        graph: float32, with the shapes of all its values inferred.
+        graph: float32 or float16, not quantised.
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    shapes = {
-        value.name: [max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.graph.input, *graph.graph.value_info, *graph.graph.output)
-    }
+    shapes = item_shapes(graph)
     return [
         Layer(
             node.name,
@@ -113,11 +110,30 @@ def layers(graph: onnx.ModelProto) -> list[Layer]:
     ]
 
 
+def item_shapes(graph: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shapes of a graph's values for one item.
+
+    Inferred anew: in a graph with a free batch, what is folded into it (windows, bands) has no size.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    del copy.graph.value_info[:]
+    for value in (*copy.graph.input, *copy.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = 1
+    made = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    return {
+        value.name: [max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+        for value in (*made.graph.input, *made.graph.value_info, *made.graph.output)
+    }
+
+
 def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]) -> onnx.ModelProto:
     """Put Q/DQ pairs before layers of a graph.
 
     Args:
-        graph: float32 or float16, as ``layers`` takes it.
+        graph: float32 or float16, with the types of all its values inferred.
         ranges: by layer, the magnitude of its input that the largest 8-bit number stands for.
         names: layers to be computed in 8 bits.
 
@@ -145,6 +161,10 @@ def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collec
     for tensor, limit in found.items():
         if not (math.isfinite(limit) and limit > 0):
             raise ExportError(f"the range of {tensor} is {limit:g}: calibrate on other audio")
+    weights = {layer.weight for layer in chosen}
+    for tensor in graph.graph.initializer:
+        if tensor.name in weights and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
+            raise ExportError(f"weight {tensor.name} holds NaN or Inf: train the network again")
     types = _types(graph)
     data = {}
     for tensor, limit in found.items():  # a scale has the type of what it scales

@@ -1,0 +1,277 @@
+"""The INT8 page: every precision of some models beside each other, with size, SNR, drift and speed.
+
+Each model is calibrated on songs, once with all its layers in 8 bits ("all") and once by a plan within a
+budget ("plan"); the work folder keeps both, so that a second run measures only. All that is timed runs in
+one process, in turns. Drift is measured on the song that stempeg ships and on held-out chunks of the songs:
+neither was calibrated on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import TFX
+
+from tfswa.calibration.corpus import open_corpus
+from tfswa.calibration.loss import HeldOut
+from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.errors import TfxError
+from tfswa.runtime.machine import cores, cpu_name
+from tfswa.runtime.metrics import sdr_db, snr_db
+from tfswa.runtime.models import open_model
+from tfswa.runtime.separator import Separator
+from tfswa.runtime.table import markdown_table
+from tfswa.runtime.truth import Song, example_stem_file, load_stem_file
+
+RUNS = [  # label, which bundle, backend, precision
+    ("torch fp32", "all", "torch", "fp32"),
+    ("ort fp32", "all", "ort", "fp32"),
+    ("ort fp16", "all", "ort", "fp16"),
+    ("ort int8, all", "all", "ort", "int8"),
+    ("ort int8, plan", "plan", "ort", "int8"),
+    ("openvino fp32", "all", "openvino", "fp32"),
+    ("openvino bf16", "all", "openvino", "bf16"),
+    ("openvino int8 and fp32, all", "all", "openvino", "int8"),
+    ("openvino int8 and bf16, all", "all", "openvino", "mixed"),
+    ("openvino int8 and bf16, plan", "plan", "openvino", "mixed"),
+]
+ISA = "ONEDNN_MAX_CPU_ISA"  # of oneDNN: what OpenVINO and torch may use of a CPU
+
+
+@dataclass
+class Row:
+    """One precision of one model."""
+
+    label: str
+    megabytes: float
+    seconds: float
+    snr_db: dict[str, float]
+    drift_db: dict[str, float]
+    held_out_snr_db: dict[str, float]
+    held_out_drift_db: dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "models", nargs="*", default=["demo"], metavar="MODEL", help="bundles or names (demo)"
+    )
+    parser.add_argument("--audio", type=Path, required=True, help="songs with true stems to calibrate on")
+    parser.add_argument("--work", type=Path, default=Path("runs/int8"), help="where bundles go (runs/int8)")
+    parser.add_argument("--chunks", type=int, default=64, help="to calibrate on (64)")
+    parser.add_argument("--held-out", type=int, default=12, help="chunks to measure on (12)")
+    parser.add_argument("--budget-db", type=float, default=0.05, help="of drift (0.05)")
+    parser.add_argument("--depth", type=int, default=5, help="of the groups, see tfx calibrate (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns (5)")
+    parser.add_argument("--engines", action="store_true", help="also build TensorRT-RTX engines of both")
+    parser.add_argument("-o", "--output", type=Path, metavar="NAME", help="also write NAME.md and NAME.json")
+    given = parser.parse_args()
+    file = example_stem_file()
+    if file is None:
+        sys.exit("stempeg is not installed: pip install stempeg")
+    kept: dict[str, Any] = {}
+    try:
+        for name in given.models:
+            kept[Path(name).name] = measure(name, file, given)
+    except (TfxError, subprocess.CalledProcessError) as error:
+        sys.exit(f"int8: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    text = page(kept, given)
+    print(text)
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.with_suffix(".md").write_text(text)
+        given.output.with_suffix(".json").write_text(json.dumps(kept) + "\n")
+
+
+def measure(name: str, file: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Calibrate, plan, run: all rows of a model."""
+    work = given.work / Path(name).stem
+    prepare(name, work, given)
+    if given.engines:
+        for kind in ("all", "plan"):
+            for precision in ("int8", "mixed"):
+                tfx("build-engine", work / f"{kind}.tfx", "--flavor", "rtx", "--precision", precision)
+    song = load_stem_file(file, open_model(name).spec)
+    rows = list(run(work, song, given.rounds))
+    plan = json.loads((work / "plan.tfx" / "precision-plan.json").read_text())
+    calibration = json.loads((work / "all.tfx" / "calibration.json").read_text())
+    return {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "isa": os.environ.get(ISA),
+        "song_seconds": song.mixture.shape[-1] / open_model(name).spec.stft.sample_rate,
+        "calibration": {key: calibration[key] for key in ("method", "methods", "corpus")},
+        "plan": plan,
+        "rows": [vars(row) for row in rows],
+    }
+
+
+def prepare(name: str, work: Path, given: argparse.Namespace) -> None:
+    """Two calibrated copies of a bundle: all layers in 8 bits, and by a plan."""
+    whole, planned, corpus = work / "all.tfx", work / "plan.tfx", work / "calibration.npz"
+    work.mkdir(parents=True, exist_ok=True)
+    if not whole.exists():
+        tfx("export", name, "--format", "onnx", "-o", whole)
+        if open_model(whole).bundle.find("onnx", "fp16") is None:
+            tfx("export", whole, "--precision", "fp16")
+    drawing = ("--chunks", given.chunks, "--held-out", given.held_out, "--keep", corpus)
+    if not (whole / "calibration.json").exists():
+        source = ("--corpus", corpus) if corpus.exists() else ("--audio", given.audio, *drawing)
+        tfx("calibrate", whole, *source)
+    if given.engines and not (whole / "model.mixed.onnx").exists():
+        tfx("export", whole, "--precision", "mixed")
+    if not planned.exists():
+        shutil.copytree(whole, planned)
+    if not (planned / "precision-plan.json").exists():
+        limits = ("--budget-db", given.budget_db, "--depth", given.depth)
+        tfx(
+            "calibrate",
+            planned,
+            "--corpus",
+            corpus,
+            "--sensitivity",
+            *limits,
+            "--chart",
+            work / "plan.png",
+            "--force",
+        )
+        if given.engines:
+            tfx("export", planned, "--precision", "mixed", "--force")
+
+
+def tfx(*arguments: object) -> None:
+    """A command as a user types it."""
+    subprocess.run([*TFX, *map(str, arguments)], check=True, stdout=sys.stderr)
+
+
+def run(work: Path, song: Song, rounds: int) -> Iterator[Row]:
+    """Time all precisions in turns, and compare what they give."""
+    bundles = {kind: open_model(work / f"{kind}.tfx") for kind in ("all", "plan")}
+    spec = bundles["all"].spec
+    with ExitStack() as stack:
+        running = {
+            label: stack.enter_context(
+                Separator(bundles[kind], backend=backend, options=BackendOptions(precision))
+            )
+            for label, kind, backend, precision in RUNS
+        }
+        found = {label: separator.separate(song.mixture) for label, separator in running.items()}
+        times: dict[str, list[float]] = {label: [] for label in running}
+        for _ in range(rounds):
+            for label, separator in running.items():
+                start = time.perf_counter()
+                separator.separate(song.mixture)
+                times[label].append(time.perf_counter() - start)
+        right = found[RUNS[0][0]]
+        corpus = open_corpus(work / "calibration.npz", spec)
+        held_out = HeldOut(corpus.held_out(), spec, running[RUNS[0][0]].session.infer)
+        for label, kind, _, _ in RUNS:
+            loss = held_out.measure(running[label].session.infer)
+            name = running[label].session.artifact[0]
+            yield Row(
+                label,
+                (bundles[kind].file(name).stat().st_size) / 1e6,
+                float(np.median(times[label])),
+                {stem: finite(snr_db(right[i], found[label][i])) for i, stem in enumerate(spec.stems)},
+                {
+                    stem: float(
+                        sdr_db(song.stems[stem], found[label][i]) - sdr_db(song.stems[stem], right[i])
+                    )
+                    for i, stem in enumerate(spec.stems)
+                },
+                {stem: finite(value) for stem, value in loss.snr_db.items()},
+                loss.drift_db,
+            )
+
+
+def finite(value: float) -> Any:
+    """A number of JSON."""
+    return round(float(value), 2) if np.isfinite(value) else None
+
+
+def page(kept: dict[str, Any], given: argparse.Namespace) -> str:
+    lines = ["# INT8", "", f"By `scripts/int8 {' '.join(kept)} --audio SONGS`."]
+    for name, found in kept.items():
+        rows = found["rows"]
+        base = rows[0]["seconds"]
+        isa = f", limited to {found['isa']}" if found["isa"] else ""
+        corpus, plan = found["calibration"]["corpus"], found["plan"]
+        measured = plan["measured"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"{found['cpu']}, {found['cores']} cores{isa}; one interleaved run, medians. Calibrated on "
+            f"{corpus['chunks']} chunks of {len(corpus['sources'])} songs, ranges by "
+            f"{found['calibration']['method']}; drift on stempeg's song and on {corpus['held_out']} held-out "
+            f"chunks. The plan has {len(plan['int8'])} of {len(measured['groups'])} groups in int8, budget "
+            f"{measured['budget_db']:g} dB.",
+            "",
+        ]
+        stems = list(rows[0]["snr_db"])
+        columns = ["precision", "MB", "x real time", "x torch fp32"]
+        columns += [f"{stem}: SNR, drift dB" for stem in stems] + [f"{stem}, held out" for stem in stems]
+        table = [
+            [
+                row["label"],
+                f"{row['megabytes']:.1f}",
+                f"{found['song_seconds'] / row['seconds']:.3g}",
+                f"{base / row['seconds']:.2f}",
+                *(pair(row["snr_db"][stem], row["drift_db"][stem]) for stem in stems),
+                *(pair(row["held_out_snr_db"][stem], row["held_out_drift_db"][stem]) for stem in stems),
+            ]
+            for row in rows
+        ]
+        lines += markdown_table(columns, table)
+        lines += ["", "Where time and decibels go, by OpenVINO's own times, groups of one kind together:", ""]
+        lines += markdown_table(
+            [
+                "layers",
+                "fp32 ms",
+                "bf16 ms",
+                "int8 ms",
+                "worst drift of a group alone in int8, dB",
+                "in the plan",
+            ],
+            by_kind(plan),
+        )
+    return "\n".join(lines) + "\n"
+
+
+def by_kind(plan: dict[str, Any]) -> list[list[str]]:
+    """Groups summed by what they are called without their places."""
+    kinds: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name, group in plan["measured"]["groups"].items():
+        words = [word for word in name.split(".") if not word.isdecimal()]
+        kinds.setdefault(".".join(words[-2:]), []).append((name, group))
+    rows = []
+    for kind, members in kinds.items():
+        drifts = [max(map(abs, group["alone"]["int8"]["drift_db"].values())) for _, group in members]
+        taken = sum(name in plan["int8"] for name, _ in members)
+        times = [sum(group["cost"][form] for _, group in members) * 1e3 for form in ("fp32", "half", "int8")]
+        rows.append(
+            [kind, *(f"{value:.1f}" for value in times), f"{max(drifts):.4f}", f"{taken} of {len(members)}"]
+        )
+    return rows
+
+
+def pair(snr: float | None, drift: float) -> str:
+    return f"{'identical' if snr is None else f'{snr:.1f}'}, {drift + 0.0:+.4f}"
+
+
+if __name__ == "__main__":
+    main()
