@@ -1,6 +1,6 @@
 """From a bundle and audio to INT8 ranges in the bundle, and from those to a precision plan.
 
-corpus ── chunks ──> Collector ── four methods ──> held-out audio ── the best ──> calibration.json
+corpus ── chunks ──> Collector ── five methods ──> held-out audio ── the best ──> calibration.json
 calibration.json ── Search on held-out audio ──> precision-plan.json ──> model.int8.onnx by that plan
 """
 
@@ -122,7 +122,7 @@ def calibrate(
         "methods": {name: asdict(loss) for name, loss in losses.items()},
         "corpus": described(corpus),
     }
-    _put(bundle, CALIBRATION, kept, kind="calibration")
+    _put(bundle, CALIBRATION, kept, kind="calibration", details={"corpus_sha256": corpus.sha256})
     artifact = export_onnx(model, precision="int8", plan=PrecisionPlan(), force=True)  # all that can be
     return Calibrated(best, losses, corpus, artifact)
 

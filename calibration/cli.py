@@ -51,7 +51,7 @@ MEGABYTE = 1e6
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
 @click.option(
     "--method",
-    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    type=click.Choice(["minmax", "percentile", "entropy", "mse", "relative"]),
     help="How ranges are derived; default: all are tried, the one that loses least is kept.",
 )
 @click.option(
@@ -114,7 +114,7 @@ def calibrate(
 ) -> None:
     """Calibrate MODEL (a bundle, or the name demo) for INT8: model.int8.onnx, and which layers deserve it.
 
-    Ranges of activations are taken from real audio, by four methods that are compared on audio held out.
+    Ranges of activations are taken from real audio, by five methods that are compared on audio held out.
     With --sensitivity each group of layers is measured in 8 bits alone, and the cheapest plan is found that
     keeps every stem within the budget. A run that was stopped goes on where it was.
     """

@@ -25,7 +25,7 @@ from tfswa.runtime.machine import cores
 from tfswa.runtime.models import INPUT
 from tfswa.runtime.spec import ModelSpec
 
-Counts = NDArray[np.int64]
+Counts = NDArray[Any]
 
 BINS = 4096  # of a histogram; at least half of them are in use
 SAMPLES = 1 << 14  # of a tensor, of each chunk
@@ -51,6 +51,8 @@ class Collector:
         tensors: names of what is collected, in the graph's order.
         chunks: how many were seen.
         counts: histograms of magnitudes, ``[tensors, BINS]``.
+        shares: the same, each chunk's divided by the energy that it holds: how much of a chunk's own energy
+            an error is does not depend on how loud the chunk was.
         widths: of a bin, ``[tensors]``; powers of two, 0 where nothing but zeros was seen.
         peaks: largest magnitudes, ``[tensors]``.
     """
@@ -60,6 +62,7 @@ class Collector:
         self.tensors = list(dict.fromkeys(layer.activation for layer in self._layers))
         self.chunks = 0
         self.counts: Counts = np.zeros((len(self.tensors), BINS), np.int64)
+        self.shares = np.zeros((len(self.tensors), BINS))
         self.widths = np.zeros(len(self.tensors))
         self.peaks = np.zeros(len(self.tensors))
         self._session = _session(_instrumented(graph, self.tensors, spec))
@@ -82,7 +85,11 @@ class Collector:
             self._widen(index, float(peak))
             if self.widths[index]:
                 places = np.minimum((np.abs(sampled) / self.widths[index]).astype(np.int64), BINS - 1)
-                self.counts[index] += np.bincount(places, minlength=BINS)
+                found_here = np.bincount(places, minlength=BINS)
+                self.counts[index] += found_here
+                energy = float(np.square(sampled, dtype=np.float64).sum())
+                if energy > 0:
+                    self.shares[index] += found_here / energy
         self.chunks += 1
 
     def ranges(self, method: str) -> dict[str, float]:
@@ -91,8 +98,9 @@ class Collector:
         What a layer is always given as zero has the range 1: any will do.
         """
         choose = METHODS[method]
+        histograms = self.shares if method in BY_CHUNK else self.counts
         by_tensor = {
-            name: choose(self.counts[index], float(self.widths[index]), float(self.peaks[index]))
+            name: choose(histograms[index], float(self.widths[index]), float(self.peaks[index]))
             if self.peaks[index] > 0
             else 1.0
             for index, name in enumerate(self.tensors)
@@ -117,7 +125,7 @@ class Collector:
             return False
         if state["tensors"].tolist() != self.tensors or state["counts"].shape != self.counts.shape:
             return False
-        self.chunks, self.counts = int(state["chunks"]), state["counts"]
+        self.chunks, self.counts, self.shares = int(state["chunks"]), state["counts"], state["shares"]
         self.widths, self.peaks = state["widths"], state["peaks"]
         return True
 
@@ -126,6 +134,7 @@ class Collector:
             "tensors": np.array(self.tensors),
             "chunks": np.array(self.chunks),
             "counts": self.counts,
+            "shares": self.shares,
             "widths": self.widths,
             "peaks": self.peaks,
         }
@@ -138,8 +147,9 @@ class Collector:
         if not self.widths[index]:
             self.widths[index] = 2.0 ** math.ceil(math.log2(peak / BINS))
         while peak > self.widths[index] * BINS:
-            merged = self.counts[index].reshape(-1, 2).sum(axis=1)
-            self.counts[index] = np.concatenate((merged, np.zeros_like(merged)))
+            for histograms in (self.counts, self.shares):
+                merged = histograms[index].reshape(-1, 2).sum(axis=1)
+                histograms[index] = np.concatenate((merged, np.zeros_like(merged)))
             self.widths[index] *= 2
 
 
@@ -185,11 +195,13 @@ def mse(counts: Counts, width: float, peak: float) -> float:
     return min((float(step) * peak for step in MSE_STEPS), key=error)
 
 
+BY_CHUNK = frozenset(("relative",))  # methods to which every chunk counts alike, however loud
 METHODS: Mapping[str, Callable[[Counts, float, float], float]] = {
     "minmax": minmax,
     "percentile": percentile,
     "entropy": entropy,
     "mse": mse,
+    "relative": mse,
 }
 
 
