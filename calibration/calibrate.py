@@ -103,10 +103,11 @@ def calibrate(
     collector = _collected(graph, digest, model, corpus, step)
     members = groups(graph)
     losses: dict[str, Loss] = {}
-    held_out = None
+    simulator = held_out = None
     compared = [method] if method else list(METHODS)
     for done, name in enumerate(compared):
         step("methods", done, len(compared))
+        del simulator  # before there is a second one
         simulator = Simulator(graph, members, collector.ranges(name), half)
         if held_out is None:
             held_out = _held_out(corpus, model, simulator)
@@ -205,7 +206,7 @@ def _collected(graph: onnx.ModelProto, digest: str, model: Model, corpus: Corpus
 
 
 def _held_out(corpus: Corpus, model: Model, simulator: Simulator) -> HeldOut:
-    return HeldOut(corpus.held_out(), model.spec, _with(simulator, {}))
+    return HeldOut(corpus.held_out, model.spec, _with(simulator, {}))
 
 
 def _with(simulator: Simulator, precision: Mapping[str, str]) -> Callable[[Any], Any]:

@@ -7,8 +7,12 @@ a chunk costs what its network costs. ``tfx parity`` then measures the artifact 
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,8 +60,11 @@ class Loss:
 class HeldOut:
     """Chunks that calibration did not see, and what the float32 network makes of them.
 
+    The answers of the float32 network lie in a temporary folder: in memory is one chunk.
+
     Args:
-        chunks: with true stems where they are known; of one that lacks some, none count.
+        chunks: gives them, as often as it is asked; with true stems where they are known. Of a corpus of
+            which one chunk lacks some, none count.
         spec: the model's contract.
         full: the float32 network.
 
@@ -65,17 +72,21 @@ class HeldOut:
         NonFiniteError: it gives NaN or Inf.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], spec: ModelSpec, full: Infer):
-        self._spec, self._stft = spec, Stft(spec.stft)
-        self._chunks = list(chunks)
-        self._right = [full(self._planes(chunk.mixture)) for chunk in self._chunks]
-        if not all(np.isfinite(right).all() for right in self._right):
-            raise NonFiniteError("the float32 network gives NaN or Inf on held-out audio: train it again")
-        self.known = all(set(spec.stems) <= set(chunk.stems) for chunk in self._chunks)
-        self.name = ", ".join(chunk.name for chunk in self._chunks)
+    def __init__(self, chunks: Callable[[], Iterable[Chunk]], spec: ModelSpec, full: Infer):
+        self._spec, self._stft, self._chunks = spec, Stft(spec.stft), chunks
+        self._folder = Path(tempfile.mkdtemp(prefix="tfx-held-out-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self.known, self._count = True, 0
+        for chunk in chunks():
+            right = full(self._planes(chunk.mixture))
+            if not np.isfinite(right).all():
+                raise NonFiniteError(f"the float32 network gives NaN or Inf on {chunk.name}: train it again")
+            np.save(self._answer(self._count), right)
+            self.known = self.known and set(spec.stems) <= set(chunk.stems)
+            self._count += 1
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        return self._count
 
     def measure(self, infer: Infer, step: Callable[[], None] = lambda: None) -> Loss:
         """Run a network of the same contract over all chunks.
@@ -89,7 +100,8 @@ class HeldOut:
         """
         stems = self._spec.stems
         right_energy, error, truth_energy, before, after = np.zeros((5, len(stems)))
-        for chunk, right in zip(self._chunks, self._right, strict=True):
+        for number, chunk in enumerate(self._chunks()):
+            right = np.load(self._answer(number), allow_pickle=False)
             found = infer(self._planes(chunk.mixture))
             if not np.isfinite(found).all():
                 raise NonFiniteError(f"the network gives NaN or Inf on {chunk.name}")
@@ -111,6 +123,9 @@ class HeldOut:
         else:
             drift = [-10 * math.log10(1 + 10 ** ((SUPPOSED_SDR_DB - value) / 10)) for value in snr]
         return Loss(dict(zip(stems, snr, strict=True)), dict(zip(stems, drift, strict=True)), self.known)
+
+    def _answer(self, number: int) -> Path:
+        return self._folder / f"{number}.npy"
 
     def _planes(self, audio: NDArray[np.float32]) -> Planes:
         return pack(self._stft.forward(audio[None]))

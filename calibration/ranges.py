@@ -119,7 +119,7 @@ class Collector:
     def resume(self, path: Path) -> bool:
         """Take up what ``save`` wrote; False where there is nothing, or nothing that fits."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
                 state = {name: kept[name] for name in self._state()}
         except _DAMAGE:
             return False

@@ -8,7 +8,9 @@ what a layer is given and what it gives.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,11 +45,12 @@ class Simulator:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = cores()
-        self._session: Any = onnxruntime.InferenceSession(
-            _switched(graph, groups, ranges, half).SerializeToString(),
-            settings,
-            providers=["CPUExecutionProvider"],
-        )
+        with tempfile.TemporaryDirectory(prefix="tfx-simulate-") as folder:
+            path = Path(folder) / "switched.onnx"
+            path.write_bytes(_switched(graph, groups, ranges, half).SerializeToString())
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), settings, providers=["CPUExecutionProvider"]
+            )
 
     def infer(self, planes: NDArray[np.float32], plan: Mapping[str, str]) -> NDArray[np.float32]:
         """Run it with a precision for each group; what the plan does not name is float32.

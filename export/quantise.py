@@ -43,6 +43,9 @@ _OPTIONS = {
     "ActivationSymmetric": True,
     "OpTypesToExcludeOutputQuantization": list(KINDS),
 }
+# From -x to x: scales below this are no normal numbers of float16. ONNX Runtime takes 1 in their place, and a
+# channel of small weights would be all zeros.
+_SMALLEST_HALF = 2.02 * LEVELS * float(np.finfo(np.float16).tiny)
 
 
 @dataclass(frozen=True)
@@ -156,22 +159,32 @@ def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collec
     for layer in chosen:
         if layer.name not in ranges:
             raise ConfigError(f"{layer.name} is to be computed in int8, no range of it was calibrated")
-        # Layers that share an input share its pair, and so the wider of their ranges.
-        found[layer.activation] = max(found.get(layer.activation, 0.0), float(ranges[layer.name]))
-    for tensor, limit in found.items():
+        limit = float(ranges[layer.name])
         if not (math.isfinite(limit) and limit > 0):
-            raise ExportError(f"the range of {tensor} is {limit:g}: calibrate on other audio")
+            raise ExportError(f"the range of {layer.activation} is {limit:g}: calibrate on other audio")
+        # Layers that share an input share its pair, and so the wider of their ranges.
+        found[layer.activation] = max(found.get(layer.activation, 0.0), limit)
     weights = {layer.weight for layer in chosen}
     for tensor in graph.graph.initializer:
         if tensor.name in weights and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
             raise ExportError(f"weight {tensor.name} holds NaN or Inf: train the network again")
     types = _types(graph)
     data = {}
-    for tensor, limit in found.items():  # a scale has the type of what it scales
-        highest = np.array(limit, types[tensor])
-        data[tensor] = TensorData(lowest=-highest, highest=highest)
+    for name, limit in found.items():  # a scale has the type of what it scales
+        with np.errstate(over="ignore"):
+            highest = np.array(limit, types[name])
+        if not np.isfinite(highest):
+            raise ExportError(
+                f"the range of {name} is {limit:g}, {types[name]} holds no such number: use int8"
+            )
+        data[name] = TensorData(lowest=-highest, highest=highest)
+    options: dict[str, Any] = dict(_OPTIONS)
+    if any(types[name] == np.float16 for name in found):
+        options["MinimumRealRange"] = _SMALLEST_HALF
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
+    if not chosen:  # to ONNX Runtime no names are all of them
+        return copy
     with _quiet():
         quantizer = QDQQuantizer(
             copy,
@@ -183,10 +196,11 @@ def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collec
             nodes_to_quantize=sorted(wanted),
             nodes_to_exclude=[],
             op_types_to_quantize=list(KINDS),
-            extra_options=dict(_OPTIONS),
+            extra_options=options,
         )
         quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
+    _give_back(made.graph, graph.graph, wanted)
     _sort(made.graph)
     for entry in list(made.opset_import):
         if entry.domain:  # ONNX Runtime's own operators, none of which is used
@@ -213,6 +227,21 @@ def rounded_weight(weight: NDArray[np.float32], kind: str) -> NDArray[np.float32
     scale = np.where(scale > 0, scale, np.float32(1))
     rounded: NDArray[np.float32] = np.clip(np.rint(weight / scale), -LEVELS, LEVELS) * scale
     return rounded.astype(np.float32)
+
+
+def _give_back(made: onnx.GraphProto, graph: onnx.GraphProto, chosen: Collection[str]) -> None:
+    """Give nodes that were not chosen what they were given before.
+
+    ONNX Runtime's quantiser has all users of a tensor take it from behind its pair, residual sums too.
+    """
+    before = {node.name: node for node in graph.node}
+    used = set()
+    for node in made.node:
+        if node.name in before and node.name not in chosen:
+            node.input[:] = before[node.name].input
+        used.update(node.input)
+    held = {tensor.name for tensor in made.initializer}
+    made.initializer.extend(t for t in graph.initializer if t.name in used - held)
 
 
 def _types(graph: onnx.ModelProto) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Each model is calibrated on songs, once with all its layers in 8 bits ("all") and once by a plan within a
 budget ("plan"); the work folder keeps both, so that a second run measures only. All that is timed runs in
-one process, in turns. Drift is measured on the song that stempeg ships and on held-out chunks of the songs:
-neither was calibrated on.
+turns, each in a process of its own. Drift is measured on the song that stempeg ships and on held-out chunks
+of the songs: neither was calibrated on.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from bench import TFX
 
 from tfswa.calibration.corpus import open_corpus
 from tfswa.calibration.loss import HeldOut
-from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.backends import BackendOptions, open_session
+from tfswa.runtime.benchmark.process import Worker
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.models import open_model
-from tfswa.runtime.separator import Separator
 from tfswa.runtime.table import markdown_table
 from tfswa.runtime.truth import Song, example_stem_file, load_stem_file
 
@@ -56,7 +56,7 @@ class Row:
 
     label: str
     megabytes: float
-    seconds: float
+    seconds: float  # of a chunk
     snr_db: dict[str, float]
     drift_db: dict[str, float]
     held_out_snr_db: dict[str, float]
@@ -105,7 +105,8 @@ def measure(name: str, file: Path, given: argparse.Namespace) -> dict[str, Any]:
         for kind in ("all", "plan"):
             for precision in ("int8", "mixed"):
                 tfx("build-engine", work / f"{kind}.tfx", "--flavor", "rtx", "--precision", precision)
-    song = load_stem_file(file, open_model(name).spec)
+    spec = open_model(name).spec
+    song = load_stem_file(file, spec)
     rows = list(run(work, song, given.rounds))
     plan = json.loads((work / "plan.tfx" / "precision-plan.json").read_text())
     calibration = json.loads((work / "all.tfx" / "calibration.json").read_text())
@@ -113,7 +114,7 @@ def measure(name: str, file: Path, given: argparse.Namespace) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": cores(),
         "isa": os.environ.get(ISA),
-        "song_seconds": song.mixture.shape[-1] / open_model(name).spec.stft.sample_rate,
+        "step_seconds": spec.chunk.step * spec.stft.hop / spec.stft.sample_rate,
         "calibration": {key: calibration[key] for key in ("method", "methods", "corpus")},
         "plan": plan,
         "rows": [vars(row) for row in rows],
@@ -129,14 +130,13 @@ def prepare(name: str, work: Path, given: argparse.Namespace) -> None:
         if open_model(whole).bundle.find("onnx", "fp16") is None:
             tfx("export", whole, "--precision", "fp16")
     drawing = ("--chunks", given.chunks, "--held-out", given.held_out, "--keep", corpus)
-    if not (whole / "calibration.json").exists():
-        source = ("--corpus", corpus) if corpus.exists() else ("--audio", given.audio, *drawing)
-        tfx("calibrate", whole, *source)
+    if not corpus.exists():
+        tfx("calibrate", whole, "--audio", given.audio, *drawing, "--force")
     if given.engines and not (whole / "model.mixed.onnx").exists():
         tfx("export", whole, "--precision", "mixed")
-    if not planned.exists():
+    if not (work / "plan.png").exists():  # the last that is made
+        shutil.rmtree(planned, ignore_errors=True)
         shutil.copytree(whole, planned)
-    if not (planned / "precision-plan.json").exists():
         limits = ("--budget-db", given.budget_db, "--depth", given.depth)
         tfx(
             "calibrate",
@@ -159,43 +159,52 @@ def tfx(*arguments: object) -> None:
 
 
 def run(work: Path, song: Song, rounds: int) -> Iterator[Row]:
-    """Time all precisions in turns, and compare what they give."""
+    """Time all precisions in turns, each in a process of its own, and compare what they give."""
     bundles = {kind: open_model(work / f"{kind}.tfx") for kind in ("all", "plan")}
     spec = bundles["all"].spec
+    times: dict[str, list[float]] = {label: [] for label, *_ in RUNS}
+    found = {}
     with ExitStack() as stack:
-        running = {
-            label: stack.enter_context(
-                Separator(bundles[kind], backend=backend, options=BackendOptions(precision))
-            )
-            for label, kind, backend, precision in RUNS
-        }
-        found = {label: separator.separate(song.mixture) for label, separator in running.items()}
-        times: dict[str, list[float]] = {label: [] for label in running}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfx-int8-")))
+        np.save(folder / "in.npy", song.mixture)
+        workers = {}
+        for label, kind, backend, precision in RUNS:
+            worker = Worker(command(bundles[kind].name, backend, precision))
+            workers[label] = stack.enter_context(closing(worker))
+            worker.ask()
+            worker.ask(f"song {folder / 'in.npy'} {folder / 'out.npy'}")
+            found[label] = np.load(folder / "out.npy")
         for _ in range(rounds):
-            for label, separator in running.items():
-                start = time.perf_counter()
-                separator.separate(song.mixture)
-                times[label].append(time.perf_counter() - start)
-        right = found[RUNS[0][0]]
-        corpus = open_corpus(work / "calibration.npz", spec)
-        held_out = HeldOut(corpus.held_out(), spec, running[RUNS[0][0]].session.infer)
-        for label, kind, _, _ in RUNS:
-            loss = held_out.measure(running[label].session.infer)
-            name = running[label].session.artifact[0]
-            yield Row(
-                label,
-                (bundles[kind].file(name).stat().st_size) / 1e6,
-                float(np.median(times[label])),
-                {stem: finite(snr_db(right[i], found[label][i])) for i, stem in enumerate(spec.stems)},
-                {
-                    stem: float(
-                        sdr_db(song.stems[stem], found[label][i]) - sdr_db(song.stems[stem], right[i])
-                    )
-                    for i, stem in enumerate(spec.stems)
-                },
-                {stem: finite(value) for stem, value in loss.snr_db.items()},
-                loss.drift_db,
-            )
+            for label, worker in workers.items():
+                times[label] += worker.ask("run 2")["seconds"]
+    right = found[RUNS[0][0]]
+    held_out = None
+    for label, kind, backend, precision in RUNS:
+        with closing(open_session(backend, bundles[kind], BackendOptions(precision))) as session:
+            if held_out is None:
+                corpus = open_corpus(work / "calibration.npz", spec)
+                held_out = HeldOut(corpus.held_out, spec, session.infer)
+            loss, name = held_out.measure(session.infer), session.artifact[0]
+        drifts = [
+            sdr_db(song.stems[stem], found[label][i]) - sdr_db(song.stems[stem], right[i])
+            for i, stem in enumerate(spec.stems)
+        ]
+        yield Row(
+            label,
+            (bundles[kind].file(name).stat().st_size) / 1e6,
+            float(np.median(times[label])),
+            {stem: finite(snr_db(right[i], found[label][i])) for i, stem in enumerate(spec.stems)},
+            {stem: float(drift) for stem, drift in zip(spec.stems, drifts, strict=True)},
+            {stem: finite(value) for stem, value in loss.snr_db.items()},
+            loss.drift_db,
+        )
+
+
+def command(model: str, backend: str, precision: str) -> list[str]:
+    """The process that `tfx bench` times a backend in."""
+    given = {"model": model, "backend": backend, "precision": precision}
+    given |= {"device": "cpu", "threads": None, "batch": 1}
+    return [sys.executable, "-m", "tfswa.runtime.benchmark.worker", json.dumps(given)]
 
 
 def finite(value: float) -> Any:
@@ -229,7 +238,7 @@ def page(kept: dict[str, Any], given: argparse.Namespace) -> str:
             [
                 row["label"],
                 f"{row['megabytes']:.1f}",
-                f"{found['song_seconds'] / row['seconds']:.3g}",
+                f"{found['step_seconds'] / row['seconds']:.3g}",
                 f"{base / row['seconds']:.2f}",
                 *(pair(row["snr_db"][stem], row["drift_db"][stem]) for stem in stems),
                 *(pair(row["held_out_snr_db"][stem], row["held_out_drift_db"][stem]) for stem in stems),
