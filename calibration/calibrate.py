@@ -173,7 +173,7 @@ def plan(
         costs, unit = cost.counted(members), "x float32"
     simulator = Simulator(graph, members, ranges, half)
     held_out = _held_out(corpus, model, simulator)
-    key = _hash(digest, corpus.sha256, ranges, half, depth)
+    key = _hash(SCHEMA, digest, corpus.sha256, ranges, half, depth)
     search = Search(
         simulator, held_out, costs, budget_db, cache=_cache("plans", f"{key}.json"), key=key, step=step
     )

@@ -137,6 +137,8 @@ def calibrate(
         if chart.exists() and not force:
             raise OutputExists(f"{chart} is there already: choose another name, or --force")
         pictures.require("leave --chart out")
+    if sensitivity and half != "bf16" and costs_by == "openvino":
+        raise UsageError(f"openvino has no {half} on a CPU: count the cost with --cost counted")
     opened = open_model(model)
     again = not sensitivity or CALIBRATION not in bundle_of(opened, "calibrate").files or force
     if again:

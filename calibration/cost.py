@@ -89,7 +89,7 @@ def _owners(nodes: list[Any], groups: Mapping[str, Group]) -> dict[str, str]:
     Of normalisations, of what rounds to 8 bits, and of some products in 8 bits OpenVINO keeps no such name;
     left out, these would make a precision look cheaper than it is.
     """
-    owner = {}
+    owner: dict[str, str] = {}
     for node in reversed(nodes):
         information = node.get_rt_info()
         made_of = (

@@ -18,9 +18,11 @@ from tfswa.calibration.cost import Costs
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator
 from tfswa.runtime.bundle import writable
+from tfswa.runtime.errors import NonFiniteError
 
 Step = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
 
+_NOTHING_LEFT = Loss({"": -math.inf}, {"": math.inf}, known=True)
 EASY = 0.25  # of the budget: where all of half precision costs less, no group is asked whether it can bear it
 
 
@@ -158,7 +160,10 @@ class Search:
     def _measure(self, plan: Mapping[str, str]) -> Loss:
         name = json.dumps(sorted(plan.items()))
         if name not in self._known:
-            self._known[name] = self._held_out.measure(lambda planes: self._simulator.infer(planes, plan))
+            try:
+                self._known[name] = self._held_out.measure(lambda planes: self._simulator.infer(planes, plan))
+            except NonFiniteError:  # a layer that overflows in half precision: no plan will have it
+                self._known[name] = _NOTHING_LEFT
             if self._cache is not None:
                 _save(self._cache, self._key, self._known)
         return self._known[name]

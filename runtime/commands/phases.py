@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-from rich.console import Console
-from rich.progress import Progress, TaskID
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 class Phases:
     """Bars on stderr; ``step`` is what work is given to tell how far it is."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
         console = Console(stderr=True)
         self._terminal = console.is_terminal
         self._bars = Progress(console=console, transient=True, disable=not self._terminal)

@@ -282,9 +282,9 @@ def test_a_plan_of_unknown_names_is_refused(low_bundle: Path) -> None:
     graph = onnx.load(low_bundle / "model.onnx")
     for entry in ("encoder.9", "encoder.1.blocks.0.tim", "head/Softmax"):
         with pytest.raises(
-            ConfigError, match=f"keeps {entry} in float32, the graph has no node of that name"
+            ConfigError, match=f"plan has {entry} in float32, the graph has no node of that name"
         ):
-            typed(graph, "fp16", plan=PrecisionPlan((entry,)))
+            PrecisionPlan((entry,)).check("a", [node.name for node in graph.graph.node])
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,9 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "FP32"])
+@pytest.mark.parametrize("precision", ["fp16", "int4", "FP32"])
 def test_another_precision_is_refused(model: BundleModel, precision: str) -> None:
-    with pytest.raises(UsageError, match=rf"no precision '{precision}': choose fp32 or bf16"):
+    with pytest.raises(UsageError, match=rf"no precision '{precision}': choose fp32, bf16, int8, mixed"):
         OpenvinoSession(model, BackendOptions(precision=precision))
 
 
