@@ -250,6 +250,7 @@ def _print_json(model: Model, corpus: Corpus, calibrated: Calibrated | None, pla
         "methods": {},
         "plan": None,
         "plans": [],
+        "cost_unit": None,
         "groups": {},
         "file": None,
         "peak_memory_mb": round(peak_memory_mb()),

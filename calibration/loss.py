@@ -120,16 +120,13 @@ class HeldOut:
                 after += _energies(truth - found)
             step()
         snr = [_db(signal, noise) for signal, noise in zip(right_energy, lost, strict=True)]
-        sdr = [SUPPOSED_SDR_DB] * len(stems)
         if self.known:
             sdr = [_db(energy, early) for energy, early in zip(truth_energy, before, strict=True)]
-        expected = [_taken(level - value) for level, value in zip(sdr, snr, strict=True)]
-        if self.known:
-            expected = [_taken(-_db(early, error)) for early, error in zip(before, lost, strict=True)]
-        drift = expected
-        if self.known:
             late = [_db(energy, error) for energy, error in zip(truth_energy, after, strict=True)]
             drift = [0.0 if two == one else two - one for one, two in zip(sdr, late, strict=True)]  # inf too
+            expected = [_taken(-_db(early, error)) for early, error in zip(before, lost, strict=True)]
+        else:
+            drift = expected = [_taken(SUPPOSED_SDR_DB - value) for value in snr]
         by_stem = [dict(zip(stems, values, strict=True)) for values in (snr, drift, expected)]
         return Loss(by_stem[0], by_stem[1], self.known, by_stem[2])
 
@@ -147,7 +144,7 @@ def _energies(stems: Planes) -> NDArray[np.float64]:
 
 
 def _taken(more_db: float) -> float:
-    """What an independent error takes from SDR that has this energy beside the error that is there."""
+    """What an independent error takes from SDR, by its energy beside that of the error that is there."""
     return -10 * math.log10(1 + 10 ** (more_db / 10))
 
 

@@ -328,6 +328,18 @@ def test_export_and_build_engine(tfx: Tfx, bundle: Bundle) -> None:
     check(tfx("build-engine", bundle.path, "--flavor", "rtx"), "tfx build-engine")
 
 
+@pytest.mark.slow
+def test_calibrate(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: tfx export needs it")
+    for number in range(2):
+        noise = 0.1 * np.random.default_rng(number).standard_normal((RATE * 2, 2))
+        soundfile.write(tmp_path / f"{number}.wav", noise.astype(np.float32), RATE, subtype="FLOAT")
+    tfx("export", bundle.path, "--format", "onnx")
+    small = ("--audio", tmp_path, "--chunks", 4, "--held-out", 2, "--depth", 1)
+    printed = tfx("calibrate", bundle.path, *small, "--sensitivity", "--cost", "counted")
+    check(printed, "tfx calibrate")
+
+
 def test_every_section_is_compared() -> None:
     assert list(TABLES) == [
         "tfx separate",
@@ -350,4 +362,5 @@ def test_every_section_is_compared() -> None:
         "tfx data musdb",
         "tfx export",
         "tfx build-engine",
+        "tfx calibrate",
     ]
