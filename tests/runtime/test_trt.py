@@ -362,7 +362,7 @@ def test_a_model_without_an_engine_in_the_precision(place: Place) -> None:
 
 
 def test_an_unknown_precision(place: Place) -> None:
-    place.refuses(UsageError, "no precision 'int8': choose fp32, fp16, bf16", precision="int8")
+    place.refuses(UsageError, "no precision 'int4': choose fp32, fp16, bf16", precision="int4")
 
 
 @pytest.mark.parametrize(
