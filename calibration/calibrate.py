@@ -22,20 +22,19 @@ from tfswa.calibration.corpus import Corpus
 from tfswa.calibration.groups import Group, groups
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.ranges import METHODS, Collector
-from tfswa.calibration.search import Found, Search
+from tfswa.calibration.search import Found, Search, Step
 from tfswa.calibration.simulate import INT8, Simulator
 from tfswa.export.artifact import Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
-from tfswa.export.precision import Low, PrecisionPlan
+from tfswa.export.plan import Low, PrecisionPlan
 from tfswa.export.quantise import CALIBRATION, layers, load_ranges, quantised
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.machine import cores, cpu_name, user_cache
 from tfswa.runtime.models import Model
 from tfswa.runtime.stft import Stft, pack
 
-Step = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
-
 SCHEMA = 1
+ARTIFACT = "model.int8.onnx"
 SAVE_EVERY = 8  # chunks: what a stop may cost
 
 
@@ -131,9 +130,14 @@ def calibrate(
 def check(model: Model, *, force: bool) -> None:
     """Refuse before the work what could not be written after it; see ``calibrate``."""
     bundle = bundle_of(model, "calibrate")
-    for name in (CALIBRATION, "model.int8.onnx"):
-        check_free(bundle, name, force=force)
+    check_free(bundle, ARTIFACT, force=force)
+    check_free(bundle, CALIBRATION, force=True)  # without the artifact it is what a stopped run left
     model.artifact("onnx", "fp32")
+
+
+def is_done(model: Model) -> bool:
+    """Whether a bundle holds what ``calibrate`` makes."""
+    return {CALIBRATION, ARTIFACT} <= set(bundle_of(model, "calibrate").files)
 
 
 def plan(
@@ -175,7 +179,14 @@ def plan(
     held_out = _held_out(corpus, model, simulator)
     key = _hash(SCHEMA, digest, corpus.sha256, ranges, half, depth)
     search = Search(
-        simulator, held_out, costs, budget_db, cache=_cache("plans", f"{key}.json"), key=key, step=step
+        simulator,
+        held_out,
+        costs,
+        budget_db,
+        cache=_cache("plans", f"{key}.json"),
+        key=key,
+        mixes=half != "bf16",  # which is OpenVINO's, and it computes the rest in one precision
+        step=step,
     )
     found = search.run()
     calibration = {"calibration": bundle.files[CALIBRATION].sha256}
@@ -270,11 +281,7 @@ def _put(
 ) -> None:
     """Into the bundle as JSON, which has no infinity: where nothing was lost, null."""
     text = json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
-    bundle.add(name, lambda path: _write(path, text), kind=kind, details=details)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    bundle.add(name, text.encode(), kind=kind, details=details)
 
 
 def finite(value: Any) -> Any:

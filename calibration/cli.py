@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tfswa.calibration.calibrate import Calibrated, Planned
     from tfswa.calibration.corpus import Corpus
     from tfswa.calibration.loss import Loss
-    from tfswa.export.precision import Low
+    from tfswa.export.plan import Low
     from tfswa.runtime.models import Model
 
 MEGABYTE = 1e6
@@ -121,9 +121,8 @@ def calibrate(
     import tempfile
 
     from tfswa.calibration import calibrate as work
-    from tfswa.calibration.corpus import gather, open_corpus
-    from tfswa.export.artifact import bundle_of
-    from tfswa.export.quantise import CALIBRATION
+    from tfswa.calibration.corpus import open_corpus
+    from tfswa.calibration.gather import gather
     from tfswa.runtime import pictures
     from tfswa.runtime.commands.phases import Phases
     from tfswa.runtime.errors import OutputExists, UsageError
@@ -140,7 +139,7 @@ def calibrate(
     if sensitivity and half != "bf16" and costs_by == "openvino":
         raise UsageError(f"openvino has no {half} on a CPU: count the cost with --cost counted")
     opened = open_model(model)
-    again = not sensitivity or CALIBRATION not in bundle_of(opened, "calibrate").files or force
+    again = not sensitivity or not work.is_done(opened) or force
     if again:
         work.check(opened, force=force)
     calibrated = planned = None

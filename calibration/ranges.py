@@ -19,9 +19,10 @@ import onnx
 from numpy.typing import NDArray
 
 from tfswa.export.quantise import LEVELS, item_shapes, layers
+from tfswa.export.session import cpu_session
+from tfswa.runtime import atomic
 from tfswa.runtime.bundle import writable
 from tfswa.runtime.errors import NonFiniteError
-from tfswa.runtime.machine import cores
 from tfswa.runtime.models import INPUT
 from tfswa.runtime.spec import ModelSpec
 
@@ -65,7 +66,8 @@ class Collector:
         self.shares = np.zeros((len(self.tensors), BINS))
         self.widths = np.zeros(len(self.tensors))
         self.peaks = np.zeros(len(self.tensors))
-        self._session = _session(_instrumented(graph, self.tensors, spec))
+        # In order, reductions beside what they reduce, or every activation would be kept.
+        self._session = cpu_session(_instrumented(graph, self.tensors), in_order=True)
 
     def add(self, planes: NDArray[np.float32]) -> None:
         """Take in a chunk.
@@ -111,10 +113,8 @@ class Collector:
         """Write what is known, whole or not at all."""
         with writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as stream:
+            with atomic.writing(path) as stream:
                 np.savez(stream, **self._state())
-            partial.replace(path)
 
     def resume(self, path: Path) -> bool:
         """Take up what ``save`` wrote; False where there is nothing, or nothing that fits."""
@@ -223,7 +223,7 @@ def _divergence(whole: NDArray[np.float64], end: int) -> float:
     return float((p * np.log(p / q)).sum() + lost * math.log(1e6))
 
 
-def _instrumented(graph: onnx.ModelProto, tensors: Sequence[str], spec: ModelSpec) -> onnx.ModelProto:
+def _instrumented(graph: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     """A graph whose outputs are, for each tensor, its largest magnitude, the sum of all, and samples."""
     made = onnx.ModelProto()
     made.CopyFrom(graph)
@@ -265,16 +265,3 @@ def _reduced(name: str, size: int, constants: dict[str, list[int]]) -> list[onnx
             [f"{name}_tfx_samples"],
         ),
     ]
-
-
-def _session(graph: onnx.ModelProto) -> Any:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = cores()
-    # In the order of the file, reductions beside what they reduce, or every activation would be kept.
-    settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    return onnxruntime.InferenceSession(
-        graph.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-    )

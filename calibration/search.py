@@ -17,6 +17,7 @@ from typing import Any
 from tfswa.calibration.cost import Costs
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator
+from tfswa.runtime import atomic
 from tfswa.runtime.bundle import writable
 from tfswa.runtime.errors import NonFiniteError
 
@@ -33,7 +34,7 @@ class Point:
     Attributes:
         int8: groups in 8 bits.
         fp32: groups in float32.
-        seconds: of a chunk, by the costs of its groups.
+        cost: of a chunk, summed over its groups.
         loss: what it lost.
     """
 
@@ -68,6 +69,8 @@ class Search:
         budget_db: what the worst stem may drift.
         cache: file for measured losses; None to keep nothing.
         key: of all that a measured loss depends on: a cache of another is not used.
+        mixes: a plan may have float32 beside half precision. Where not, as in OpenVINO, the rest is in half
+            precision if a network without INT8 is within the budget in that, in float32 if not.
         step: told of progress.
     """
 
@@ -80,10 +83,12 @@ class Search:
         *,
         cache: Path | None = None,
         key: str = "",
+        mixes: bool = True,
         step: Step = lambda what, done, steps: None,
     ):
         self._simulator, self._held_out, self._costs = simulator, held_out, costs
         self._budget_db, self._cache, self._key, self._step = budget_db, cache, key, step
+        self._mixes, self._rest = mixes, HALF  # what is not taken elsewhere
         self._known = _load(cache, key)
         self._points: list[Point] = []
 
@@ -97,32 +102,32 @@ class Search:
         self._step("each group in int8 alone", len(groups), len(groups))
         halves = self._point(int8=(), fp32=())
         moves: list[tuple[str, str]] = []
-        if halves.loss.worst_drift_db > EASY * self._budget_db:
+        bearable = EASY * self._budget_db if self._mixes else self._budget_db
+        if halves.loss.worst_drift_db > bearable:
+            self._rest = FULL
+        if self._rest == FULL and self._mixes:
             for done, name in enumerate(groups):
                 self._step("each group in half precision alone", done, len(groups))
                 alone[name][HALF] = self._measure({name: HALF})
                 moves.append((name, HALF))
             self._step("each group in half precision alone", len(groups), len(groups))
-        easy = not moves
         moves += [(name, INT8) for name in groups]
-        moves = [move for move in moves if self._gain(*move, easy=easy) > 0]
-        moves.sort(
-            key=lambda move: self._gain(*move, easy=easy) / _noise(alone[move[0]][move[1]]), reverse=True
-        )
-        best = self._longest(moves, easy)
+        moves = [move for move in moves if self._gain(*move) > 0]
+        moves.sort(key=lambda move: self._gain(*move) / _noise(alone[move[0]][move[1]]), reverse=True)
+        best = self._longest(moves)
         for share in (0.25, 0.5, 0.75):  # so that what more of it would cost can be seen
-            self._taken(moves[: round(share * len(moves))], easy)
+            self._taken(moves[: round(share * len(moves))])
         return Found(best, self._points, alone)
 
-    def _longest(self, moves: list[tuple[str, str]], easy: bool) -> Point:
+    def _longest(self, moves: list[tuple[str, str]]) -> Point:
         """The longest run of moves within the budget; plans in between are measured by halving."""
         low, high = 0, len(moves)  # the run of ``low`` is within it
-        best = self._taken(moves[:0], easy)
+        best = self._taken(moves[:0])
         trials = math.ceil(math.log2(high + 1)) + 1 if high else 0
         place = high  # all of them first: often that is within
         for trial in range(trials):
             self._step("plans", trial, trials)
-            point = self._taken(moves[:place], easy)
+            point = self._taken(moves[:place])
             if point.loss.worst_drift_db <= self._budget_db:
                 low, best = place, point
             else:
@@ -133,8 +138,8 @@ class Search:
         self._step("plans", trials, trials)
         return best
 
-    def _taken(self, moves: list[tuple[str, str]], easy: bool) -> Point:
-        kinds = dict.fromkeys(self._costs, HALF if easy else FULL)
+    def _taken(self, moves: list[tuple[str, str]]) -> Point:
+        kinds = dict.fromkeys(self._costs, self._rest)
         for name, kind in moves:
             if kinds[name] != INT8:
                 kinds[name] = kind
@@ -151,11 +156,12 @@ class Search:
             self._points.append(point)
         return point
 
-    def _gain(self, name: str, kind: str, *, easy: bool) -> float:
+    def _gain(self, name: str, kind: str) -> float:
         """Time that a move takes off the cheapest that there is without it."""
         costs = self._costs[name]
-        before = costs[FULL] if kind == HALF else costs[HALF] if easy else min(costs[FULL], costs[HALF])
-        return before - costs[kind]
+        if self._rest == FULL and self._mixes and kind == INT8:
+            return min(costs[FULL], costs[HALF]) - costs[INT8]
+        return costs[self._rest] - costs[kind]
 
     def _measure(self, plan: Mapping[str, str]) -> Loss:
         name = json.dumps(sorted(plan.items()))
@@ -186,6 +192,6 @@ def _load(path: Path | None, key: str) -> dict[str, Loss]:
 def _save(path: Path, key: str, known: Mapping[str, Loss]) -> None:
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": key, "losses": {name: asdict(x) for name, x in known.items()}}))
-        partial.replace(path)
+        text = json.dumps({"key": key, "losses": {name: asdict(x) for name, x in known.items()}})
+        with atomic.writing(path) as stream:
+            stream.write(text.encode())

@@ -8,9 +8,7 @@ what a layer is given and what it gives.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,10 @@ import onnx
 from numpy.typing import NDArray
 
 from tfswa.calibration.groups import Group
-from tfswa.export.precision import LOW, Low
+from tfswa.export.plan import Low
+from tfswa.export.precision import LOW
 from tfswa.export.quantise import LEVELS, rounded_weight
-from tfswa.runtime.machine import cores
+from tfswa.export.session import cpu_session
 from tfswa.runtime.models import INPUT
 
 FULL, HALF, INT8 = "fp32", "half", "int8"  # what a group can be computed in
@@ -39,18 +38,8 @@ class Simulator:
     def __init__(
         self, graph: onnx.ModelProto, groups: Mapping[str, Group], ranges: Mapping[str, float], half: Low
     ):
-        import onnxruntime
-
         self.groups = list(groups)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        settings.intra_op_num_threads = cores()
-        with tempfile.TemporaryDirectory(prefix="tfx-simulate-") as folder:
-            path = Path(folder) / "switched.onnx"
-            path.write_bytes(_switched(graph, groups, ranges, half).SerializeToString())
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), settings, providers=["CPUExecutionProvider"]
-            )
+        self._session = cpu_session(_switched(graph, groups, ranges, half))
 
     def infer(self, planes: NDArray[np.float32], plan: Mapping[str, str]) -> NDArray[np.float32]:
         """Run it with a precision for each group; what the plan does not name is float32.

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tfswa.export.precision import FULL, Precision, PrecisionPlan
+from tfswa.export.plan import QUANTISED, Precision, PrecisionPlan
+from tfswa.export.precision import FULL
 from tfswa.runtime import atomic
 from tfswa.runtime.engines import errors_of, library_logger
 from tfswa.runtime.errors import ExportError, UsageError
@@ -25,7 +26,6 @@ from tfswa.runtime.errors import ExportError, UsageError
 Shape = tuple[int, ...]
 Progress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all
 
-QUANTISED = ("int8", "mixed")
 _WHOLE = {"INT32", "INT64", "BOOL"}  # shapes and indices
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT", "mixed": "HALF"}
 _INSPECTED = ("DataType", "Datatype", "Format/Datatype", "Format/DataType")

@@ -11,30 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tfswa.export.plan import TYPED
 from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.backends.aotinductor import AotInductorSession
 from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
-from tfswa.runtime.machine import cores
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.models import FileModel
 from tfswa.runtime.parity.gates import gate_for
 from tfswa.runtime.spec import ModelSpec
 from tfswa.runtime.stft import Stft, pack
-
-if TYPE_CHECKING:
-    from tfswa.export.precision import Low
-
-# What lies between the ends of a typed graph; in a mixed one, that which is not quantised.
-TYPED: dict[str, Low] = {"fp16": "fp16", "bf16": "bf16", "mixed": "fp16"}
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -162,23 +155,15 @@ class Rounding:
 
     def __init__(self, model: FileModel) -> None:
         import onnx
-        import onnxruntime
 
         from tfswa.export.precision import largest, or_bf16, rounded
+        from tfswa.export.session import cpu_session
 
         low = TYPED[model.precision]
         self.model, self.largest, self.other = model, largest(low), or_bf16(low)
         self.peak: Peak | None = None
         graph, self.nodes = rounded(onnx.load(model.path))
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        settings.intra_op_num_threads = cores()
-        # In the order of the file: by its own it takes all peaks last, and keeps every result till then.
-        settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            graph.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        )
+        self._session = cpu_session(graph, in_order=True, optimised=False)
 
     def infer(self, planes: NDArray[np.float32], signal: str = "music") -> NDArray[np.float32]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``; ``peak`` grows.

@@ -13,7 +13,7 @@ from tfswa.runtime.commands import options
 if TYPE_CHECKING:
     from tfswa.export.artifact import Exported
     from tfswa.export.engine import Flavor
-    from tfswa.export.precision import Precision
+    from tfswa.export.plan import Precision
 
 MEGABYTE = 1e6
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,7 +95,7 @@ def export(
     click.echo(f"exporting {model} to {kind} in {precision} ...", err=True)
     if kind == "onnx":
         from tfswa.export.onnx import export_onnx
-        from tfswa.export.precision import PrecisionPlan
+        from tfswa.export.plan import PrecisionPlan
 
         made = export_onnx(
             opened,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tfswa.export.artifact import bundle_of
 from tfswa.export.builder import Order, Progress, build, capabilities, inspect_types
-from tfswa.export.precision import Precision
+from tfswa.export.plan import Precision
 from tfswa.runtime import atomic
 from tfswa.runtime.backends.torchscript import run_torch
 from tfswa.runtime.bundle import Bundle, sha256_of_json, writable
@@ -191,9 +191,9 @@ def _add(
     """Add an engine, its answer and its key; the engine last, so that it is never seen without them."""
     about = {"onnx_sha256": details["onnx_sha256"]}  # a copy of the bundle takes all along, or nothing
     text = json.dumps(dict(details), indent=1, sort_keys=True) + "\n"
-    bundle.add(engine.removesuffix(".engine") + ".json", _writer(text.encode()), kind=KEY, details=about)
+    bundle.add(engine.removesuffix(".engine") + ".json", text.encode(), kind=KEY, details=about)
     bundle.add(answer_of(engine), _array_writer(right), kind=ANSWER, details=about)
-    bundle.add(engine, _writer(plan), kind=ENGINE, precision=details["precision"], details=details)
+    bundle.add(engine, plan, kind=ENGINE, precision=details["precision"], details=details)
 
 
 def _check_timing_cache(path: Path | None, bundle: Bundle, flavor: str) -> None:
@@ -292,13 +292,6 @@ def _order(model: Model, name: str, options: BuildOptions, target: str) -> Order
         workspace_mb=options.workspace_mb,
         timing_cache=options.timing_cache,
     )
-
-
-def _writer(plan: Any) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_bytes(plan)
-
-    return write
 
 
 def _array_writer(array: NDArray[Any]) -> Callable[[Path], None]:

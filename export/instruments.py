@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from tfswa.export.onnx import build_graph
 from tfswa.export.precision import rounded
+from tfswa.export.session import cpu_session
 from tfswa.export.torchscript import trace
 from tfswa.runtime.backends.torchscript import jit_allowed, load_traced
 from tfswa.runtime.errors import BundleError, UsageError, reason
-from tfswa.runtime.machine import cores
 from tfswa.runtime.models import Model
 from tfswa.runtime.parity.graph import Graph, Node
 from tfswa.runtime.parity.localise import Instrument
@@ -76,22 +76,12 @@ class OnnxInstrument:
 
     def run(self, planes: NDArray[np.float32], values: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See ``Instrument``."""
-        import onnxruntime
-
         marked = onnx.ModelProto()
         marked.CopyFrom(self._proto)
         del marked.graph.output[:], marked.graph.node[:]
         marked.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values)
         marked.graph.node.extend(_needed(self._proto, values))
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        settings.intra_op_num_threads = cores()
-        # In the order of the file: by its own it may keep results for long.
-        settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(
-            marked.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        )
+        session = cpu_session(marked, in_order=True, optimised=False)
         return dict(zip(values, session.run(list(values), {self.graph.mixture: planes}), strict=True))
 
     def fresh(self) -> OnnxInstrument:

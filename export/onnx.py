@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfswa.export.artifact import Exported, bundle_of, produce
-from tfswa.export.precision import Low, Precision, PrecisionPlan, count_casts, typed
+from tfswa.export.plan import QUANTISED, TYPED, Precision, PrecisionPlan
+from tfswa.export.precision import count_casts, typed
 from tfswa.export.quantise import CALIBRATION, count_quantised, layers, load_ranges, quantised
 from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import ConfigError, ExportError, UsageError
@@ -31,8 +32,6 @@ from tfswa.runtime.spec import ModelSpec
 NAME = "model.onnx"
 OPSET = 20
 OPSETS = {"bf16": 22}  # older convolutions know no bfloat16
-TYPED: dict[str, Low] = {"fp16": "fp16", "bf16": "bf16", "mixed": "fp16"}  # what lies between the ends
-QUANTISED = ("int8", "mixed")
 PLAN = "precision-plan.json"
 OLDEST_OPSET = 18  # the oldest that torch writes
 NEWEST_OPSET = 25  # the newest that onnxscript 0.7.2 converts to
@@ -92,7 +91,9 @@ def export_onnx(
     chosen = plan or PrecisionPlan()
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
-        graph = build_graph(network, model.spec, opset)
+        graph = _calibrated(bundle, opset) if precision in QUANTISED else None
+        if graph is None:
+            graph = build_graph(network, model.spec, opset)
         chosen.check(source, [node.name for node in graph.graph.node])
         able = [layer.name for layer in layers(graph)]
         if precision in TYPED:
@@ -257,6 +258,19 @@ def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
         raise ExportError(
             f"the graph of {spec.family} needs operators {opsets}, asked for is opset {opset} alone"
         )
+    return graph
+
+
+def _calibrated(bundle: Bundle, opset: int) -> onnx.ModelProto | None:
+    """The graph that a bundle was calibrated on, as ``build_graph`` gave it; None if of another opset.
+
+    To trace it anew would give the same, and take most of the time and of the memory of the export.
+    """
+    name = bundle.find("onnx", "fp32")
+    if name is None or bundle.files[name].details.get("opset") != opset:
+        return None
+    graph = onnx.load(bundle.file(name))
+    del graph.metadata_props[:]
     return graph
 
 

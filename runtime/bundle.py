@@ -194,14 +194,22 @@ class Bundle:
     def add(
         self,
         name: str,
-        write: Callable[[Path], None],
+        content: bytes | Callable[[Path], None],
         *,
         kind: str,
         precision: str = "",
         details: Mapping[str, Any] | None = None,
         force: bool = True,
     ) -> Path:
-        """Add or replace a file: ``write(path)`` makes it under a temporary name.
+        """Add or replace a file, whole or not at all.
+
+        Args:
+            name: of the file, relative to the bundle.
+            content: what it holds, or what writes it to a path that is given, of another name.
+            kind: what it is: ``onnx``, ``document`` ...
+            precision: of an artifact.
+            details: what the manifest is to say of it.
+            force: replace what has that name.
 
         Raises:
             OutputExists: the name is taken and ``force`` is False.
@@ -217,7 +225,10 @@ class Bundle:
         with writable(target), _directories(target.parent):
             work = target.with_name(f".{target.name}.partial-{os.getpid()}")
             try:
-                write(work)
+                if callable(content):
+                    content(work)
+                else:
+                    work.write_bytes(content)
                 entry = _entry(work, kind, precision, details or {})
                 with locked(self.home):  # or two processes lose each other's entries
                     os.replace(work, target)

@@ -7,7 +7,9 @@ run where torch is not installed.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +24,11 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "tfx-tes
 import numpy as np
 import pytest
 import soundfile
+from command_line import Done, Tfx
 from numpy.typing import NDArray
 
 from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.models import BundleModel, open_model
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would all they start.
@@ -54,6 +58,21 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     place = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
     return place
+
+
+@pytest.fixture
+def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tfx:
+    """``tfx("separate", "song.wav")`` in this process."""
+    from tfswa.runtime.cli import main
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Done(int(caught.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture
@@ -96,6 +115,41 @@ def network_bundle(tmp_path: Path) -> Bundle:
     from tfswa.train.backend import new_bundle
 
     return new_bundle("tfswa_lite", tmp_path / "network.tfx", seed=3, hyper=HYPER, stft=STFT, chunk=CHUNK)
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights in float16, all kinds of blocks, shifted and unshifted, untrained; read only."""
+    pytest.importorskip("torch", reason="torch is not installed: networks need it")
+    from tfswa.train.backend import new_bundle
+
+    path = tmp_path_factory.mktemp("plain") / "plain.tfx"
+    new_bundle("tfswa_lite", path, seed=5, hyper=HYPER, stft=STFT, chunk=CHUNK, precision="fp16")
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(plain_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with model.onnx and model.ts; read only."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: export to ONNX needs it")
+    from tfswa.export.onnx import export_onnx
+    from tfswa.export.torchscript import export_torchscript
+
+    path = tmp_path_factory.mktemp("exported") / "exported.tfx"
+    shutil.copytree(plain_bundle, path)
+    export_onnx(open_model(path))
+    export_torchscript(open_model(path))
+    return path
+
+
+@pytest.fixture
+def exported(exported_bundle: Path, tmp_path: Path) -> BundleModel:
+    """One of one's own."""
+    shutil.copytree(exported_bundle, tmp_path / "mine.tfx")
+    opened = open_model(tmp_path / "mine.tfx")
+    assert isinstance(opened, BundleModel)
+    return opened
 
 
 @dataclass(frozen=True)

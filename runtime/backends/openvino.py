@@ -2,7 +2,8 @@
 
 ``fp32`` and ``bf16`` run the float32 graph; in bfloat16 OpenVINO rounds inside its kernels, which is what
 makes it about twice as fast on CPUs that have the instructions. ``int8`` and ``mixed`` run the graph with
-Q/DQ pairs; what they do not quantise is computed in float32 or in bfloat16. Shapes are static: that is
+Q/DQ pairs; what they do not quantise is computed in float32 or in bfloat16, all of it: a plan that asks for
+both is refused in ``mixed``. Shapes are static: that is
 faster than a free batch.
 """
 
@@ -64,6 +65,7 @@ class OpenvinoSession:
         self.versions = {"openvino": openvino.__version__}
         self.description = f"openvino {openvino.__version__}, {self.precision} on {options.device}"
         if self.precision == "mixed":
+            _check_plan(model, self.artifact[0])
             self.description = f"openvino {openvino.__version__}, int8 and bf16 on {options.device}"
         self._cpu = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         self._batch, self._request = 0, None
@@ -134,6 +136,16 @@ def _kept(place: Path) -> dict[str, str]:
         logger.info("%s cannot be written (%s): compiled anew each time", place, error.strerror)
         return {}
     return {"CACHE_DIR": str(place)}
+
+
+def _check_plan(model: Model, name: str) -> None:
+    """Of a bundle's graph it is known what its precision plan keeps in float32."""
+    kept = model.bundle.files[name].details.get("plan") if model.bundle is not None else None
+    if kept:
+        raise BackendUnavailable(
+            f"the plan of {name} keeps {len(kept)} groups of layers in fp32, openvino's mixed has all "
+            "that is not int8 in bf16: use --precision int8, whose rest is fp32"
+        )
 
 
 def _check_device(core: Any, device: str, precision: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -234,7 +233,7 @@ def store(model: Model, certificates: Sequence[Certificate]) -> Path:
     kept = [certificate for certificate in old if _identity(certificate) not in new]
     runs = [certificate.to_dict() for certificate in (*kept, *certificates)]
     text = json.dumps({"schema": SCHEMA, "certificates": runs}, indent=1, allow_nan=False) + "\n"
-    return model.bundle.add(EVIDENCE, lambda path: _write(path, text), kind="evidence")
+    return model.bundle.add(EVIDENCE, text.encode(), kind="evidence")
 
 
 def read_evidence(model: Model) -> list[Certificate]:
@@ -345,10 +344,3 @@ def _binds(certificate: Certificate, model: Model, session: Session, options: Ba
 def _identity(certificate: Certificate) -> tuple[Any, ...]:
     versions = json.dumps(dict(certificate.versions), sort_keys=True)
     return (*(getattr(certificate, key) for key in _IDENTITY), versions)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -219,7 +219,7 @@ def store_context(model: Model, seams: Seams, output: Path | None = None, *, for
         output, spec, bundle.weights(), provenance=provenance, precision=precision, force=force
     )
     for name, content in documents.items():
-        made.add(name, _writer(content), kind="document")
+        made.add(name, content, kind="document")
     return output
 
 
@@ -316,10 +316,3 @@ def _leaves(chunk: ChunkSpec, context: int) -> bool:
     except BundleError:
         return False
     return True
-
-
-def _writer(content: bytes) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-
-    return write

@@ -42,7 +42,7 @@ class Signer:
         """
         assert model.bundle is not None
         text = base64.b64encode(self._key.sign(model.bundle.file(EVIDENCE).read_bytes())) + b"\n"
-        return model.bundle.add(SIGNATURE, lambda path: _write(path, text), kind=KIND)
+        return model.bundle.add(SIGNATURE, text, kind=KIND)
 
 
 def verify(model: Model, key: Path) -> tuple[int, int]:
@@ -97,7 +97,3 @@ def _load(path: Path, function: str, what: str, **options: Any) -> Any:
     if not isinstance(key, getattr(kinds, f"Ed25519{what.title()}Key")):
         raise UsageError(f"{path} holds a {type(key).__name__}, an Ed25519 {what} key is wanted")
     return key
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from command_line import Tfx
 from numpy.typing import NDArray
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: calibration needs it")
@@ -22,20 +23,20 @@ pytest.importorskip("torch", reason="torch is not installed: calibration needs i
 from click.testing import CliRunner  # noqa: E402
 
 from tfswa.calibration import calibrate as work  # noqa: E402
-from tfswa.calibration import corpus  # noqa: E402
+from tfswa.calibration import gather as gathering  # noqa: E402
 from tfswa.calibration import search as searching  # noqa: E402
-from tfswa.calibration.corpus import gather, open_corpus  # noqa: E402
+from tfswa.calibration.corpus import open_corpus  # noqa: E402
+from tfswa.calibration.gather import gather  # noqa: E402
 from tfswa.calibration.groups import groups  # noqa: E402
 from tfswa.calibration.loss import HeldOut  # noqa: E402
 from tfswa.calibration.ranges import METHODS, Collector  # noqa: E402
 from tfswa.calibration.simulate import Simulator  # noqa: E402
 from tfswa.export.onnx import PLAN, export_onnx  # noqa: E402
-from tfswa.export.precision import PrecisionPlan  # noqa: E402
+from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.quantise import CALIBRATION, layers, load_ranges  # noqa: E402
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
-from tfswa.runtime.cli import main  # noqa: E402
 from tfswa.runtime.cli import tfx as group  # noqa: E402
-from tfswa.runtime.errors import ConfigError  # noqa: E402
+from tfswa.runtime.errors import ConfigError, ExportError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.models import BundleModel, open_model  # noqa: E402
 
@@ -45,39 +46,6 @@ SHORT = ("--chunks", 4, "--held-out", 2)
 PLANNED = ("--sensitivity", "--cost", "counted")
 LIKE_DB = 40.0  # the same 8-bit weights in two libraries, and 16 bits in a file
 INT8_DB = 30.0  # an untrained network, its layers in 8 bits
-
-pytestmark = pytest.mark.usefixtures("traced_once")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What came of a command line."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-Tfx = Callable[..., Done]
-
-
-@pytest.fixture
-def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tfx:
-    """``tfx("calibrate", "vocals.tfx")`` in this process."""
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return Done(int(caught.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @dataclass(frozen=True)
@@ -91,19 +59,14 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    exported_bundle: Path, song_root: Path, full: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Whole:
+def whole(exported_bundle: Path, song_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """A bundle that was calibrated and planned for."""
-    from tfswa.export import onnx as exporter
-
     place = tmp_path_factory.mktemp("whole")
     shutil.copytree(exported_bundle, place / "whole.tfx")
     command = ["calibrate", place / "whole.tfx", "--audio", song_root, *SHORT, *PLANNED]
     command += ["--chart", place / "x.png", "--json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        patch.setattr(exporter, "build_graph", lambda network, spec, opset: full)
         done = CliRunner().invoke(group, [str(part) for part in command], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return Whole(place / "whole.tfx", place / "x.png", json.loads(done.stdout), done.stderr)
@@ -156,7 +119,8 @@ class TestWhole:
         files = bundle_at(whole.bundle).bundle.files
         kinds = {name: (entry.kind, entry.precision) for name, entry in files.items()}
         assert kinds == {
-            "model.safetensors": ("weights", "fp32"),
+            "model.safetensors": ("weights", "fp16"),
+            "model.ts": ("torchscript", "fp32"),
             "model.onnx": ("onnx", "fp32"),
             CALIBRATION: ("calibration", ""),
             PLAN: ("plan", ""),
@@ -407,6 +371,22 @@ class TestGoingOn:
         assert tfx(*command, *self.LONG).code == 0
         assert added == list(range(12))
 
+    def test_an_export_that_failed_is_made_good_without_force(
+        self, tfx: Tfx, exported: BundleModel, song_root: Path, added: list[int]
+    ) -> None:
+        def fails(*arguments: Any, **options: Any) -> Any:
+            raise ExportError("the graph is not what it should be")
+
+        command = ("calibrate", exported.name, "--audio", song_root, *SHORT)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(work, "export_onnx", fails)
+            assert tfx(*command).code == 1
+        assert CALIBRATION in bundle_at(exported.bundle.path).bundle.files
+        added.clear()
+        assert tfx(*command).code == 0
+        assert added == []  # ranges are kept too
+        assert "model.int8.onnx" in bundle_at(exported.bundle.path).bundle.files
+
     def test_a_search_that_was_stopped_goes_on(
         self, tfx: Tfx, calibrated: BundleModel, song_root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -488,9 +468,9 @@ class TestRefusals:
         def early(*arguments: Any, **options: Any) -> Any:
             raise AssertionError("before the work, not after it")
 
-        monkeypatch.setattr(corpus, "gather", early)
+        monkeypatch.setattr(gathering, "gather", early)
         said = refused(2, calibrated.name, "--audio", song_root, *SHORT)
-        assert f"holds {CALIBRATION} already: replace it with --force" in said
+        assert "holds model.int8.onnx already: replace it with --force" in said
 
     def test_an_exported_file(self, refused: Any, exported: BundleModel, song_root: Path) -> None:
         graph = exported.bundle.path / "model.onnx"

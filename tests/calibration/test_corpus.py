@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tfswa.calibration import corpus
-from tfswa.calibration.corpus import STRATA, Chunk, Corpus, classify, gather, open_corpus, shares
+from tfswa.calibration import gather as gathering
+from tfswa.calibration.corpus import STRATA, Chunk, Corpus, open_corpus
+from tfswa.calibration.gather import classify, gather, shares
 from tfswa.runtime.errors import AudioError, BundleError, OutputExists, UsageError
 from tfswa.runtime.parity.corpus import adversaries
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
@@ -606,7 +607,7 @@ class TestRefusals:
                 raise error
             inner(*arguments, **options)
 
-        monkeypatch.setattr(corpus.np.lib.format, "write_array", stopping)
+        monkeypatch.setattr(np.lib.format, "write_array", stopping)
         with pytest.raises(error):
             take(library, tmp_path / "made")
         assert not (tmp_path / "made").exists()
@@ -615,13 +616,13 @@ class TestRefusals:
     def test_a_song_that_changes_between_the_passes(
         self, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
     ) -> None:
-        inner = corpus._split
+        inner = gathering._split
 
         def changing(*arguments: Any) -> Any:
             for number in range(6):
                 song(library / f"song {number}", length, 77 + number)
             return inner(*arguments)
 
-        monkeypatch.setattr(corpus, "_split", changing)
+        monkeypatch.setattr(gathering, "_split", changing)
         with pytest.raises(AudioError, match=r"song \d changed since it was read first"):
             take(library, tmp_path)

@@ -27,7 +27,7 @@ from tfswa.calibration.groups import Group, groups  # noqa: E402
 from tfswa.calibration.loss import SUPPOSED_SDR_DB, HeldOut, Loss  # noqa: E402
 from tfswa.calibration.search import EASY, Found, Search  # noqa: E402
 from tfswa.calibration.simulate import FULL, HALF, INT8  # noqa: E402
-from tfswa.export.precision import PrecisionPlan  # noqa: E402
+from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.quantise import layers, quantised  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError  # noqa: E402
 from tfswa.runtime.models import open_model  # noqa: E402
@@ -478,6 +478,22 @@ class TestSearch:
             name: loss_of(NOISE[name][INT8]) for name in NAMES
         }
         assert dict.fromkeys(NAMES, HALF) in both.plans
+
+    def test_where_precisions_do_not_mix_the_rest_is_in_one(self) -> None:
+        """Half precision takes half of the budget: that is bearable, and no group is asked for it."""
+        noise = table(NAMES, 0.0, 1e-4, 2e-4)
+        budget_db = drift(12e-4)
+        found, _ = search(COSTS, noise, budget_db)
+        assert all(set(losses) == {INT8, HALF} for losses in found.alone.values())
+        found, _ = search(COSTS, noise, budget_db, mixes=False)
+        assert all(set(losses) == {INT8} for losses in found.alone.values())
+        assert (len(found.best.int8), found.best.fp32) == (6, ())
+        noise["a"] = {FULL: 0.0, HALF: 1.0, INT8: 1e-9}  # not bearable: float32, and 8 bits against that
+        costs = {**COSTS, "b": {FULL: 0.3, HALF: 0.5, INT8: 0.4}}
+        found, both = search(costs, noise, budget_db, mixes=False)
+        assert found.best.int8 == ("a", "c", "d", "e", "f")
+        assert found.best.fp32 == ("b",)
+        assert all(HALF not in plan.values() for plan in both.plans if plan != dict.fromkeys(NAMES, HALF))
 
     def test_a_budget_of_almost_nothing_leaves_all_in_float32(self) -> None:
         found, _ = search(COSTS, NOISE, 1e-12)

@@ -1,4 +1,4 @@
-"""A tiny bundle exported once; tests that write copy it."""
+"""The tiny bundle in low precision; tests that write copy it."""
 
 from __future__ import annotations
 
@@ -10,37 +10,6 @@ import pytest
 
 from tfswa.runtime.bundle import MANIFEST
 from tfswa.runtime.models import BundleModel, open_model
-from tfswa.runtime.spec import ChunkSpec, StftSpec
-
-HYPER = {"dims": (8, 16), "depths": (1, 1), "decoder_depths": (1,), "heads": (1, 2), "window": 4, "fold": 4}
-
-
-@pytest.fixture(scope="session")
-def plain_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights in float16, all kinds of blocks, shifted and unshifted; read only."""
-    pytest.importorskip("torch", reason="torch is not installed: export needs it")
-    from tfswa.train.backend import new_bundle
-
-    path = tmp_path_factory.mktemp("plain") / "plain.tfx"
-    stft = StftSpec(n_fft=512, hop=128, sample_rate=8000)
-    chunk = ChunkSpec(frames=16, context=2, fade=2, multiple=8)
-    new_bundle("tfswa_lite", path, seed=5, hyper=HYPER, stft=stft, chunk=chunk, precision="fp16")
-    return path
-
-
-@pytest.fixture(scope="session")
-def exported_bundle(plain_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with model.onnx and model.ts; read only."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed: export to ONNX needs it")
-    from tfswa.export.onnx import export_onnx
-    from tfswa.export.torchscript import export_torchscript
-
-    path = tmp_path_factory.mktemp("exported") / "exported.tfx"
-    shutil.copytree(plain_bundle, path)
-    export_onnx(open_model(path))
-    export_torchscript(open_model(path))
-    return path
 
 
 @pytest.fixture(scope="session")

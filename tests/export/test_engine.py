@@ -26,7 +26,8 @@ from tfswa.export import builder, engine  # noqa: E402
 from tfswa.export.artifact import bundle_copy  # noqa: E402
 from tfswa.export.check import Rounding  # noqa: E402
 from tfswa.export.engine import BuildOptions, build_engine  # noqa: E402
-from tfswa.export.precision import Precision, PrecisionPlan, typed  # noqa: E402
+from tfswa.export.plan import Precision, PrecisionPlan  # noqa: E402
+from tfswa.export.precision import typed  # noqa: E402
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
 from tfswa.runtime.backends.trt import TrtSession  # noqa: E402

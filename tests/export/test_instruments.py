@@ -214,9 +214,7 @@ def test_what_cannot_be_looked_into_is_refused(exported: BundleModel) -> None:
         open_instrument(exported, "ort", "int3")
     with pytest.raises(BackendUnavailable, match="no onnx artifact in fp16"):
         open_instrument(exported, "ort", "fp16")
-    exported.bundle.add(
-        "model.onnx", lambda to: to.write_bytes(b"\xff\xff") and None, kind="onnx", precision="fp32"
-    )
+    exported.bundle.add("model.onnx", b"\xff\xff", kind="onnx", precision="fp32")
     with pytest.raises(BundleError, match="cannot be read as ONNX"):
         open_instrument(exported, "ort", "fp32")
 

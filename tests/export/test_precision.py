@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from tfswa.export import check  # noqa: E402
 from tfswa.export.cli import export  # noqa: E402
 from tfswa.export.onnx import export_onnx  # noqa: E402
-from tfswa.export.precision import FULL, PrecisionPlan, count_casts, largest, rounded, typed  # noqa: E402
+from tfswa.export.plan import PrecisionPlan  # noqa: E402
+from tfswa.export.precision import FULL, count_casts, largest, rounded, typed  # noqa: E402
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError, TfxError, UsageError  # noqa: E402

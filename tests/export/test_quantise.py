@@ -25,7 +25,8 @@ from tfswa.export import cli  # noqa: E402
 from tfswa.export import onnx as onnx_export  # noqa: E402
 from tfswa.export.check import check_planes  # noqa: E402
 from tfswa.export.onnx import PLAN, export_onnx  # noqa: E402
-from tfswa.export.precision import PrecisionPlan, typed  # noqa: E402
+from tfswa.export.plan import PrecisionPlan  # noqa: E402
+from tfswa.export.precision import typed  # noqa: E402
 from tfswa.export.quantise import (  # noqa: E402
     CALIBRATION,
     KINDS,

@@ -344,7 +344,7 @@ def test_torchscript_runs_a_module(script_model: BundleModel) -> None:
 
 def test_a_file_that_is_no_torchscript_is_refused_in_one_line(tiny_bundle: Bundle) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
-    tiny_bundle.add("model.ts", lambda path: path.write_bytes(b"PK"), kind="torchscript", precision="fp32")
+    tiny_bundle.add("model.ts", b"PK", kind="torchscript", precision="fp32")
     with pytest.raises(BundleError, match=r"model\.ts cannot be loaded by torch") as error:
         TorchScriptSession(BundleModel("tiny", tiny_bundle), CPU)
     assert "\n" not in str(error.value)

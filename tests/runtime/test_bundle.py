@@ -432,7 +432,7 @@ Path(sys.argv[3] + tag).touch()
 while not go.exists():
     time.sleep(0.001)
 for number in range(20):
-    bundle.add(f"{tag}-{number}", lambda path: path.write_text(tag), kind="document")
+    bundle.add(f"{tag}-{number}", tag.encode(), kind="document")
 """
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,10 +16,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import soundfile
+from command_line import Done, Tfx
 from numpy.typing import NDArray
 
 from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.cli import main
 from tfswa.runtime.models import METADATA, embed
 from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
 
@@ -30,36 +29,6 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs
 RATE = 8000
 STEMS = ("vocals", "accompaniment")
 START_SECONDS = 60.0  # for a process to start on a machine that is busy
-
-
-@dataclass(frozen=True)
-class Done:
-    """What came of a command line."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.err.splitlines()
-
-
-Tfx = Callable[..., Done]
-
-
-@pytest.fixture
-def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tfx:
-    """``tfx("separate", "song.wav")`` in this process."""
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return Done(int(caught.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":

@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from command_line import Done, Tfx
 
 from tfswa.runtime import attention
 from tfswa.runtime.attention import kind_of, plan_pictures, scale_of
 from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.cli import main
 from tfswa.runtime.spec import ModelSpec
 
 RATE = 8000
@@ -27,25 +25,6 @@ MODULES = [
     "encoder.1.blocks.0.window",
     "decoder.0.blocks.0.window",
 ]
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return Done(int(caught.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
@@ -74,13 +53,13 @@ def refused(done: Done, code: int, *words: str) -> None:
         assert word in done.err
 
 
-def test_options_without_a_song_are_refused(tfx: Callable[..., Done], tmp_path: Path) -> None:
+def test_options_without_a_song_are_refused(tfx: Tfx, tmp_path: Path) -> None:
     refused(tfx("inspect", "demo", "-o", tmp_path), 2, "add --attention SONG")
     refused(tfx("inspect", "demo", "--force"), 2, "add --attention SONG")
 
 
 def test_without_matplotlib_the_extra_is_named(
-    tfx: Callable[..., Done],
+    tfx: Tfx,
     network_bundle: Bundle,
     song: Path,
     tmp_path: Path,

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from command_line import Tfx
 
 from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.cli import main
 from tfswa.runtime.models import METADATA, embed
 from tfswa.runtime.spec import ChunkSpec, StftSpec
 
@@ -78,26 +77,23 @@ def check(printed: dict[str, Any], section: str, may_be_empty: tuple[str, ...] =
     assert list(dict.fromkeys(key.split(".")[0].removesuffix("[]") for key in table)) == list(printed)
 
 
-Tfx = Callable[..., dict[str, Any]]
+Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tfx:
-    """``tfx("inspect", "demo", code=0)``: the one object that this prints with ``--json``."""
+def ask(tfx: Tfx) -> Ask:
+    """``ask("inspect", "demo", code=0)``: the one object that this prints with ``--json``."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     def run(*arguments: object, code: int = 0) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments), "--json"])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out = capsys.readouterr().out
-        assert caught.value.code == code
-        assert out.endswith("}\n")
-        printed = json.loads(out, parse_constant=refuse)  # one object, or this fails
-        assert isinstance(printed, dict)
-        return printed
+        done = tfx(*arguments, "--json")
+        assert done.code == code
+        assert done.out.endswith("}\n")
+        found = json.loads(done.out, parse_constant=refuse)  # one object, or this fails
+        assert isinstance(found, dict)
+        return found
 
     return run
 
@@ -121,26 +117,26 @@ def song(tmp_path: Path) -> Path:
     return path
 
 
-def test_separate(tfx: Tfx, bundle: Bundle, song: Path, tmp_path: Path) -> None:
+def test_separate(ask: Ask, bundle: Bundle, song: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")
     where = ("-m", bundle.path, "--backend", "torch", "-o", tmp_path / "out", "--format", "wav16")
-    printed = tfx("separate", song, bad, *where, code=1)
+    printed = ask("separate", song, bad, *where, code=1)
     check(printed, "tfx separate")
     assert printed["files"][0]["clipped"]["vocals"] > 0
     assert printed["errors"][0]["input"] == str(bad)
     assert (printed["recomputed_by"], printed["files"][0]["recomputed"]) == (None, [])
 
 
-def test_separate_of_one_bad_file_prints_its_object_too(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:
+def test_separate_of_one_bad_file_prints_its_object_too(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     where = ("-m", bundle.path, "--backend", "torch", "-o", tmp_path / "out")
-    printed = tfx("separate", tmp_path / "none.wav", *where, code=1)
+    printed = ask("separate", tmp_path / "none.wav", *where, code=1)
     check(printed, "tfx separate", may_be_empty=("files[]",))
     assert "none.wav cannot be opened" in printed["errors"][0]["error"]
 
 
-def test_parity_and_the_evidence_it_stores(tfx: Tfx, bundle: Bundle) -> None:
-    printed = tfx("parity", bundle.path, "--backend", "torch", "--reference", "float64")
+def test_parity_and_the_evidence_it_stores(ask: Ask, bundle: Bundle) -> None:
+    printed = ask("parity", bundle.path, "--backend", "torch", "--reference", "float64")
     check(printed, "tfx parity", may_be_empty=("missing", "certificates[].breaches[]"))
     (run,) = json.loads(Path(printed["evidence"]).read_text())["certificates"]
     (shown,) = printed["certificates"]
@@ -148,30 +144,30 @@ def test_parity_and_the_evidence_it_stores(tfx: Tfx, bundle: Bundle) -> None:
     assert list(shown) == [*run, "passed", "breaches", "polygraphy"]
 
 
-def test_parity_that_fails_prints_its_object_too(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:
+def test_parity_that_fails_prints_its_object_too(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     gates = tmp_path / "gates.toml"
     gates.write_text("[fp32]\nsnr_db = 500\n")
-    printed = tfx("parity", bundle.path, "--quick", "--gates", gates, code=3)
+    printed = ask("parity", bundle.path, "--quick", "--gates", gates, code=3)
     empty = ("certificates[].axes[]", "certificates[].reference_rounding_db")
     check(printed, "tfx parity", may_be_empty=empty)
     assert "holds no onnx artifact" in printed["missing"]["ort fp32"]
     assert printed["certificates"][0]["passed"] is False
 
 
-def test_parity_seams(tfx: Tfx, bundle: Bundle) -> None:
-    printed = tfx("parity", bundle.path, "--seams", "--threshold-db", 30, "--store")
+def test_parity_seams(ask: Ask, bundle: Bundle) -> None:
+    printed = ask("parity", bundle.path, "--seams", "--threshold-db", 30, "--store")
     check(printed, "tfx parity --seams")
     assert Bundle.open(bundle.path).spec.chunk.context == printed["context"] != printed["present"]
 
 
-def test_parity_localize(tfx: Tfx, bundle: Bundle) -> None:
+def test_parity_localize(ask: Ask, bundle: Bundle) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: tfx export needs it")
-    tfx("export", bundle.path, "--format", "torchscript")
-    sound = tfx("parity", bundle.path, "--localize", "--backend", "torchscript")
+    ask("export", bundle.path, "--format", "torchscript")
+    sound = ask("parity", bundle.path, "--localize", "--backend", "torchscript")
     assert sound["culprit"] is sound["operator"] is None
     assert sound["compared"] == len(sound["steps"]) > 10
     damage_trace(Bundle.open(bundle.path))
-    printed = tfx("parity", bundle.path, "--localize", "--backend", "torchscript", code=3)
+    printed = ask("parity", bundle.path, "--localize", "--backend", "torchscript", code=3)
     check(printed, "tfx parity --localize", may_be_empty=("skipped[]",))
     assert printed["culprit"]["module"] == "stem"
 
@@ -193,7 +189,7 @@ def damage_trace(bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
+def test_evaluate(ask: Ask, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
     from tfswa.runtime.errors import BackendUnavailable
     from tfswa.runtime.evaluation import boxplot, bsseval
 
@@ -203,7 +199,7 @@ def test_evaluate(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> 
     except BackendUnavailable as error:
         pytest.skip(str(error))
     where = ("--data", song_root, "--songs", "A", "-o", tmp_path / "out", "--backend", "torch")
-    printed = tfx("evaluate", bundle.path, *where)
+    printed = ask("evaluate", bundle.path, *where)
     check(printed, "tfx evaluate")
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["scores"] == printed["scores"]
@@ -212,88 +208,88 @@ def test_evaluate(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> 
     assert [score["sdr_u_db"] for score in song["scores"]] == [s["sdr_u_db"] for s in printed["scores"]]
 
 
-def test_inspect_a_bundle(tfx: Tfx, bundle: Bundle) -> None:
-    check(tfx("inspect", bundle.path), "tfx inspect: a bundle", may_be_empty=("parity[]",))
-    tfx("parity", bundle.path, "--backend", "torch")
-    check(tfx("inspect", bundle.path), "tfx inspect: a bundle")
+def test_inspect_a_bundle(ask: Ask, bundle: Bundle) -> None:
+    check(ask("inspect", bundle.path), "tfx inspect: a bundle", may_be_empty=("parity[]",))
+    ask("parity", bundle.path, "--backend", "torch")
+    check(ask("inspect", bundle.path), "tfx inspect: a bundle")
 
 
-def test_inspect_a_file(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:
+def test_inspect_a_file(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     import zipfile
 
     path = tmp_path / "model.ts"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"model/extra/{METADATA}.json", embed(bundle.spec, "fp32", bundle.digest))
-    check(tfx("inspect", path), "tfx inspect: an exported file")
+    check(ask("inspect", path), "tfx inspect: an exported file")
 
 
-def test_inspect_a_family(tfx: Tfx) -> None:
-    check(tfx("inspect", "tfswa_lite"), "tfx inspect: a family")
+def test_inspect_a_family(ask: Ask) -> None:
+    check(ask("inspect", "tfswa_lite"), "tfx inspect: a family")
 
 
-def test_inspect_attention(tfx: Tfx, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
+def test_inspect_attention(ask: Ask, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: it draws")
     pictures = ("--attention", song_root / "A", "-o", tmp_path / "pictures")
-    printed = tfx("inspect", bundle.path, *pictures)
+    printed = ask("inspect", bundle.path, *pictures)
     check(printed, "tfx inspect --attention")
     assert {file["overview"] for file in printed["files"]} == {True, False}
 
 
-def test_models(tfx: Tfx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.runtime import models
 
     monkeypatch.setattr(models, "model_names", lambda: {"demo": bundle.path, "gone": bundle.path / "x"})
-    printed = tfx("models")
+    printed = ask("models")
     check(printed, "tfx models")
     assert [entry["model"] for entry in printed["models"]] == ["demo"]
 
 
-def test_new(tfx: Tfx, tmp_path: Path) -> None:
+def test_new(ask: Ask, tmp_path: Path) -> None:
     hyper = ("dims=[8,16]", "depths=[1,1]", "decoder_depths=[1]", "heads=[1,2]")
     given = [text for pair in hyper for text in ("--hyper", pair)]
-    check(tfx("new", "tfswa_lite", "-o", tmp_path / "new.tfx", "--seed", "3", *given), "tfx new")
+    check(ask("new", "tfswa_lite", "-o", tmp_path / "new.tfx", "--seed", "3", *given), "tfx new")
 
 
-def test_import_spleeter(tfx: Tfx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_spleeter(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.train.importers import spleeter
 
     monkeypatch.setattr(spleeter, "import_spleeter", lambda *_, **__: bundle)  # tested with the real wheel
-    check(tfx("import", "spleeter"), "tfx import spleeter")
+    check(ask("import", "spleeter"), "tfx import spleeter")
 
 
-def test_train(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.train import config, loop
 
     # What a run scores is the loop's to test; here it is told, without one song held out too.
     monkeypatch.setattr(config, "load_config", lambda *_: None)
     for scores in ({"vocals": 6.5}, {}):
         monkeypatch.setattr(loop, "train", lambda *_, scores=scores, **__: scores)
-        printed = tfx("train", tmp_path / "config.toml", "-o", tmp_path / "run")
+        printed = ask("train", tmp_path / "config.toml", "-o", tmp_path / "run")
         check(printed, "tfx train", may_be_empty=() if scores else ("scores",))
 
 
-def test_data_check(tfx: Tfx, song_root: Path, tmp_path: Path) -> None:
-    good = tfx("data", "check", song_root)
+def test_data_check(ask: Ask, song_root: Path, tmp_path: Path) -> None:
+    good = ask("data", "check", song_root)
     check(good, "tfx data check", may_be_empty=("findings[]",))
     assert good["findings"] == []
     shutil.copytree(song_root / "A", tmp_path / "songs" / "A")
     silent = np.zeros((6 * RATE, 2), np.float32)
     soundfile.write(tmp_path / "songs" / "A" / "bass.wav", silent, RATE)
     (tmp_path / "songs" / "A" / "drums.wav").write_text("no audio")
-    bad = tfx("data", "check", tmp_path / "songs", code=1)
+    bad = ask("data", "check", tmp_path / "songs", code=1)
     check(bad, "tfx data check")
     found = {source["source"]: source for source in bad["songs"][0]["sources"]}
     assert found["bass"]["level_dbfs"] is found["drums"]["seconds"] is None
     assert bad["trainable"] is False
 
 
-def test_data_preview(tfx: Tfx, song_root: Path, tiny_family: str, tmp_path: Path) -> None:
+def test_data_preview(ask: Ask, song_root: Path, tiny_family: str, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(
         f'[model]\nfamily = "{tiny_family}"\n[data]\nroot = "{song_root}"\nvalidation = ["B"]\n'
         "[augment]\nfrequency_mask = 0.5\ntime_mask = 0.5\n[optim]\nframes = 32\n"
     )
-    printed = tfx("data", "preview", config, "-o", tmp_path / "out", "-n", 8)
+    printed = ask("data", "preview", config, "-o", tmp_path / "out", "-n", 8)
     check(printed, "tfx data preview")
     changes = [source["change"] for chunk in printed["chunks"] for source in chunk["sources"]]
     for mask in ("frequency_mask", "time_mask"):
@@ -301,42 +297,42 @@ def test_data_preview(tfx: Tfx, song_root: Path, tiny_family: str, tmp_path: Pat
     assert json.loads((tmp_path / "out" / "preview.json").read_text()) == {"chunks": printed["chunks"]}
 
 
-def test_data_musdb(tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_musdb(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.train.data import musdb
 
     monkeypatch.setattr(musdb, "download", lambda out: 144)  # what it fetches is tested elsewhere
-    printed = tfx("data", "musdb", "--download", "-o", tmp_path / "musdb")
+    printed = ask("data", "musdb", "--download", "-o", tmp_path / "musdb")
     check(printed, "tfx data musdb")
     assert printed == {"root": str(tmp_path / "musdb"), "songs": 144}
 
 
 @pytest.mark.slow
-def test_bench(tfx: Tfx, bundle: Bundle) -> None:
-    printed = tfx("bench", bundle.path, "--backend", "torch", "--backend", "torch:bf16", "--rounds", 1)
+def test_bench(ask: Ask, bundle: Bundle) -> None:
+    printed = ask("bench", bundle.path, "--backend", "torch", "--backend", "torch:bf16", "--rounds", 1)
     check(printed, "tfx bench")
 
 
-def test_doctor(tfx: Tfx) -> None:
-    check(tfx("doctor"), "tfx doctor")
+def test_doctor(ask: Ask) -> None:
+    check(ask("doctor"), "tfx doctor")
 
 
 @pytest.mark.slow
-def test_export_and_build_engine(tfx: Tfx, bundle: Bundle) -> None:
-    check(tfx("export", bundle.path, "--format", "torchscript"), "tfx export")
-    check(tfx("export", bundle.path, "--format", "onnx"), "tfx export")
+def test_export_and_build_engine(ask: Ask, bundle: Bundle) -> None:
+    check(ask("export", bundle.path, "--format", "torchscript"), "tfx export")
+    check(ask("export", bundle.path, "--format", "onnx"), "tfx export")
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    check(tfx("build-engine", bundle.path, "--flavor", "rtx"), "tfx build-engine")
+    check(ask("build-engine", bundle.path, "--flavor", "rtx"), "tfx build-engine")
 
 
 @pytest.mark.slow
-def test_calibrate(tfx: Tfx, bundle: Bundle, tmp_path: Path) -> None:
+def test_calibrate(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: tfx export needs it")
     for number in range(2):
         noise = 0.1 * np.random.default_rng(number).standard_normal((RATE * 2, 2))
         soundfile.write(tmp_path / f"{number}.wav", noise.astype(np.float32), RATE, subtype="FLOAT")
-    tfx("export", bundle.path, "--format", "onnx")
+    ask("export", bundle.path, "--format", "onnx")
     small = ("--audio", tmp_path, "--chunks", 4, "--held-out", 2, "--depth", 1)
-    printed = tfx("calibrate", bundle.path, *small, "--sensitivity", "--cost", "counted")
+    printed = ask("calibrate", bundle.path, *small, "--sensitivity", "--cost", "counted")
     check(printed, "tfx calibrate")
 
 

@@ -105,13 +105,13 @@ class TestEvidence:
 
     @pytest.mark.parametrize("text", ["[]", '{"schema": 2, "certificates": [{"graph": 3}]}', '{"schema": 2}'])
     def test_damage_that_is_in_the_manifest_too(self, model: BundleModel, text: str) -> None:
-        model.bundle.add(EVIDENCE, lambda path: path.write_text(text) and None, kind="evidence")
+        model.bundle.add(EVIDENCE, text.encode(), kind="evidence")
         with pytest.raises(BundleError, match=r"damaged .*run `tfx parity` again"):
             read_evidence(model)
 
     def test_evidence_of_another_schema_is_not_ours_to_read(self, model: BundleModel) -> None:
         text = '{"schema": 1, "runs": [{}]}'
-        model.bundle.add(EVIDENCE, lambda path: path.write_text(text) and None, kind="evidence")
+        model.bundle.add(EVIDENCE, text.encode(), kind="evidence")
         assert read_evidence(model) == []
 
     def test_that_of_a_sealed_bundle_goes_to_the_users_cache(
@@ -189,7 +189,7 @@ class TestDescription:
         spec = dataclasses.replace(model.spec, chunk=dataclasses.replace(CHUNK, context=0))
         weights = model.bundle.weights()
         other = Bundle.create(model.bundle.path, spec, weights, force=True)
-        other.add(EVIDENCE, lambda path: path.write_text(text) and None, kind="evidence")
+        other.add(EVIDENCE, text.encode(), kind="evidence")
         changed = dataclasses.replace(model, bundle=other)
         assert describe_evidence(changed, Fixed(), CPU).startswith("no passing parity")
 

@@ -8,7 +8,6 @@ import hashlib
 import io
 import re
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from command_line import Tfx
 from measured import Audio, certificate_of, heard, made_song, reference_of, rounded
 
 from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.cli import main
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.parity import exhibits as exhibits_module
 from tfswa.runtime.parity.chart import STEPS, snr_chart, thin
@@ -392,22 +391,6 @@ class TestTheChart:
         assert len(set(re.findall(r'class="(line [^"]*)"', chart))) == 30
 
 
-Tfx = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tfx:
-    """``tfx("parity", "demo")`` in this process: exit code and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), capsys.readouterr().err
-
-    return run
-
-
 class TestTheCommand:
     def test_a_page_of_what_was_measured_and_one_of_what_was_judged(
         self, tfx: Tfx, network_bundle: Bundle, tmp_path: Path, song_root: Path
@@ -416,16 +399,16 @@ class TestTheCommand:
         gates = tmp_path / "gates.toml"
         gates.write_text("[fp32]\nsnr_db = 10\n")
         measure = ("parity", network_bundle.path, "--backend", "torch", "--audio", song_root / "A", "--quick")
-        code, said = tfx(*measure, "--report", path)
+        code, _, said = tfx(*measure, "--report", path)
         assert code == 0, said
         assert f"{path}: " in said
         found = Page(path.read_text())
         assert len(found.all("audio")) >= 2 * 2
         assert found.all("img")
-        code, said = tfx(*measure, "--report", path)
+        code, _, said = tfx(*measure, "--report", path)
         assert code != 0
         assert "is there already" in said
-        code, said = tfx("parity", network_bundle.path, "--judge", gates, "--report", path, "--force")
+        code, _, said = tfx("parity", network_bundle.path, "--judge", gates, "--report", path, "--force")
         assert code == 0, said
         found = Page(path.read_text())
         assert not found.all("audio")
@@ -433,7 +416,7 @@ class TestTheCommand:
         assert [one.name for one in path.parent.iterdir()] == ["report.html"]
 
     def test_no_audio_wants_a_report(self, tfx: Tfx, tiny_bundle: Bundle) -> None:
-        code, said = tfx("parity", tiny_bundle.path, "--no-audio")
+        code, _, said = tfx("parity", tiny_bundle.path, "--no-audio")
         assert code == 2
         assert "--report FILE" in said
 
@@ -442,7 +425,7 @@ class TestTheCommand:
     ) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         monkeypatch.setattr("tfswa.runtime.parity.certify", None)
-        code, said = tfx("parity", tiny_bundle.path, "--backend", "ort", "--report", tmp_path / "r.html")
+        code, _, said = tfx("parity", tiny_bundle.path, "--backend", "ort", "--report", tmp_path / "r.html")
         assert code == 4
         assert "pip install 'tfswa[plots]'" in said
         assert "leave out --report" in said

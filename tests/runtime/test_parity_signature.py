@@ -70,7 +70,7 @@ def test_another_key_or_other_certificates_are_refused(model: BundleModel, tmp_p
 @pytest.mark.parametrize("text", [b"", b"!!!", b"AAAA", b"A" * 88])
 def test_a_damaged_signature_is_refused(model: BundleModel, tmp_path: Path, text: bytes) -> None:
     _, public = pair(tmp_path, "key")
-    model.bundle.add(SIGNATURE, lambda path: path.write_bytes(text) and None, kind="signature")
+    model.bundle.add(SIGNATURE, text, kind="signature")
     with pytest.raises(BundleError, match="is not the signature"):
         verify(model, public)
 

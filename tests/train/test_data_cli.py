@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from command_line import Tfx
 from numpy.typing import NDArray
 
-from tfswa.runtime.cli import main
 from tfswa.runtime.commands.evaluate import pick_songs
 from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
 from tfswa.runtime.stems import musdb_root
@@ -29,27 +29,11 @@ from tfswa.train.data.check import check
 RATE = 8000
 Audio = NDArray[np.float32]
 WriteSong = Callable[..., Path]
-Run = Callable[..., tuple[int, str, str]]
 
 
 def sine(hertz: float, seconds: float = 4.0, level: float = 0.25) -> Audio:
     wave = level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)
     return np.stack((wave, wave)).astype(np.float32)
-
-
-@pytest.fixture
-def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``tfx("data", "check", root)``: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -184,7 +168,7 @@ class TestCheck:
             tracemalloc.stop()
         assert peak < 15e6  # the song is 31 MB
 
-    def test_command(self, songs: Path, tfx: Run) -> None:
+    def test_command(self, songs: Path, tfx: Tfx) -> None:
         code, out, err = tfx("data", "check", songs)
         assert code == 0
         assert out.splitlines()[0].split()[:2] == ["song", "source"]
@@ -196,7 +180,7 @@ class TestCheck:
         assert list(printed) == ["root", "songs", "findings", "trainable"]
         assert printed["trainable"] is True
 
-    def test_command_where_training_is_impossible(self, songs: Path, tfx: Run, write_song: WriteSong) -> None:
+    def test_command_where_training_is_impossible(self, songs: Path, tfx: Tfx, write_song: WriteSong) -> None:
         write_song(songs / "A", {"vocals": 0 * sine(440), "mixture": sine(1000)})
         (songs / "B" / "drums.wav").write_bytes(b"no audio")
         code, out, _ = tfx("data", "check", songs)
@@ -212,7 +196,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("arguments", [("nowhere",), (".", "--split", "test")])
     def test_command_on_nothing(
-        self, tfx: Run, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tfx: Tfx, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         code, out, err = tfx("data", "check", *arguments)
@@ -238,7 +222,7 @@ def config(song_root: Path, tiny_family: str, tmp_path: Path) -> Path:
 class TestPreview:
     SAMPLES = 31 * 128
 
-    def test_writes_what_a_training_hears(self, config: Path, tmp_path: Path, tfx: Run) -> None:
+    def test_writes_what_a_training_hears(self, config: Path, tmp_path: Path, tfx: Tfx) -> None:
         out = tmp_path / "out"
         code, shown, _ = tfx("data", "preview", config, "-o", out, "-n", 3)
         assert code == 0
@@ -276,7 +260,7 @@ class TestPreview:
             for source in chunks.plan(index, self.SAMPLES).sources:
                 assert f"  {source}\n" in shown
 
-    def test_json_and_overrides(self, config: Path, tmp_path: Path, tfx: Run) -> None:
+    def test_json_and_overrides(self, config: Path, tmp_path: Path, tfx: Tfx) -> None:
         arguments = ("-o", tmp_path / "out", "-n", 1, "optim.frames=64", "augment.remix=1.0", "--json")
         code, shown, _ = tfx("data", "preview", config, *arguments)
         assert code == 0
@@ -286,7 +270,7 @@ class TestPreview:
         assert printed["chunks"][0]["remix"] is True
         assert printed["chunks"] == json.loads((tmp_path / "out" / "preview.json").read_text())["chunks"]
 
-    def test_of_a_pre_training_has_one_signal(self, config: Path, tmp_path: Path, tfx: Run) -> None:
+    def test_of_a_pre_training_has_one_signal(self, config: Path, tmp_path: Path, tfx: Tfx) -> None:
         text = config.read_text()
         config.write_text(
             text.replace("[augment]", 'sources = {mixture = ["mixture"]}\n[augment]')
@@ -296,7 +280,7 @@ class TestPreview:
         assert (code, err) == (0, "")
         assert [path.name for path in (tmp_path / "out" / "chunk-0000").iterdir()] == ["mixture.wav"]
 
-    def test_replaces_only_when_told(self, config: Path, tmp_path: Path, tfx: Run) -> None:
+    def test_replaces_only_when_told(self, config: Path, tmp_path: Path, tfx: Tfx) -> None:
         out = tmp_path / "out"
         assert tfx("data", "preview", config, "-o", out, "-n", 1)[0] == 0
         before = (out / "preview.json").read_bytes()
@@ -307,7 +291,7 @@ class TestPreview:
         assert tfx("data", "preview", config, "-o", out, "-n", 1, "optim.seed=5", "--force")[0] == 0
         assert (out / "preview.json").read_bytes() != before
 
-    def test_replacing_leaves_what_the_listing_names(self, config: Path, tmp_path: Path, tfx: Run) -> None:
+    def test_replacing_leaves_what_the_listing_names(self, config: Path, tmp_path: Path, tfx: Tfx) -> None:
         out = tmp_path / "out"
         assert tfx("data", "preview", config, "-o", out, "-n", 4)[0] == 0
         (out / "chunk-0001" / "bass.wav").touch()  # these two no preview made
@@ -328,14 +312,14 @@ class TestPreview:
         assert (tmp_path / "mine.wav").exists()
 
     @pytest.mark.parametrize("listing", ["{", "[]", '{"chunks": [{"index": "x", "files": [3]}]}'])
-    def test_replaces_a_damaged_listing(self, config: Path, tmp_path: Path, tfx: Run, listing: str) -> None:
+    def test_replaces_a_damaged_listing(self, config: Path, tmp_path: Path, tfx: Tfx, listing: str) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "preview.json").write_text(listing)
         assert tfx("data", "preview", config, "-o", tmp_path / "out", "-n", 1, "--force")[0] == 0
         assert json.loads((tmp_path / "out" / "preview.json").read_text())["chunks"][0]["index"] == 0
 
     def test_writes_all_or_nothing(
-        self, config: Path, tmp_path: Path, tfx: Run, monkeypatch: pytest.MonkeyPatch
+        self, config: Path, tmp_path: Path, tfx: Tfx, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         written = []
         original = soundfile.write
@@ -362,7 +346,7 @@ class TestPreview:
         ],
     )
     def test_bad_input_is_one_line(
-        self, config: Path, tmp_path: Path, tfx: Run, overrides: tuple[str, ...], words: str
+        self, config: Path, tmp_path: Path, tfx: Tfx, overrides: tuple[str, ...], words: str
     ) -> None:
         code, out, err = tfx("data", "preview", config, *overrides, "-o", tmp_path / "out")
         assert (code, out) == (2, "")
@@ -370,7 +354,7 @@ class TestPreview:
         assert err.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
-    def test_an_output_below_a_file(self, config: Path, tmp_path: Path, tfx: Run) -> None:
+    def test_an_output_below_a_file(self, config: Path, tmp_path: Path, tfx: Tfx) -> None:
         code, _, err = tfx("data", "preview", config, "-o", config / "out", "-n", 1)
         assert code == 2
         assert err.count("\n") == 1
@@ -424,7 +408,7 @@ GOOD = ("train/One.stem.mp4", "train/Two.stem.mp4", "test/Three.stem.mp4")
 
 
 class TestMusdb:
-    def test_fetches_and_unpacks(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Run) -> None:
+    def test_fetches_and_unpacks(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Tfx) -> None:
         excerpts(archive(*GOOD))
         out = tmp_path / "deep" / "musdb"
         code, shown, _ = tfx("data", "musdb", "--download", "-o", out)
@@ -438,7 +422,7 @@ class TestMusdb:
         self,
         excerpts: Callable[..., None],
         tmp_path: Path,
-        tfx: Run,
+        tfx: Tfx,
         monkeypatch: pytest.MonkeyPatch,
         variable: bool,
     ) -> None:
@@ -457,7 +441,7 @@ class TestMusdb:
         assert code == 2
         assert f"{expected} is there already, nothing was fetched" in err
 
-    def test_json(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Run) -> None:
+    def test_json(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Tfx) -> None:
         excerpts(archive(*GOOD))
         code, shown, _ = tfx("data", "musdb", "--download", "-o", tmp_path / "musdb", "--json")
         assert code == 0
@@ -475,7 +459,7 @@ class TestMusdb:
         ],
     )
     def test_a_failure_is_one_line_and_leaves_nothing(
-        self, excerpts: Callable[..., None], tmp_path: Path, tfx: Run, content: bytes | Exception
+        self, excerpts: Callable[..., None], tmp_path: Path, tfx: Tfx, content: bytes | Exception
     ) -> None:
         excerpts(content)
         place = tmp_path / "place"
@@ -487,26 +471,26 @@ class TestMusdb:
         assert list(place.iterdir()) == []
         assert list((tmp_path / "temporary").iterdir()) == []
 
-    def test_what_is_there_stays(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Run) -> None:
+    def test_what_is_there_stays(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Tfx) -> None:
         excerpts(AssertionError("asked"))
         (tmp_path / "musdb").mkdir()
         code, _, err = tfx("data", "musdb", "--download", "-o", tmp_path / "musdb")
         assert code == 2
         assert "is there already" in err
 
-    def test_a_place_that_cannot_be(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Run) -> None:
+    def test_a_place_that_cannot_be(self, excerpts: Callable[..., None], tmp_path: Path, tfx: Tfx) -> None:
         (tmp_path / "file").touch()
         code, _, err = tfx("data", "musdb", "--download", "-o", tmp_path / "file" / "musdb")
         assert code == 2
         assert err.count("\n") == 1
 
-    def test_nothing_is_fetched_unasked(self, tfx: Run) -> None:
+    def test_nothing_is_fetched_unasked(self, tfx: Tfx) -> None:
         code, shown, err = tfx("data", "musdb")
         assert (code, shown) == (2, "")
         assert "say --download" in err
 
     def test_without_ffmpeg_or_the_package(
-        self, tmp_path: Path, tfx: Run, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, tfx: Tfx, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "musdb", None)
         code, _, err = tfx("data", "musdb", "--download", "-o", tmp_path / "musdb")

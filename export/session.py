@@ -1,0 +1,38 @@
+"""An ONNX graph in ONNX Runtime on the CPU, to be measured and not to be shipped."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tfswa.runtime.machine import cores
+
+
+def cpu_session(graph: onnx.ModelProto, *, in_order: bool = False, optimised: bool = True) -> Any:
+    """Open a graph.
+
+    Args:
+        graph: in whatever precision.
+        in_order: run nodes in the order of the file. By its own ONNX Runtime takes what hangs beside a
+            network last, and keeps every activation till then.
+        optimised: let ONNX Runtime fuse nodes; where not, it computes them as they stand.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = cores()
+    if in_order:
+        settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    if not optimised:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory(prefix="tfx-graph-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(graph.SerializeToString())
+        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
