@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,27 +98,15 @@ def calibrate(
     """
     check(model, force=force)
     bundle = bundle_of(model, "calibrate")
-    graph, digest = _graph(model)
-    collector = _collected(graph, digest, model, corpus, step)
-    members = groups(graph)
-    losses: dict[str, Loss] = {}
-    simulator = held_out = None
-    compared = [method] if method else list(METHODS)
-    for done, name in enumerate(compared):
-        step("methods", done, len(compared))
-        del simulator  # before there is a second one
-        simulator = Simulator(graph, members, collector.ranges(name), half)
-        if held_out is None:
-            held_out = _held_out(corpus, model, simulator)
-        losses[name] = held_out.measure(_with(simulator, dict.fromkeys(members, INT8)))
-    step("methods", len(compared), len(compared))
+    ranges = _collected(model, corpus, [method] if method else list(METHODS), step)
+    losses = _compared(model, corpus, ranges, half, step)
     # By SNR: drift of a few chunks may well be an accident of signs.
     best = max(losses, key=lambda name: losses[name].worst_snr_db)
     kept = {
         "schema": SCHEMA,
         "source": bundle.digest,
         "method": best,
-        "ranges": collector.ranges(best),
+        "ranges": ranges[best],
         "methods": {name: asdict(loss) for name, loss in losses.items()},
         "corpus": described(corpus),
     }
@@ -168,13 +156,31 @@ def plan(
         BackendUnavailable: openvino is missing, or has not that half precision here.
     """
     bundle = bundle_of(model, "calibrate")
-    ranges = load_ranges(model)
-    graph, digest = _graph(model)
-    members = groups(graph, depth)
+    members = groups(_graph(model)[0], depth)
     if costs_by == "openvino":
-        costs, unit = _measured(model, graph, members, ranges, half), "s"
+        costs, unit = _measured(model, members, half), "s"
     else:
         costs, unit = cost.counted(members), "x float32"
+    found = _searched(model, corpus, members, costs, budget_db, half, depth, step)
+    calibration = {"calibration": bundle.files[CALIBRATION].sha256}
+    content = _plan_of(bundle, corpus, found, costs, unit, budget_db, half)
+    _put(bundle, PLAN, content, kind="plan", details=calibration)
+    artifact = export_onnx(model, precision="int8", force=True)
+    return Planned(found, costs, unit, members, artifact)
+
+
+def _searched(
+    model: Model,
+    corpus: Corpus,
+    members: Mapping[str, Group],
+    costs: cost.Costs,
+    budget_db: float,
+    half: Low,
+    depth: int,
+    step: Step,
+) -> Found:
+    ranges = load_ranges(model)
+    graph, digest = _graph(model)
     simulator = Simulator(graph, members, ranges, half)
     held_out = _held_out(corpus, model, simulator)
     key = _hash(SCHEMA, digest, corpus.sha256, ranges, half, depth)
@@ -188,12 +194,7 @@ def plan(
         mixes=half != "bf16",  # which is OpenVINO's, and it computes the rest in one precision
         step=step,
     )
-    found = search.run()
-    calibration = {"calibration": bundle.files[CALIBRATION].sha256}
-    content = _plan_of(bundle, corpus, found, costs, unit, budget_db, half)
-    _put(bundle, PLAN, content, kind="plan", details=calibration)
-    artifact = export_onnx(model, precision="int8", force=True)
-    return Planned(found, costs, unit, members, artifact)
+    return search.run()
 
 
 def _graph(model: Model) -> tuple[onnx.ModelProto, str]:
@@ -202,7 +203,11 @@ def _graph(model: Model) -> tuple[onnx.ModelProto, str]:
     return onnx.load(model.file(name)), digest
 
 
-def _collected(graph: onnx.ModelProto, digest: str, model: Model, corpus: Corpus, step: Step) -> Collector:
+def _collected(
+    model: Model, corpus: Corpus, methods: Sequence[str], step: Step
+) -> dict[str, dict[str, float]]:
+    """Ranges by method, by layer; what the chunks gave so far is taken up."""
+    graph, digest = _graph(model)
     collector, stft = Collector(graph, model.spec), Stft(model.spec.stft)
     place = _cache("ranges", f"{_hash(digest, corpus.sha256)}.npz")
     collector.resume(place)
@@ -213,7 +218,26 @@ def _collected(graph: onnx.ModelProto, digest: str, model: Model, corpus: Corpus
             if collector.chunks % SAVE_EVERY == 0 or collector.chunks == len(corpus):
                 collector.save(place)
     step("ranges", len(corpus), len(corpus))
-    return collector
+    return {name: collector.ranges(name) for name in methods}
+
+
+def _compared(
+    model: Model, corpus: Corpus, ranges: Mapping[str, Mapping[str, float]], half: Low, step: Step
+) -> dict[str, Loss]:
+    """What each method's ranges lose with all layers in 8 bits."""
+    graph, _ = _graph(model)
+    members = groups(graph)
+    losses: dict[str, Loss] = {}
+    simulator = held_out = None
+    for done, (name, limits) in enumerate(ranges.items()):
+        step("methods", done, len(ranges))
+        del simulator  # before there is a second one
+        simulator = Simulator(graph, members, limits, half)
+        if held_out is None:
+            held_out = _held_out(corpus, model, simulator)
+        losses[name] = held_out.measure(_with(simulator, dict.fromkeys(members, INT8)))
+    step("methods", len(ranges), len(ranges))
+    return losses
 
 
 def _held_out(corpus: Corpus, model: Model, simulator: Simulator) -> HeldOut:
@@ -224,9 +248,8 @@ def _with(simulator: Simulator, precision: Mapping[str, str]) -> Callable[[Any],
     return lambda planes: simulator.infer(planes, precision)
 
 
-def _measured(
-    model: Model, graph: onnx.ModelProto, members: Mapping[str, Group], ranges: Mapping[str, float], half: Low
-) -> cost.Costs:
+def _measured(model: Model, members: Mapping[str, Group], half: Low) -> cost.Costs:
+    graph, ranges = _graph(model)[0], load_ranges(model)
     with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(
