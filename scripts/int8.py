@@ -3,7 +3,8 @@
 Each model is calibrated on songs, once with all its layers in 8 bits ("all") and once by a plan within a
 budget ("plan"); the work folder keeps both, so that a second run measures only. All that is timed runs in
 turns, each in a process of its own. Drift is measured on the song that stempeg ships and on held-out chunks
-of the songs: neither was calibrated on.
+of the songs: neither was calibrated on. A page takes up what an earlier run wrote to it of other models, or of
+other instructions of the CPU: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 is one without AMX.
 """
 
 from __future__ import annotations
@@ -86,20 +87,22 @@ def main() -> None:
     file = example_stem_file()
     if file is None:
         sys.exit("stempeg is not installed: pip install stempeg")
-    kept: dict[str, Any] = {}
+    isa = os.environ.get(ISA)
+    book = given.output.with_suffix(".json") if given.output else None
+    kept: dict[str, Any] = json.loads(book.read_text()) if book and book.exists() else {}
     try:
         for name in given.models:
-            kept[Path(name).name] = measure(name, file, given)
+            kept[Path(name).name + (f", {isa}" if isa else "")] = measure(name, file, given)
     except (TfxError, subprocess.CalledProcessError) as error:
         sys.exit(f"int8: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    text = page(kept, given)
+    text = page(kept)
     print(text)
-    if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.with_suffix(".md").write_text(text)
-        given.output.with_suffix(".json").write_text(json.dumps(kept) + "\n")
+    if book:
+        book.parent.mkdir(parents=True, exist_ok=True)
+        book.with_suffix(".md").write_text(text)
+        book.write_text(json.dumps(kept) + "\n")
 
 
 def measure(name: str, file: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -116,6 +119,8 @@ def measure(name: str, file: Path, given: argparse.Namespace) -> dict[str, Any]:
     plan = json.loads((work / "plan.tfx" / "precision-plan.json").read_text())
     calibration = json.loads((work / "all.tfx" / "calibration.json").read_text())
     return {
+        "command": f"scripts/int8 {Path(name).name} --audio SONGS --chunks {given.chunks} --held-out "
+        f"{given.held_out} --budget-db {given.budget_db:g} --depth {given.depth}",
         "cpu": cpu_name(),
         "cores": cores(),
         "isa": os.environ.get(ISA),
@@ -219,8 +224,14 @@ def finite(value: float) -> Any:
     return round(float(value), 2) if np.isfinite(value) else None
 
 
-def page(kept: dict[str, Any], given: argparse.Namespace) -> str:
-    lines = ["# INT8", "", f"By `scripts/int8 {' '.join(kept)} --audio SONGS`."]
+def page(kept: dict[str, Any]) -> str:
+    lines = [
+        "# INT8",
+        "",
+        "Times are medians of one interleaved run for each section, each precision in a process of its own: ratios",
+        "hold within a section. SNR is that against eager torch in float32, drift the change of SDR against the",
+        "true stems.",
+    ]
     for name, found in kept.items():
         rows = found["rows"]
         base = rows[0]["seconds"]
@@ -231,7 +242,7 @@ def page(kept: dict[str, Any], given: argparse.Namespace) -> str:
             "",
             f"## {name}",
             "",
-            f"{found['cpu']}, {found['cores']} cores{isa}; one interleaved run, medians. Calibrated on "
+            f"`{found['command']}` on {found['cpu']}, {found['cores']} cores{isa}. Calibrated on "
             f"{corpus['chunks']} chunks of {len(corpus['sources'])} songs, ranges by "
             f"{found['calibration']['method']}; drift on stempeg's song and on {corpus['held_out']} held-out "
             f"chunks. The plan has {len(plan['int8'])} of {len(measured['groups'])} groups in int8, budget "
