@@ -3,8 +3,8 @@
 Each model is calibrated on songs, once with all its layers in 8 bits ("all") and once by a plan within a
 budget ("plan"); the work folder keeps both, so that a second run measures only. All that is timed runs in
 turns, each in a process of its own. Drift is measured on the song that stempeg ships and on held-out chunks
-of the songs: neither was calibrated on. A page takes up what an earlier run wrote to it of other models, or of
-other instructions of the CPU: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 is one without AMX.
+of the songs: neither was calibrated on. A page takes up what an earlier run wrote to it of other models, or
+of other instructions of the CPU: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 is one without AMX.
 """
 
 from __future__ import annotations
@@ -228,9 +228,9 @@ def page(kept: dict[str, Any]) -> str:
     lines = [
         "# INT8",
         "",
-        "Times are medians of one interleaved run for each section, each precision in a process of its own: ratios",
-        "hold within a section. SNR is that against eager torch in float32, drift the change of SDR against the",
-        "true stems.",
+        "Times are medians of one interleaved run for each section, each precision in a process of its own:",
+        "ratios hold within a section. SNR is that against eager torch in float32, drift the change of SDR",
+        "against the true stems.",
     ]
     for name, found in kept.items():
         rows = found["rows"]
