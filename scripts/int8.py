@@ -92,7 +92,14 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(book.read_text()) if book and book.exists() else {}
     try:
         for name in given.models:
-            kept[Path(name).name + (f", {isa}" if isa else "")] = measure(name, file, given)
+            label = Path(name).name + (f", {isa}" if isa else "")
+            kept[label] = measure(name, file, given)
+            if book:
+                kept[label]["chart"] = f"{book.stem}-{Path(name).stem}{f'-{isa}' if isa else ''}.png"
+                book.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(
+                    given.work / Path(name).stem / "plan.png", book.with_name(kept[label]["chart"])
+                )
     except (TfxError, subprocess.CalledProcessError) as error:
         sys.exit(f"int8: {error}")
     except KeyboardInterrupt:
@@ -100,7 +107,6 @@ def main() -> None:
     text = page(kept)
     print(text)
     if book:
-        book.parent.mkdir(parents=True, exist_ok=True)
         book.with_suffix(".md").write_text(text)
         book.write_text(json.dumps(kept) + "\n")
 
@@ -276,6 +282,8 @@ def page(kept: dict[str, Any]) -> str:
             ],
             by_kind(plan),
         )
+        if "chart" in found:
+            lines += ["", f"![Loss of each group alone, and time against drift]({found['chart']})"]
     return "\n".join(lines) + "\n"
 
 

@@ -52,6 +52,13 @@ HYPER: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Coverage is asked of the runtime, by its own quick tests: traced, Python takes twice as long."""
+    for item in items:
+        if item.path.parent.name != "runtime" or item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's cache for this test alone; nobody's own is ever read or written."""

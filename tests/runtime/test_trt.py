@@ -199,6 +199,7 @@ def test_a_thousand_sessions_leave_nothing(place: Place) -> None:
     place.left_nothing()
 
 
+@pytest.mark.no_cover
 def test_a_failure_at_any_point_of_opening_leaves_nothing(place: Place) -> None:
     place.open().close()
     calls = place.cuda.calls
