@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from tfswa.runtime.models import Model
 from tfswa.runtime.stft import Stft, pack
 
 SCHEMA = 1
+LOSSES = 2  # version of what the cache holds of a plan
 ARTIFACT = "model.int8.onnx"
 SAVE_EVERY = 8  # chunks: what a stop may cost
 
@@ -64,14 +65,14 @@ class Planned:
         costs: of each group in each precision.
         unit: of the costs: ``s`` where they were measured, ``x float32`` where they were counted.
         groups: of layers.
-        artifact: ``model.int8.onnx`` by the best plan.
+        artifact: ``model.int8.onnx`` by the best plan; None where that has nothing in 8 bits.
     """
 
     found: Found
     costs: cost.Costs
     unit: str
     groups: dict[str, Group]
-    artifact: Exported
+    artifact: Exported | None
 
 
 def calibrate(
@@ -162,10 +163,12 @@ def plan(
     else:
         costs, unit = cost.counted(members), "x float32"
     found = _searched(model, corpus, members, costs, budget_db, half, depth, step)
+    if costs_by == "openvino":
+        found = _raced(model, members, found, budget_db, step)
     calibration = {"calibration": bundle.files[CALIBRATION].sha256}
     content = _plan_of(bundle, corpus, found, costs, unit, budget_db, half)
     _put(bundle, PLAN, content, kind="plan", details=calibration)
-    artifact = export_onnx(model, precision="int8", force=True)
+    artifact = export_onnx(model, precision="int8", force=True) if found.best.int8 else None
     return Planned(found, costs, unit, members, artifact)
 
 
@@ -183,7 +186,7 @@ def _searched(
     graph, digest = _graph(model)
     simulator = Simulator(graph, members, ranges, half)
     held_out = _held_out(corpus, model, simulator)
-    key = _hash(SCHEMA, digest, corpus.sha256, ranges, half, depth)
+    key = _hash(LOSSES, digest, corpus.sha256, ranges, half, depth)
     search = Search(
         simulator,
         held_out,
@@ -195,6 +198,32 @@ def _searched(
         step=step,
     )
     return search.run()
+
+
+def _raced(model: Model, members: Mapping[str, Group], found: Found, budget_db: float, step: Step) -> Found:
+    """Run the plans within the budget whole, and take the fastest.
+
+    Times of groups do not tell what it costs to go from one precision to the next and back.
+    """
+    graph, ranges = _graph(model)[0], load_ranges(model)
+    full = model.file(model.artifact("onnx", "fp32")[0])
+    within = [point.loss.worst_drift_db <= budget_db for point in found.points]
+    points = []
+    with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
+        path = Path(folder) / "model.onnx"
+        for point, worthy in zip(found.points, within, strict=True):
+            if worthy:
+                step("time of plans", len(points), sum(within))
+                names = [layer for group in point.int8 for layer in members[group].layers]
+                path.write_bytes(quantised(graph, ranges, names).SerializeToString())
+                # Without any layer in 8 bits it is what all are measured against.
+                rest = "f32" if point.fp32 else "bf16"
+                time = cost.ratio(full, path, model.spec, rest) if names else 1.0
+                points.append(replace(point, time=time))
+    step("time of plans", sum(within), sum(within))
+    best = min(points, key=lambda point: point.time or 1.0, default=found.best)
+    others = [point for point, worthy in zip(found.points, within, strict=True) if not worthy]
+    return replace(found, best=best, points=[*points, *others])
 
 
 def _graph(model: Model) -> tuple[onnx.ModelProto, str]:
@@ -276,6 +305,12 @@ def _plan_of(
             "cpu": cpu_name(),
             "threads": cores(),
             "loss": asdict(best.loss),
+            "time": best.time,
+            "plans": [
+                {"int8": len(point.int8), "fp32": len(point.fp32), "cost": point.cost, "time": point.time}
+                | {"loss": asdict(point.loss)}
+                for point in found.points
+            ],
             "groups": {
                 name: {
                     "cost": costs[name],

@@ -52,7 +52,11 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
     for point in points:
         place = (point.cost, max(point.loss.worst_drift_db, FLOOR_DB))
         curve.annotate(
-            f"{len(point.int8)} int8", place, fontsize=7, xytext=(3, 3), textcoords="offset points"
+            f"{len(point.int8)} int8" + ("" if point.time is None else f", {point.time:.2f} x time"),
+            place,
+            fontsize=7,
+            xytext=(3, 3),
+            textcoords="offset points",
         )
     best = (found.best.cost, max(found.best.loss.worst_drift_db, FLOOR_DB))
     curve.plot(*best, "*", markersize=14, color="tab:orange", label="chosen")

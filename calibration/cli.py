@@ -212,18 +212,24 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
             + (" *" if point == best else ""),
             *_figures(point.loss),
             f"{point.cost:.4g} {planned.unit}",
+            "-" if point.time is None else f"{point.time:.2f} x",
         ]
         for point in planned.found.points
     ]
-    click.echo(f"plans, the rest in {half} (* the cheapest within the budget)")
-    click.echo(text_table((*_columns(model, "plan"), "cost"), plans, digits=4))
+    click.echo(f"plans, the rest in {half} (* taken; time of the network, that without int8 being 1)")
+    click.echo(text_table((*_columns(model, "plan"), "cost", "time"), plans, digits=4))
     worst = sorted(planned.groups, key=lambda name: planned.found.alone[name]["int8"].worst_snr_db)[:5]
     for name in worst:
         loss = planned.found.alone[name]["int8"]
         click.echo(f"  {name} in int8 alone: {loss.worst_snr_db:.1f} dB, drift {loss.worst_drift_db:.4f} dB")
-    if not best.int8:
-        click.echo("no layer is worth 8 bits here: each saves no time, or costs more than the budget")
-    click.echo(f"{planned.artifact.file}  {planned.artifact.bytes / MEGABYTE:.1f} MB, by precision-plan.json")
+    if planned.artifact is None:
+        click.echo(
+            "no layer is worth 8 bits here: each saves no time, or costs more than the budget: use "
+            f"{half}; model.int8.onnx stays as it was, with every layer in int8"
+        )
+    else:
+        size = planned.artifact.bytes / MEGABYTE
+        click.echo(f"{planned.artifact.file}  {size:.1f} MB, by precision-plan.json")
 
 
 def _columns(model: Model, first: str = "method") -> list[str]:
@@ -272,6 +278,6 @@ def _print_json(model: Model, corpus: Corpus, calibrated: Calibrated | None, pla
                 }
                 for name in planned.groups
             },
-            "file": str(planned.artifact.file),
+            "file": str(planned.artifact.file) if planned.artifact else None,
         }
     click.echo(json.dumps(finite(report), allow_nan=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,20 +68,48 @@ def measured(groups: Mapping[str, Group], full: Path, int8: Path, spec: ModelSpe
     return costs
 
 
+def ratio(one: Path, two: Path, spec: ModelSpec, precision: str) -> float:
+    """Time of a graph beside that of another in OpenVINO, both whole, in turns.
+
+    Args:
+        one: what the other is measured against.
+        two: of the same contract.
+        spec: their contract.
+        precision: what is not in 8 bits is computed in, ``f32`` or ``bf16``.
+    """
+    from tfswa.runtime.backends import import_library
+
+    core = import_library("openvino", backend="openvino").Core()
+    requests = [_request(core, path, precision, spec) for path in (one, two)]
+    planes = np.random.default_rng(0).standard_normal(spec.input_shape(1)).astype(np.float32)
+    times: list[list[float]] = [[], []]
+    for turn in range(1 + ROUNDS):
+        for request, found in zip(requests, times, strict=True):
+            start = time.perf_counter()
+            request.infer([planes])
+            if turn:  # the first is slower
+                found.append(time.perf_counter() - start)
+    return float(np.median(times[1]) / np.median(times[0]))
+
+
 def _compiled(
     core: Any, path: Path, hint: str, spec: ModelSpec, groups: Mapping[str, Group]
 ) -> tuple[Any, dict[str, str]]:
-    """A request, and the group of each node that it runs."""
+    """A request that counts, and the group of each node that it runs."""
+    request = _request(core, path, hint, spec, PERF_COUNT=True)
+    nodes = request.get_compiled_model().get_runtime_model().get_ordered_ops()
+    return request, _owners(nodes, groups)
+
+
+def _request(core: Any, path: Path, hint: str, spec: ModelSpec, **settings: Any) -> Any:
     network = core.read_model(path)
     network.reshape({network.inputs[0]: list(spec.input_shape(1))})
-    settings = {
+    settings |= {
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": cores(),
         "PERFORMANCE_HINT": "LATENCY",
-        "PERF_COUNT": True,
     }
-    compiled = core.compile_model(network, "CPU", settings)
-    return compiled.create_infer_request(), _owners(compiled.get_runtime_model().get_ordered_ops(), groups)
+    return core.compile_model(network, "CPU", settings).create_infer_request()
 
 
 def _owners(nodes: list[Any], groups: Mapping[str, Group]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from tfswa.runtime.errors import NonFiniteError
 Step = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
 
 _NOTHING_LEFT = Loss({"": -math.inf}, {"": math.inf}, known=True)
+MARGIN = 0.05  # of a group's time: what is gained must be more, or it is what measuring scatters by
 EASY = 0.25  # of the budget: where all of half precision costs less, no group is asked whether it can bear it
 
 
@@ -36,12 +37,15 @@ class Point:
         fp32: groups in float32.
         cost: of a chunk, summed over its groups.
         loss: what it lost.
+        time: of the whole network by this plan, that of the network without INT8 being 1; None where it was
+            not run.
     """
 
     int8: tuple[str, ...]
     fp32: tuple[str, ...]
     cost: float
     loss: Loss
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ class Search:
                 moves.append((name, HALF))
             self._step("each group in half precision alone", len(groups), len(groups))
         moves += [(name, INT8) for name in groups]
-        moves = [move for move in moves if self._gain(*move) > 0]
+        moves = [
+            (name, kind) for name, kind in moves if self._gain(name, kind) > MARGIN * self._costs[name][kind]
+        ]
         moves.sort(key=lambda move: self._gain(*move) / _noise(alone[move[0]][move[1]]), reverse=True)
         best = self._longest(moves)
         for share in (0.25, 0.5, 0.75):  # so that what more of it would cost can be seen

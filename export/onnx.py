@@ -70,7 +70,8 @@ def export_onnx(
     Raises:
         UsageError: options that do not go together, an opset out of range, the model is an exported file,
             or INT8 is asked of one that was not calibrated.
-        ConfigError: the plan is of other weights, or names what the graph does not have.
+        ConfigError: the plan is of other weights, names what the graph does not have, or has nothing in INT8
+            for a graph that is to be quantised.
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: the graph cannot be made, differs from eager, or overflows; nothing is written.
     """
@@ -101,6 +102,11 @@ def export_onnx(
             graph = _checked(graph, model.spec, opset)
         if precision in QUANTISED:
             names = [name for name in able if chosen.quantises(name)]
+            if not names:
+                raise ConfigError(
+                    f"the precision plan has no layer in 8 bits, asked for is {precision}: use fp32, fp16 or "
+                    "bf16, or name another plan with --plan"
+                )
             graph = _checked(quantised(graph, ranges, names), model.spec, opset)
         graph.metadata_props.add(key=METADATA, value=embed(model.spec, precision, source))
         path.write_bytes(graph.SerializeToString(deterministic=True))

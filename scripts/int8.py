@@ -42,17 +42,16 @@ RUNS = [  # label, which bundle, backend, precision
     ("ort fp32", "all", "ort", "fp32"),
     ("ort fp16", "all", "ort", "fp16"),
     ("ort int8, all", "all", "ort", "int8"),
-    ("ort int8, plan", "plan", "ort", "int8"),
     ("openvino fp32", "all", "openvino", "fp32"),
     ("openvino bf16", "all", "openvino", "bf16"),
     ("openvino int8 and fp32, all", "all", "openvino", "int8"),
     ("openvino int8 and bf16, all", "all", "openvino", "mixed"),
 ]
-# A plan has the rest in one of the two, see tfx calibrate.
-PLANNED = {
-    "mixed": ("openvino int8 and bf16, plan", "plan", "openvino", "mixed"),
-    "int8": ("openvino int8 and fp32, plan", "plan", "openvino", "int8"),
-}
+PLANNED = [
+    ("ort int8, plan", "plan", "ort", "int8"),
+    ("openvino int8 and bf16, plan", "plan", "openvino", "mixed"),
+]
+FULL = ("openvino int8 and fp32, plan", "plan", "openvino", "int8")  # a plan that has the rest in float32
 ISA = "ONEDNN_MAX_CPU_ISA"  # of oneDNN: what OpenVINO and torch may use of a CPU
 
 
@@ -116,7 +115,8 @@ def measure(name: str, file: Path, given: argparse.Namespace) -> dict[str, Any]:
     work = given.work / Path(name).stem
     prepare(name, work, given)
     if given.engines:
-        for kind in ("all", "plan"):
+        quantised = json.loads((work / "plan.tfx" / "precision-plan.json").read_text())["int8"]
+        for kind in ("all", "plan") if quantised else ("all",):
             for precision in ("int8", "mixed"):
                 tfx("build-engine", work / f"{kind}.tfx", "--flavor", "rtx", "--precision", precision)
     spec = open_model(name).spec
@@ -165,7 +165,7 @@ def prepare(name: str, work: Path, given: argparse.Namespace) -> None:
             work / "plan.png",
             "--force",
         )
-        if given.engines:
+        if given.engines and json.loads((planned / "precision-plan.json").read_text())["int8"]:
             tfx("export", planned, "--precision", "mixed", "--force")
 
 
@@ -178,7 +178,8 @@ def run(work: Path, song: Song, rounds: int) -> Iterator[Row]:
     """Time all precisions in turns, each in a process of its own, and compare what they give."""
     bundles = {kind: open_model(work / f"{kind}.tfx") for kind in ("all", "plan")}
     plan = PrecisionPlan.load(bundles["plan"].file("precision-plan.json"))
-    runs = [*RUNS, PLANNED["int8" if plan.fp32 else "mixed"]]
+    planned = [PLANNED[0], FULL] if plan.fp32 else PLANNED
+    runs = [*RUNS, *(planned if plan.int8 else [])]
     spec = bundles["all"].spec
     times: dict[str, list[float]] = {label: [] for label, *_ in runs}
     found = {}
@@ -270,6 +271,25 @@ def page(kept: dict[str, Any]) -> str:
             for row in rows
         ]
         lines += markdown_table(columns, table)
+        if any(point["time"] for point in measured["plans"]):
+            lines += [
+                "",
+                "Plans of the search, of more and more groups; time of the whole network by those within the "
+                "budget, that without INT8 being 1:",
+                "",
+            ]
+            lines += markdown_table(
+                ["groups in int8", "in fp32", "drift of the worst stem, dB", "time"],
+                [
+                    [
+                        str(point["int8"]),
+                        str(point["fp32"]),
+                        f"{max(map(abs, point['loss']['drift_db'].values())):.4f}",
+                        "" if point["time"] is None else f"{point['time']:.3f}",
+                    ]
+                    for point in sorted(measured["plans"], key=lambda point: point["int8"])
+                ],
+            )
         lines += ["", "Where time and decibels go, by OpenVINO's own times, groups of one kind together:", ""]
         lines += markdown_table(
             [

@@ -33,7 +33,7 @@ from tfswa.calibration.ranges import METHODS, Collector  # noqa: E402
 from tfswa.calibration.simulate import Simulator  # noqa: E402
 from tfswa.export.onnx import PLAN, export_onnx  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
-from tfswa.export.quantise import CALIBRATION, layers, load_ranges  # noqa: E402
+from tfswa.export.quantise import CALIBRATION, count_quantised, layers, load_ranges  # noqa: E402
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
 from tfswa.runtime.cli import tfx as group  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError  # noqa: E402
@@ -282,7 +282,7 @@ class TestRuns:
         done = tfx("calibrate", calibrated.name, "--audio", song_root, *SHORT, *PLANNED, "--depth", 1)
         assert done.code == 0, done.err
         lines = done.out.splitlines()
-        assert lines[0] == "plans, the rest in bf16 (* the cheapest within the budget)"
+        assert lines[0] == "plans, the rest in bf16 (* taken; time of the network, that without int8 being 1)"
         assert any("of 7 groups in int8" in line and "*" in line for line in lines)
         assert sum(" in int8 alone: " in line for line in lines) == 5
         assert lines[-1].endswith("MB, by precision-plan.json")
@@ -291,17 +291,47 @@ class TestRuns:
         self, tfx: Tfx, calibrated: BundleModel, song_root: Path
     ) -> None:
         command = ("calibrate", calibrated.name, "--audio", song_root, *SHORT, *PLANNED)
+        before = (calibrated.bundle.path / "model.int8.onnx").read_bytes()
         done = tfx(*command, "--depth", 1, "--budget-db", 1e-12)
         assert done.code == 0, done.err
         assert "no layer is worth 8 bits here" in done.out
         model = bundle_at(calibrated.bundle.path)
-        assert model.bundle.files["model.int8.onnx"].details["quantised"] == 0
         assert PrecisionPlan.load(model.file(PLAN)).int8 == ()
-        planes = np.random.default_rng(0).standard_normal(model.spec.input_shape(1)).astype(np.float32)
-        one, two = (
-            open_session("ort", model, BackendOptions(precision=p)).infer(planes) for p in ("fp32", "int8")
+        assert (calibrated.bundle.path / "model.int8.onnx").read_bytes() == before
+        assert tfx(*command, "--depth", 1, "--budget-db", 1e-12, "--json").json["file"] is None
+        for precision in ("int8", "mixed"):  # nothing is called INT8 that has none
+            done = tfx("export", calibrated.name, "--precision", precision, "--force")
+            assert done.code == 2
+            assert f"the precision plan has no layer in 8 bits, asked for is {precision}: use" in done.err
+
+    @pytest.mark.parametrize("each", [-0.001, 0.001])
+    def test_the_fastest_plan_within_the_budget_is_taken(
+        self, tfx: Tfx, calibrated: BundleModel, song_root: Path, monkeypatch: pytest.MonkeyPatch, each: float
+    ) -> None:
+        """Each layer in 8 bits makes the network faster or slower, whatever groups say of themselves."""
+        run: list[int] = []
+
+        def ratio(one: Path, two: Path, spec: Any, precision: str) -> float:
+            run.append(count_quantised(onnx.load(two)))
+            assert precision == "bf16"
+            return 1.0 + each * run[-1]
+
+        monkeypatch.setattr(work.cost, "measured", lambda groups, *_: work.cost.counted(groups))
+        monkeypatch.setattr(work.cost, "ratio", ratio)
+        command = ("calibrate", calibrated.name, "--audio", song_root, *SHORT, "--sensitivity", "--json")
+        report = tfx(*command, "--budget-db", 0.2).json
+        assert len(run) > 2
+        times = {len(plan["int8"]): plan["time"] for plan in report["plans"]}
+        assert times[0] == 1.0
+        assert sorted(time for time in times.values() if time is not None) == sorted(
+            {1.0, *(1.0 + each * layers for layers in run)}
         )
-        assert (snr_db(one, two) or 0) > 90
+        if each < 0:
+            assert report["plan"]["time"] == 1.0 + each * max(run)
+            model = bundle_at(calibrated.bundle.path)
+            assert model.bundle.files["model.int8.onnx"].details["quantised"] == max(run)
+        else:
+            assert (report["plan"]["int8"], report["plan"]["time"], report["file"]) == ([], 1.0, None)
 
     def test_force_calibrates_again_and_the_old_plan_does_not_count(
         self, tfx: Tfx, calibrated: BundleModel, song_root: Path

@@ -25,7 +25,7 @@ from tfswa.calibration import cost  # noqa: E402
 from tfswa.calibration.corpus import Chunk  # noqa: E402
 from tfswa.calibration.groups import Group, groups  # noqa: E402
 from tfswa.calibration.loss import SUPPOSED_SDR_DB, HeldOut, Loss  # noqa: E402
-from tfswa.calibration.search import EASY, Found, Search  # noqa: E402
+from tfswa.calibration.search import EASY, MARGIN, Found, Search  # noqa: E402
 from tfswa.calibration.simulate import FULL, HALF, INT8  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.quantise import layers, quantised  # noqa: E402
@@ -270,8 +270,25 @@ class TestLoss:
         loss = held([chunk(0), chunk(1)], full).measure(lambda planes: infer(planes) * loud)
         for stem in SPEC.stems:
             assert loss.expected_db[stem] == pytest.approx(loss.drift_db[stem], rel=0.05, abs=0.01)
-        values = [*loss.expected_db.values(), *loss.drift_db.values()]
-        assert loss.worst_drift_db == max(map(abs, values))
+        doubted = [abs(loss.drift_db[stem]) + 2 * loss.scatter_db[stem] for stem in SPEC.stems]
+        assert loss.worst_drift_db == max(*doubted, *map(abs, loss.expected_db.values()))
+
+    def test_chunks_that_disagree_are_doubted(self) -> None:
+        """One loses what the other gains: nothing on the whole, and nobody knows of a third."""
+        items = [chunk(0), chunk(0)]
+        truth = np.stack([planes_of(items[0].stems[stem]) for stem in SPEC.stems], axis=1)
+        moved = iter([1.1, math.sqrt(2 - 1.1**2)] * 2)  # of the distance from the truth, in turns
+
+        def swaying(planes: Planes) -> Planes:
+            return truth + np.float32(next(moved)) * (halves(planes) - truth)
+
+        loss = held(items).measure(swaying)
+        assert max(map(abs, loss.drift_db.values())) < 1e-3
+        far, near = -20 * math.log10(1.1), -10 * math.log10(2 - 1.1**2)
+        for stem in SPEC.stems:  # of two, each left out once: half of what lies between them
+            assert loss.scatter_db[stem] == pytest.approx((near - far) / 2, abs=1e-3)
+        assert loss.worst_drift_db == pytest.approx(near - far, abs=5e-3)
+        assert held(items[:1]).measure(noisy((0.01, 0.01))).scatter_db == dict.fromkeys(SPEC.stems, 0.0)
 
     def test_drift_counts_either_way(self) -> None:
         item = chunk(0)
@@ -417,7 +434,7 @@ class TestSearch:
         found, both = search(costs, noise, budget_db)
         gain = {name: costs[name][HALF] - costs[name][INT8] for name in names}
         order = sorted(
-            (name for name in names if gain[name] > 0),
+            (name for name in names if gain[name] > MARGIN * costs[name][INT8]),
             key=lambda name: gain[name] / noise[name][INT8],
             reverse=True,
         )
