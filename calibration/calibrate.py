@@ -22,7 +22,7 @@ from tfswa.calibration.corpus import Corpus
 from tfswa.calibration.groups import Group, groups
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.ranges import METHODS, Collector
-from tfswa.calibration.search import Found, Search, Step
+from tfswa.calibration.search import Found, Point, Search, Step
 from tfswa.calibration.simulate import INT8, Simulator
 from tfswa.export.artifact import Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
@@ -208,7 +208,7 @@ def _raced(model: Model, members: Mapping[str, Group], found: Found, budget_db: 
     graph, ranges = _graph(model)[0], load_ranges(model)
     full = model.file(model.artifact("onnx", "fp32")[0])
     within = [point.loss.worst_drift_db <= budget_db for point in found.points]
-    points = []
+    points: list[Point] = []
     with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         for point, worthy in zip(found.points, within, strict=True):
