@@ -35,6 +35,7 @@ from tfswa.runtime.stft import Stft, pack
 
 SCHEMA = 1
 LOSSES = 2  # version of what the cache holds of a plan
+FASTER = 0.95  # of the time without INT8: a plan that gains less is not taken, measuring scatters by that
 ARTIFACT = "model.int8.onnx"
 SAVE_EVERY = 8  # chunks: what a stop may cost
 
@@ -221,7 +222,9 @@ def _raced(model: Model, members: Mapping[str, Group], found: Found, budget_db: 
                 time = cost.ratio(full, path, model.spec, rest) if names else 1.0
                 points.append(replace(point, time=time))
     step("time of plans", sum(within), sum(within))
-    best = min(points, key=lambda point: point.time or 1.0, default=found.best)
+    slow = next((point for point in points if not point.int8), found.best)
+    fast = min(points, key=lambda point: point.time or 1.0, default=slow)
+    best = fast if fast.time is not None and fast.time <= FASTER else slow
     others = [point for point, worthy in zip(found.points, within, strict=True) if not worthy]
     return replace(found, best=best, points=[*points, *others])
 

@@ -225,7 +225,7 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
     if planned.artifact is None:
         click.echo(
             "no layer is worth 8 bits here: each saves no time, or costs more than the budget: use "
-            f"{half}; model.int8.onnx stays as it was, with every layer in int8"
+            f"{'fp32' if best.fp32 else half}; model.int8.onnx stays as it was, with every layer in int8"
         )
     else:
         size = planned.artifact.bytes / MEGABYTE

@@ -26,7 +26,7 @@ import numpy as np
 from bench import TFX
 
 from tfswa.calibration.corpus import open_corpus
-from tfswa.calibration.loss import HeldOut
+from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.export.plan import PrecisionPlan
 from tfswa.runtime.backends import BackendOptions, open_session
 from tfswa.runtime.benchmark.process import Worker
@@ -274,17 +274,18 @@ def page(kept: dict[str, Any]) -> str:
         if any(point["time"] for point in measured["plans"]):
             lines += [
                 "",
-                "Plans of the search, of more and more groups; time of the whole network by those within the "
+                "Plans of the search, of more and more groups; what the worst stem drifted with twice the standard "
+                "error of that, or is expected to drift; and time of the whole network by those within the "
                 "budget, that without INT8 being 1:",
                 "",
             ]
             lines += markdown_table(
-                ["groups in int8", "in fp32", "drift of the worst stem, dB", "time"],
+                ["groups in int8", "in fp32", "drift of the worst stem and its doubt, dB", "time"],
                 [
                     [
                         str(point["int8"]),
                         str(point["fp32"]),
-                        f"{max(map(abs, point['loss']['drift_db'].values())):.4f}",
+                        f"{Loss(**point['loss']).worst_drift_db:.4f}",
                         "" if point["time"] is None else f"{point['time']:.3f}",
                     ]
                     for point in sorted(measured["plans"], key=lambda point: point["int8"])

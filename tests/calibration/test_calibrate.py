@@ -304,7 +304,7 @@ class TestRuns:
             assert done.code == 2
             assert f"the precision plan has no layer in 8 bits, asked for is {precision}: use" in done.err
 
-    @pytest.mark.parametrize("each", [-0.001, 0.001])
+    @pytest.mark.parametrize("each", [-0.01, -0.0001, 0.01])
     def test_the_fastest_plan_within_the_budget_is_taken(
         self, tfx: Tfx, calibrated: BundleModel, song_root: Path, monkeypatch: pytest.MonkeyPatch, each: float
     ) -> None:
@@ -326,7 +326,7 @@ class TestRuns:
         assert sorted(time for time in times.values() if time is not None) == sorted(
             {1.0, *(1.0 + each * layers for layers in run)}
         )
-        if each < 0:
+        if each == -0.01:  # else nothing gains what measuring scatters by
             assert report["plan"]["time"] == 1.0 + each * max(run)
             model = bundle_at(calibrated.bundle.path)
             assert model.bundle.files["model.int8.onnx"].details["quantised"] == max(run)
