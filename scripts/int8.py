@@ -274,9 +274,9 @@ def page(kept: dict[str, Any]) -> str:
         if any(point["time"] for point in measured["plans"]):
             lines += [
                 "",
-                "Plans of the search, of more and more groups; what the worst stem drifted with twice the standard "
-                "error of that, or is expected to drift; and time of the whole network by those within the "
-                "budget, that without INT8 being 1:",
+                "Plans of the search, of more and more groups; what the worst stem drifted with twice the "
+                "standard error of that, or is expected to drift; and time of the whole network by those within "
+                "the budget, that without INT8 being 1:",
                 "",
             ]
             lines += markdown_table(
