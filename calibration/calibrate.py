@@ -7,6 +7,7 @@ calibration.json ── Search on held-out audio ──> precision-plan.json ─
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import math
 import tempfile
@@ -15,16 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from tfswa.calibration import cost
-from tfswa.calibration.corpus import Corpus
+from tfswa.calibration.corpus import Chunk, Corpus
 from tfswa.calibration.groups import Group, groups
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.ranges import METHODS, Collector
 from tfswa.calibration.search import Found, Point, Search, Step
 from tfswa.calibration.simulate import INT8, Simulator
-from tfswa.export.artifact import Exported, bundle_of, check_free
+from tfswa.export.artifact import Compared, Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
 from tfswa.export.plan import Low, PrecisionPlan
 from tfswa.export.quantise import CALIBRATION, layers, load_ranges, quantised
@@ -113,7 +115,9 @@ def calibrate(
         "corpus": described(corpus),
     }
     _put(bundle, CALIBRATION, kept, kind="calibration", details={"corpus_sha256": corpus.sha256})
-    artifact = export_onnx(model, precision="int8", plan=PrecisionPlan(), force=True)  # all that can be
+    compared = _compared_on(corpus, model)
+    every = PrecisionPlan()  # all that can be in 8 bits
+    artifact = export_onnx(model, precision="int8", plan=every, compared_on=compared, force=True)
     return Calibrated(best, losses, corpus, artifact)
 
 
@@ -169,7 +173,10 @@ def plan(
     calibration = {"calibration": bundle.files[CALIBRATION].sha256}
     content = _plan_of(bundle, corpus, found, costs, unit, budget_db, half)
     _put(bundle, PLAN, content, kind="plan", details=calibration)
-    artifact = export_onnx(model, precision="int8", force=True) if found.best.int8 else None
+    artifact = None
+    if found.best.int8:
+        compared = _compared_on(corpus, model)
+        artifact = export_onnx(model, precision="int8", compared_on=compared, force=True)
     return Planned(found, costs, unit, members, artifact)
 
 
@@ -270,6 +277,19 @@ def _compared(
         losses[name] = held_out.measure(_with(simulator, dict.fromkeys(members, INT8)))
     step("methods", len(ranges), len(ranges))
     return losses
+
+
+def _compared_on(corpus: Corpus, model: Model) -> Compared:
+    """Two held-out chunks in which every stem sounds: of what is hardly there 8 bits leave nothing alike."""
+
+    def sounds(chunk: Chunk) -> float:
+        parts = chunk.stems.values() or [chunk.mixture]
+        return min(float(np.square(part, dtype=np.float64).sum()) for part in parts)
+
+    chunks = [chunk.mixture for chunk in heapq.nlargest(2, corpus.held_out(), key=sounds)]
+    if len(chunks) == 1:
+        chunks.append(chunks[0][:, ::-1])
+    return pack(Stft(model.spec.stft).forward(np.stack(chunks))), "held-out chunks"
 
 
 def _held_out(corpus: Corpus, model: Model, simulator: Simulator) -> HeldOut:

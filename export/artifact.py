@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from tfswa.export.check import check_graph, check_planes
@@ -25,6 +27,7 @@ from tfswa.runtime.models import FileModel, Model, open_model
 from tfswa.train.backend import load_network
 
 Convert = Callable[[nn.Module, Path], Mapping[str, Any]]
+Compared = tuple[NDArray[np.float32], str]  # two chunks [2, 2*C, T, F], and what to call them
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def produce(
     *,
     output: Path | None = None,
     audio: Path | None = None,
+    compared_on: Compared | None = None,
     force: bool = False,
 ) -> Exported:
     """Export a model into its bundle, or into a copy of it.
@@ -73,6 +77,7 @@ def produce(
         precision: of the artifact.
         output: where a copy of the bundle goes, whole or not at all; default: into the model's bundle.
         audio: what to compare on, see ``check_planes``.
+        compared_on: likewise, already made, and what to call it.
         force: replace the artifact, or with ``output`` the bundle there.
 
     Raises:
@@ -83,9 +88,9 @@ def produce(
     bundle = bundle_of(model, "export")
     if output is None:
         check_free(bundle, name, force=force)
-        return _produce(model, bundle, name, kind, convert, precision, audio)
+        return _produce(model, bundle, name, kind, convert, precision, audio, compared_on)
     with bundle_copy(bundle, output, without=name, force=force) as copy:
-        made = _produce(model, copy, name, kind, convert, precision, audio)
+        made = _produce(model, copy, name, kind, convert, precision, audio, compared_on)
     return replace(made, bundle=output, file=output / name)
 
 
@@ -156,20 +161,29 @@ def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _produce(
-    model: Model, bundle: Bundle, name: str, kind: str, convert: Convert, precision: str, audio: Path | None
+    model: Model,
+    bundle: Bundle,
+    name: str,
+    kind: str,
+    convert: Convert,
+    precision: str,
+    audio: Path | None,
+    compared_on: Compared | None,
 ) -> Exported:
     start = time.perf_counter()
-    planes = check_planes(model.spec, audio)  # first: a bad file should not cost an export
+    if compared_on is None:  # first: a bad file should not cost an export
+        compared_on = check_planes(model.spec, audio), audio.name if audio else "generated music"
+    planes, on = compared_on
     network = load_network(model)
     with tempfile.TemporaryDirectory(prefix="tfx-export-") as folder:
         path = Path(folder) / name
         details = dict(convert(network, path))
         opened = open_model(path)
         assert isinstance(opened, FileModel)
-        snr_db, peak = check_graph(network, opened, planes)
+        snr_db, peak = check_graph(network, opened, planes, on=on)
         details |= {
             "snr_db": finite_or_none(snr_db),
-            "compared_on": audio.name if audio else "generated music",
+            "compared_on": on,
         }
         if peak is not None:
             details["peak"] = asdict(peak)

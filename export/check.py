@@ -77,7 +77,12 @@ class Peak:
 
 
 def check_graph(
-    network: nn.Module, model: FileModel, planes: NDArray[np.float32], gate_db: float | None = None
+    network: nn.Module,
+    model: FileModel,
+    planes: NDArray[np.float32],
+    gate_db: float | None = None,
+    *,
+    on: str = "",
 ) -> tuple[dict[str, float], Peak | None]:
     """Compare an exported file with the eager network.
 
@@ -86,6 +91,7 @@ def check_graph(
         model: the exported file, opened.
         planes: ``[2, 2*C, T, F]``, from ``check_planes``.
         gate_db: what each stem's SNR must reach, in each of the comparisons; default: that of parity.
+        on: what the planes are called where one does not.
 
     Returns:
         SNR in dB by stem, the worst of all comparisons, ``math.inf`` where all of them are exact; and the
@@ -102,7 +108,7 @@ def check_graph(
             f"the eager network behind {model.path.name} gives NaN or Inf: train it again; not written"
         )
     comparison = _Comparison(
-        model, planes, eager, gate_for(model.precision).snr_db if gate_db is None else gate_db
+        model, planes, eager, gate_for(model.precision).snr_db if gate_db is None else gate_db, on
     )
     if model.precision not in TYPED:
         with closing(_open(model)) as session:
@@ -124,10 +130,11 @@ class _Comparison:
     planes: NDArray[np.float32]
     eager: NDArray[np.float32]
     gate_db: float
+    on: str
 
     def hold(self, infer: Infer) -> dict[str, float]:
         """Worst SNR in dB by stem; see ``check_graph``."""
-        kind = self.model.kind
+        kind, on = self.model.kind, f" on {self.on}" if self.on else ""
         alone, batch = infer(self.planes[:1]), infer(self.planes)
         worst: dict[str, float] = {}
         for index, stem in enumerate(self.model.spec.stems):
@@ -139,7 +146,7 @@ class _Comparison:
                 for found in (alone, batch)
                 for item in range(len(found))
             ]
-            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager", stem)
+            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager{on}", stem)
             in_batch = likeness_db(alone[0, index], batch[0, index])
             _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", stem)
             worst[stem] = min(*against_eager, in_batch)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tfswa.export.artifact import Exported, bundle_of, produce
+from tfswa.export.artifact import Compared, Exported, bundle_of, produce
 from tfswa.export.plan import QUANTISED, TYPED, Precision, PrecisionPlan
 from tfswa.export.precision import count_casts, typed
 from tfswa.export.quantise import CALIBRATION, count_quantised, layers, load_ranges, quantised
@@ -50,6 +50,7 @@ def export_onnx(
     low_io: bool = False,
     opset: int | None = None,
     audio: Path | None = None,
+    compared_on: Compared | None = None,
     force: bool = False,
 ) -> Exported:
     """Export a bundle to ``model.onnx`` or ``model.fp16.onnx`` and compare that with the eager network.
@@ -65,6 +66,7 @@ def export_onnx(
         low_io: input and output of the graph in ``fp16`` too; with that precision only.
         opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22.
         audio: what to compare on; default: generated music.
+        compared_on: likewise, as two chunks ``[2, 2*C, T, F]``, and what to call them.
         force: replace an existing artifact or ``output``.
 
     Raises:
@@ -124,7 +126,17 @@ def export_onnx(
         return details
 
     name = NAME if precision == "fp32" else f"model.{precision}.onnx"
-    return produce(model, name, "onnx", convert, precision, output=output, audio=audio, force=force)
+    return produce(
+        model,
+        name,
+        "onnx",
+        convert,
+        precision,
+        output=output,
+        audio=audio,
+        compared_on=compared_on,
+        force=force,
+    )
 
 
 def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx.ModelProto:

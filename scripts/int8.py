@@ -149,7 +149,7 @@ def prepare(name: str, work: Path, given: argparse.Namespace) -> None:
     if not corpus.exists():
         tfx("calibrate", whole, "--audio", given.audio, *drawing, "--force")
     if given.engines and not (whole / "model.mixed.onnx").exists():
-        tfx("export", whole, "--precision", "mixed")
+        tfx("export", whole, "--precision", "mixed", "--audio", example_stem_file())
     if not (work / "plan.png").exists():  # the last that is made
         shutil.rmtree(planned, ignore_errors=True)
         shutil.copytree(whole, planned)
@@ -166,7 +166,7 @@ def prepare(name: str, work: Path, given: argparse.Namespace) -> None:
             "--force",
         )
         if given.engines and json.loads((planned / "precision-plan.json").read_text())["int8"]:
-            tfx("export", planned, "--precision", "mixed", "--force")
+            tfx("export", planned, "--precision", "mixed", "--audio", example_stem_file(), "--force")
 
 
 def tfx(*arguments: object) -> None:
