@@ -146,8 +146,9 @@ def prepare(name: str, work: Path, given: argparse.Namespace) -> None:
         if open_model(whole).bundle.find("onnx", "fp16") is None:
             tfx("export", whole, "--precision", "fp16")
     drawing = ("--chunks", given.chunks, "--held-out", given.held_out, "--keep", corpus)
-    if not corpus.exists():
-        tfx("calibrate", whole, "--audio", given.audio, *drawing, "--force")
+    source = ("--corpus", corpus) if corpus.exists() else ("--audio", given.audio, *drawing)
+    if open_model(whole).bundle.find("onnx", "int8") is None:
+        tfx("calibrate", whole, *source)
     if given.engines and not (whole / "model.mixed.onnx").exists():
         tfx("export", whole, "--precision", "mixed", "--audio", example_stem_file())
     if not (work / "plan.png").exists():  # the last that is made
