@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfswa.calibration.calibrate import Planned
@@ -20,7 +21,7 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
     Args:
         planned: what a search found.
         budget_db: what it was allowed.
-        name: of the model.
+        name: of the model; of a path the last part is shown.
     """
     from matplotlib.figure import Figure
 
@@ -39,8 +40,8 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
     bars.invert_yaxis()
     bars.set_xscale("log")
     bars.axvline(budget_db, color="tab:red", linestyle="--", label=f"budget {budget_db:g} dB")
-    bars.set_xlabel("drift of the worst stem, this group in int8 alone / dB")
-    bars.set_title(f"{name}: groups that drift most (blue: in int8 by the plan)", fontsize=9)
+    bars.set_xlabel("drift of the worst stem and its doubt, this group in int8 alone / dB")
+    bars.set_title(f"{Path(name).name}: groups that drift most (blue: in int8 by the plan)", fontsize=9)
     bars.legend(fontsize=8)
     points = sorted(found.points, key=lambda point: point.cost)
     curve.plot(
@@ -67,7 +68,7 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
     curve.axhline(budget_db, color="tab:red", linestyle="--")
     curve.set_yscale("log")
     curve.set_xlabel(f"cost of a chunk's layers / {planned.unit}")
-    curve.set_ylabel("drift of the worst stem / dB")
+    curve.set_ylabel("drift of the worst stem and its doubt / dB")
     curve.set_title("plans that were measured", fontsize=9)
     curve.legend(fontsize=8)
     return figure

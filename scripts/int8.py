@@ -164,7 +164,6 @@ def prepare(name: str, work: Path, given: argparse.Namespace) -> None:
             *limits,
             "--chart",
             work / "plan.png",
-            "--force",
         )
         if given.engines and json.loads((planned / "precision-plan.json").read_text())["int8"]:
             tfx("export", planned, "--precision", "mixed", "--audio", example_stem_file(), "--force")
