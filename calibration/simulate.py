@@ -1,9 +1,9 @@
 """One session for every precision plan: each layer holds its float32, half and 8-bit form, and a switch.
 
 A sensitivity analysis asks for hundreds of plans, and building a graph for each would take longer than
-running it. So each layer becomes two ``If`` nodes; what is not chosen costs nothing. Results are those of a
-real graph but for the order of sums: 8-bit numbers are rounded as Q/DQ pairs do, and half precision rounds
-what a layer is given and what it gives.
+running it. So each layer becomes two ``If`` nodes; what is not chosen costs nothing. Weights are held once,
+in float32, and rounded on the way. Results are those of a real graph but for the order of sums: 8-bit numbers
+are rounded as Q/DQ pairs do, and half precision rounds what a layer is given and what it gives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tfswa.calibration.groups import Group
 from tfswa.export.plan import Low
 from tfswa.export.precision import LOW
-from tfswa.export.quantise import LEVELS, rounded_weight
+from tfswa.export.quantise import LEVELS, weight_scales
 from tfswa.export.session import cpu_session
 from tfswa.runtime.models import INPUT
 
@@ -39,7 +39,7 @@ class Simulator:
         self, graph: onnx.ModelProto, groups: Mapping[str, Group], ranges: Mapping[str, float], half: Low
     ):
         self.groups = list(groups)
-        self._session = cpu_session(_switched(graph, groups, ranges, half))
+        self._session = cpu_session(_switched(graph, groups, ranges, half), folded=False)
 
     def infer(self, planes: NDArray[np.float32], plan: Mapping[str, str]) -> NDArray[np.float32]:
         """Run it with a precision for each group; what the plan does not name is float32.
@@ -86,10 +86,9 @@ def _switch(
 ) -> onnx.NodeProto:
     """A layer in its three forms; the branches take all but their own weights from outside."""
     make, make_graph = onnx.helper.make_node, onnx.helper.make_graph
-    output = node.output[0]
+    output, weight = node.output[0], node.input[1]
     ends = {kind: f"{output}_tfx_{kind}" for kind in (FULL, HALF, INT8, "low")}
-    weight = onnx.numpy_helper.to_array(weights[node.input[1]])
-    low = LOW[half].numpy()
+    axis, steps = weight_scales(onnx.numpy_helper.to_array(weights[weight]), node.op_type)
 
     def layer(given: str, kernel: str, result: str) -> onnx.NodeProto:
         copy = onnx.NodeProto()
@@ -105,44 +104,49 @@ def _switch(
         ]
         return make_graph(nodes, f"{output}_{kind}", [], [value], held)
 
-    full = branch(FULL, [layer(node.input[0], node.input[1], ends[FULL])])
-    there, back = int(LOW[half]), int(onnx.TensorProto.FLOAT)
-    halved = branch(
+    def halved(value: str, name: str, result: str) -> list[onnx.NodeProto]:
+        between = f"{output}_tfx_{name}"
+        return [
+            make("Cast", [value], [between], to=int(LOW[half])),
+            make("Cast", [between], [result], to=int(onnx.TensorProto.FLOAT)),
+        ]
+
+    def rounded(value: str, name: str, result: str, **along: int) -> list[onnx.NodeProto]:
+        between, how = f"{output}_tfx_{name}", [f"{output}_tfx_{name}_{part}" for part in ("scale", "point")]
+        return [
+            make("QuantizeLinear", [value, *how], [between], **along),
+            make("DequantizeLinear", [between, *how], [result], **along),
+        ]
+
+    x, w, y = (f"{output}_tfx_{name}" for name in "xwy")
+    full = branch(FULL, [layer(node.input[0], weight, ends[FULL])])
+    in_half = branch(
         HALF,
         [
-            make("Cast", [node.input[0]], [f"{output}_tfx_h1"], to=there),
-            make("Cast", [f"{output}_tfx_h1"], [f"{output}_tfx_h2"], to=back),
-            layer(f"{output}_tfx_h2", f"{output}_tfx_wh", f"{output}_tfx_h3"),
-            make("Cast", [f"{output}_tfx_h3"], [f"{output}_tfx_h4"], to=there),
-            make("Cast", [f"{output}_tfx_h4"], [ends[HALF]], to=back),
+            *halved(node.input[0], "x_half", x),
+            *halved(weight, "w_half", w),
+            layer(x, w, y),
+            *halved(y, "y_half", ends[HALF]),
         ],
-        wh=weight.astype(low).astype(np.float32),
     )
-    rounded = branch(
+    in_int8 = branch(
         INT8,
         [
-            make(
-                "QuantizeLinear",
-                [node.input[0], f"{output}_tfx_scale", f"{output}_tfx_point"],
-                [f"{output}_tfx_q1"],
-            ),
-            make(
-                "DequantizeLinear",
-                [f"{output}_tfx_q1", f"{output}_tfx_scale", f"{output}_tfx_point"],
-                [f"{output}_tfx_q2"],
-            ),
-            layer(f"{output}_tfx_q2", f"{output}_tfx_w8", ends[INT8]),
+            *rounded(node.input[0], "x8", x),
+            *rounded(weight, "w8", w, axis=axis),
+            layer(x, w, ends[INT8]),
         ],
-        w8=rounded_weight(weight, node.op_type),
-        scale=np.array(limit / LEVELS, np.float32),
-        point=np.array(0, np.int8),
+        x8_scale=np.array(limit / LEVELS, np.float32),
+        x8_point=np.array(0, np.int8),
+        w8_scale=steps,
+        w8_point=np.zeros(len(steps), np.int8),
     )
-    inner = make("If", [f"tfx_{HALF}_{number}"], [ends["low"]], then_branch=halved, else_branch=full)
+    inner = make("If", [f"tfx_{HALF}_{number}"], [ends["low"]], then_branch=in_half, else_branch=full)
     return make(
         "If",
         [f"tfx_{INT8}_{number}"],
         [output],
         name=node.name,
-        then_branch=rounded,
+        then_branch=in_int8,
         else_branch=branch("low", [inner]),
     )

@@ -221,12 +221,23 @@ def rounded_weight(weight: NDArray[np.float32], kind: str) -> NDArray[np.float32
         weight: of a layer of that kind, in ONNX's layout.
         kind: one of ``KINDS``.
     """
+    axis, scale = weight_scales(weight, kind)
+    scale = scale.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
+    rounded: NDArray[np.float32] = np.clip(np.rint(weight / scale), -LEVELS, LEVELS) * scale
+    return rounded
+
+
+def weight_scales(weight: NDArray[np.float32], kind: str) -> tuple[int, NDArray[np.float32]]:
+    """The axis of a layer's output channels, and what one step of each channel's 8-bit weights is worth.
+
+    Args:
+        weight: of a layer of that kind, in ONNX's layout.
+        kind: one of ``KINDS``.
+    """
     axis = {"Conv": 0, "ConvTranspose": 1}.get(kind, weight.ndim - 1)
     others = tuple(index for index in range(weight.ndim) if index != axis)
-    scale = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32) / np.float32(LEVELS)
-    scale = np.where(scale > 0, scale, np.float32(1))
-    rounded: NDArray[np.float32] = np.clip(np.rint(weight / scale), -LEVELS, LEVELS) * scale
-    return rounded.astype(np.float32)
+    scale = np.abs(weight).max(axis=others).astype(np.float32) / np.float32(LEVELS)
+    return axis, np.where(scale > 0, scale, np.float32(1))
 
 
 def _give_back(made: onnx.GraphProto, graph: onnx.GraphProto, chosen: Collection[str]) -> None:

@@ -11,7 +11,9 @@ import onnx
 from tfswa.runtime.machine import cores
 
 
-def cpu_session(graph: onnx.ModelProto, *, in_order: bool = False, optimised: bool = True) -> Any:
+def cpu_session(
+    graph: onnx.ModelProto, *, in_order: bool = False, optimised: bool = True, folded: bool = True
+) -> Any:
     """Open a graph.
 
     Args:
@@ -19,6 +21,7 @@ def cpu_session(graph: onnx.ModelProto, *, in_order: bool = False, optimised: bo
         in_order: run nodes in the order of the file. By its own ONNX Runtime takes what hangs beside a
             network last, and keeps every activation till then.
         optimised: let ONNX Runtime fuse nodes; where not, it computes them as they stand.
+        folded: let it compute ahead, and keep, what depends on no input.
 
     Returns:
         An ``onnxruntime.InferenceSession``.
@@ -35,4 +38,9 @@ def cpu_session(graph: onnx.ModelProto, *, in_order: bool = False, optimised: bo
     with tempfile.TemporaryDirectory(prefix="tfx-graph-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(graph.SerializeToString())
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path),
+            settings,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=[] if folded else ["ConstantFolding"],
+        )
