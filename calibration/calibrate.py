@@ -215,25 +215,32 @@ def _raced(model: Model, members: Mapping[str, Group], found: Found, budget_db: 
     """
     graph, ranges = _graph(model)[0], load_ranges(model)
     full = model.file(model.artifact("onnx", "fp32")[0])
-    within = [point.loss.worst_drift_db <= budget_db for point in found.points]
+    within = [point for point in found.points if point.loss.worst_drift_db <= budget_db]
+    # What all are measured against; nothing is within the budget if float32 is not.
+    base = min((point for point in within if not point.int8), key=lambda point: point.cost)
     points: list[Point] = []
     with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
-        for point, worthy in zip(found.points, within, strict=True):
-            if worthy:
-                step("time of plans", len(points), sum(within))
+        for point in within:
+            step("time of plans", len(points), len(within))
+            if point.int8:
                 names = [layer for group in point.int8 for layer in members[group].layers]
                 path.write_bytes(quantised(graph, ranges, names).SerializeToString())
-                # Without any layer in 8 bits it is what all are measured against.
-                rest = "f32" if point.fp32 else "bf16"
-                time = cost.ratio(full, path, model.spec, rest) if names else 1.0
-                points.append(replace(point, time=time))
-    step("time of plans", sum(within), sum(within))
-    slow = next((point for point in points if not point.int8), found.best)
-    fast = min(points, key=lambda point: point.time or 1.0, default=slow)
+            time = 1.0
+            if point is not base:
+                run = (path if point.int8 else full, _rest(point))
+                time = cost.ratio((full, _rest(base)), run, model.spec)
+            points.append(replace(point, time=time))
+    step("time of plans", len(within), len(within))
+    fast = min(points, key=lambda point: point.time or 1.0)
+    slow = points[within.index(base)]
     best = fast if fast.time is not None and fast.time <= FASTER else slow
-    others = [point for point, worthy in zip(found.points, within, strict=True) if not worthy]
-    return replace(found, best=best, points=[*points, *others])
+    return replace(found, best=best, points=[*points, *(p for p in found.points if p not in within)])
+
+
+def _rest(point: Point) -> str:
+    """What OpenVINO computes in where a plan has no 8 bits."""
+    return "f32" if point.fp32 else "bf16"
 
 
 def _graph(model: Model) -> tuple[onnx.ModelProto, str]:

@@ -216,7 +216,7 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
         ]
         for point in planned.found.points
     ]
-    click.echo(f"plans, the rest in {half} (* taken; time of the network, that without int8 being 1)")
+    click.echo(f"plans, the rest in {half} (* taken; time of the network, the fastest without int8 being 1)")
     click.echo(text_table((*_columns(model, "plan"), "cost", "time"), plans, digits=4))
     worst = sorted(planned.groups, key=lambda name: planned.found.alone[name]["int8"].worst_snr_db)[:5]
     for name in worst:
@@ -230,6 +230,9 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
     else:
         size = planned.artifact.bytes / MEGABYTE
         click.echo(f"{planned.artifact.file}  {size:.1f} MB, by precision-plan.json")
+        if half == "bf16":
+            use = "int8" if best.fp32 else "mixed"  # the rest in float32, or in bfloat16
+            click.echo(f"run it with --backend openvino --precision {use}")
 
 
 def _columns(model: Model, first: str = "method") -> list[str]:

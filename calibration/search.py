@@ -37,7 +37,7 @@ class Point:
         fp32: groups in float32.
         cost: of a chunk, summed over its groups.
         loss: what it lost.
-        time: of the whole network by this plan, that of the network without INT8 being 1; None where it was
+        time: of the whole network by this plan, that of the fastest without INT8 being 1; None where it was
             not run.
     """
 
@@ -73,8 +73,9 @@ class Search:
         budget_db: what the worst stem may drift.
         cache: file for measured losses; None to keep nothing.
         key: of all that a measured loss depends on: a cache of another is not used.
-        mixes: a plan may have float32 beside half precision. Where not, as in OpenVINO, the rest is in half
-            precision if a network without INT8 is within the budget in that, in float32 if not.
+        mixes: a plan may have float32 beside half precision. Where not, as in OpenVINO, all that is not in
+            8 bits is in half precision if a network without INT8 is within the budget in that, and costs
+            less in it than in float32; else in float32.
         step: told of progress.
     """
 
@@ -107,7 +108,9 @@ class Search:
         halves = self._point(int8=(), fp32=())
         moves: list[tuple[str, str]] = []
         bearable = EASY * self._budget_db if self._mixes else self._budget_db
-        if halves.loss.worst_drift_db > bearable:
+        if halves.loss.worst_drift_db > bearable or not (
+            self._mixes or self._whole(HALF) < self._whole(FULL)
+        ):
             self._rest = FULL
         if self._rest == FULL and self._mixes:
             for done, name in enumerate(groups):
@@ -161,6 +164,9 @@ class Search:
         if point not in self._points:
             self._points.append(point)
         return point
+
+    def _whole(self, kind: str) -> float:
+        return sum(costs[kind] for costs in self._costs.values())
 
     def _gain(self, name: str, kind: str) -> float:
         """Time that a move takes off the cheapest that there is without it."""

@@ -276,7 +276,7 @@ def page(kept: dict[str, Any]) -> str:
                 "",
                 "Plans of the search, of more and more groups; what the worst stem drifted with twice the "
                 "standard error of that, or is expected to drift; time of the whole network by those within "
-                "the budget, that without INT8 being 1:",
+                "the budget, the fastest without INT8 being 1:",
                 "",
             ]
             lines += markdown_table(

@@ -512,6 +512,16 @@ class TestSearch:
         assert found.best.fp32 == ("b",)
         assert all(HALF not in plan.values() for plan in both.plans if plan != dict.fromkeys(NAMES, HALF))
 
+    def test_half_precision_that_is_slower_than_float32_is_not_taken(self) -> None:
+        """As bfloat16 is in OpenVINO on a CPU that has AVX512_BF16 and no AMX."""
+        costs = {name: {**COSTS[name], HALF: 1.1} for name in NAMES}
+        found, both = search(costs, NOISE, 0.5, mixes=False)
+        assert (found.best.int8, found.best.fp32) == (NAMES, ())
+        found, both = search(costs, NOISE, drift(1.2e-4), mixes=False)
+        assert set(found.best.int8) == set("eca")
+        assert set(found.best.fp32) == set("bdf")
+        assert [plan for plan in both.plans if HALF in plan.values()] == [dict.fromkeys(NAMES, HALF)]
+
     def test_a_budget_of_almost_nothing_leaves_all_in_float32(self) -> None:
         found, _ = search(COSTS, NOISE, 1e-12)
         assert found.best.int8 == ()
