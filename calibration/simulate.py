@@ -111,7 +111,7 @@ def _switch(
             make("Cast", [between], [result], to=int(onnx.TensorProto.FLOAT)),
         ]
 
-    def rounded(value: str, name: str, result: str, **along: int) -> list[onnx.NodeProto]:
+    def rounded(value: str, name: str, result: str, **along: Any) -> list[onnx.NodeProto]:
         between, how = f"{output}_tfx_{name}", [f"{output}_tfx_{name}_{part}" for part in ("scale", "point")]
         return [
             make("QuantizeLinear", [value, *how], [between], **along),
