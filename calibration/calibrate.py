@@ -30,10 +30,10 @@ from tfswa.export.artifact import Compared, Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
 from tfswa.export.plan import Low, PrecisionPlan
 from tfswa.export.quantise import CALIBRATION, layers, load_ranges, quantised
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.machine import cores, cpu_name, user_cache
-from tfswa.runtime.models import Model
-from tfswa.runtime.stft import Stft, pack
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import Model
+from tfswa.runtime.stream.transform import Stft, pack
 
 SCHEMA = 1
 LOSSES = 2  # version of what the cache holds of a plan

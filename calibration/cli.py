@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tfswa.calibration.corpus import Corpus
     from tfswa.calibration.loss import Loss
     from tfswa.export.plan import Low
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
 
 MEGABYTE = 1e6
 
@@ -123,10 +123,10 @@ def calibrate(
     from tfswa.calibration import calibrate as work
     from tfswa.calibration.corpus import open_corpus
     from tfswa.calibration.gather import gather
-    from tfswa.runtime import pictures
     from tfswa.runtime.commands.phases import Phases
     from tfswa.runtime.errors import OutputExists, UsageError
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
+    from tfswa.runtime.plots import pictures
 
     if bool(audio) == bool(corpus_file):
         raise UsageError("give either --audio (songs) or --corpus (a file that --keep wrote)")

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.bundle import sha256_of
 from tfswa.runtime.errors import BundleError, UsageError
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.bundle import sha256_of
+from tfswa.runtime.model.spec import ModelSpec
 
 Audio = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from tfswa.calibration.groups import Group
 from tfswa.calibration.simulate import FULL, HALF, INT8
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.machine import cores
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.spec import ModelSpec
 
 Costs = dict[str, dict[str, float]]  # by group, by precision
 

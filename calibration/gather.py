@@ -34,14 +34,14 @@ from typing import Any
 import numpy as np
 
 from tfswa.calibration.corpus import DIFFICULT, SILENT, STRATA, Audio, Corpus, Writer, open_corpus
-from tfswa.runtime.atomic import folder, writing
-from tfswa.runtime.audio import model_blocks, open_audio
-from tfswa.runtime.bundle import writable
+from tfswa.runtime.audio.reading import model_blocks, open_audio
 from tfswa.runtime.errors import AudioError, OutputExists, UsageError
+from tfswa.runtime.files.atomic import folder, writing
+from tfswa.runtime.model.bundle import writable
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.corpus import adversaries
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stems import MIXTURE, REST, STEM_FILE_STREAMS, SongFiles, find_songs
-from tfswa.runtime.truth import true_sources
+from tfswa.runtime.songs.finding import MIXTURE, REST, STEM_FILE_STREAMS, SongFiles, find_songs
+from tfswa.runtime.songs.loading import true_sources
 
 Report = Callable[[str], None]
 
@@ -74,7 +74,7 @@ def gather(
     decoded is reported and left out. Songs that are the same samples count once.
 
     Args:
-        paths: songs, song folders, or folders of songs (``runtime/stems.py``).
+        paths: songs, song folders, or folders of songs (``runtime/songs/finding.py``).
         spec: whose contract the chunks have.
         output: a name that ends in ``.npz``.
         chunks: to calibrate on, at most; short audio gives fewer.

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stft import Stft, pack
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.stream.transform import Stft, pack
 
 if TYPE_CHECKING:
     from tfswa.calibration.corpus import Chunk

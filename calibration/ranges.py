@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from tfswa.export.quantise import LEVELS, item_shapes, layers
 from tfswa.export.session import cpu_session
-from tfswa.runtime import atomic
-from tfswa.runtime.bundle import writable
 from tfswa.runtime.errors import NonFiniteError
-from tfswa.runtime.models import INPUT
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.files import atomic
+from tfswa.runtime.model.bundle import writable
+from tfswa.runtime.model.opening import INPUT
+from tfswa.runtime.model.spec import ModelSpec
 
 Counts = NDArray[Any]
 

@@ -17,9 +17,9 @@ from typing import Any
 from tfswa.calibration.cost import Costs
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator
-from tfswa.runtime import atomic
-from tfswa.runtime.bundle import writable
 from tfswa.runtime.errors import NonFiniteError
+from tfswa.runtime.files import atomic
+from tfswa.runtime.model.bundle import writable
 
 Step = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
 

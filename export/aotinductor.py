@@ -17,7 +17,7 @@ from tfswa.export.artifact import Exported, bundle_of, produce
 from tfswa.runtime.backends.aotinductor import MADE_FOR, machine
 from tfswa.runtime.backends.torchscript import jit_allowed
 from tfswa.runtime.errors import ExportError, reason
-from tfswa.runtime.models import METADATA, Model, embed
+from tfswa.runtime.model.opening import METADATA, Model, embed
 
 NAME = "model.pt2"
 

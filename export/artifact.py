@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tfswa.export.check import check_graph, check_planes
-from tfswa.runtime.bundle import Bundle, replacing_directory
-from tfswa.runtime.engines import ANSWER, ENGINE, KEY
+from tfswa.runtime.backends.engines import ANSWER, ENGINE, KEY
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
-from tfswa.runtime.models import FileModel, Model, open_model
+from tfswa.runtime.model.bundle import Bundle, replacing_directory
+from tfswa.runtime.model.opening import FileModel, Model, open_model
 from tfswa.train.backend import load_network
 
 Convert = Callable[[nn.Module, Path], Mapping[str, Any]]

@@ -19,9 +19,9 @@ from typing import Any
 
 from tfswa.export.plan import QUANTISED, Precision, PrecisionPlan
 from tfswa.export.precision import FULL
-from tfswa.runtime import atomic
-from tfswa.runtime.engines import errors_of, library_logger
+from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import ExportError, UsageError
+from tfswa.runtime.files import atomic
 
 Shape = tuple[int, ...]
 Progress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all

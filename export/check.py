@@ -24,10 +24,10 @@ from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
 from tfswa.runtime.metrics import likeness_db
-from tfswa.runtime.models import FileModel
+from tfswa.runtime.model.opening import FileModel
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.gates import gate_for
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stft import Stft, pack
+from tfswa.runtime.stream.transform import Stft, pack
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -261,7 +261,7 @@ def _loud_chunks(spec: ModelSpec, audio: Path) -> list[NDArray[np.float32]]:
 
 def _chunks(spec: ModelSpec, audio: Path) -> Iterator[NDArray[np.float32]]:
     """Chunks ``[C, chunk_samples]`` one after another, the last padded with zeros."""
-    from tfswa.runtime.audio import model_blocks, open_audio
+    from tfswa.runtime.audio.reading import model_blocks, open_audio
 
     size = spec.chunk_samples
     held = np.zeros((spec.channels, 0), np.float32)

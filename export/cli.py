@@ -80,7 +80,7 @@ def export(
     is computed in which precision; nothing in it overflows on full-scale noise and square waves.
     """
     from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
 
     onnx_only = {
         "--opset": opset,
@@ -176,7 +176,7 @@ def build_engine(
     from tfswa.export.engine import BuildOptions
     from tfswa.export.engine import build_engine as run
     from tfswa.runtime.commands.phases import Phases
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
 
     chosen = BuildOptions(precision, flavor, _batch(batch), capability, timing_cache, workspace)
     with Phases() as phases:

@@ -28,10 +28,7 @@ from numpy.typing import NDArray
 from tfswa.export.artifact import bundle_of
 from tfswa.export.builder import Order, Progress, build, capabilities, inspect_types
 from tfswa.export.plan import Precision
-from tfswa.runtime import atomic
-from tfswa.runtime.backends.torchscript import run_torch
-from tfswa.runtime.bundle import Bundle, sha256_of_json, writable
-from tfswa.runtime.engines import (
+from tfswa.runtime.backends.engines import (
     ANSWER,
     CAPABILITY,
     ENGINE,
@@ -42,8 +39,11 @@ from tfswa.runtime.engines import (
     probe,
     samples,
 )
+from tfswa.runtime.backends.torchscript import run_torch
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError
-from tfswa.runtime.models import Model
+from tfswa.runtime.files import atomic
+from tfswa.runtime.model.bundle import Bundle, sha256_of_json, writable
+from tfswa.runtime.model.opening import Model
 from tfswa.train.backend import load_network
 
 Flavor = Literal["auto", "rtx", "tensorrt"]

@@ -1,6 +1,6 @@
 """Graphs whose inner values can be looked at: ONNX in ONNX Runtime, TorchScript in torch.
 
-For ``tfx parity --localize``; what is done with the values is in ``runtime/parity/localise.py``.
+For ``tfx parity --localize``; what is done with the values is in ``runtime/parity/localize.py``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tfswa.export.session import cpu_session
 from tfswa.export.torchscript import trace
 from tfswa.runtime.backends.torchscript import jit_allowed, load_traced
 from tfswa.runtime.errors import BundleError, UsageError, reason
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.graph import Graph, Node
-from tfswa.runtime.parity.localise import Instrument
+from tfswa.runtime.parity.localize import Instrument
 from tfswa.train.backend import load_network
 
 KINDS = {"ort": "onnx", "torchscript": "torchscript"}

@@ -24,10 +24,10 @@ from tfswa.export.artifact import Compared, Exported, bundle_of, produce
 from tfswa.export.plan import QUANTISED, TYPED, Precision, PrecisionPlan
 from tfswa.export.precision import count_casts, typed
 from tfswa.export.quantise import CALIBRATION, count_quantised, layers, load_ranges, quantised
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import ConfigError, ExportError, UsageError
-from tfswa.runtime.models import INPUT, METADATA, OUTPUT, Model, embed
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import INPUT, METADATA, OUTPUT, Model, embed
+from tfswa.runtime.model.spec import ModelSpec
 
 NAME = "model.onnx"
 OPSET = 20

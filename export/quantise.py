@@ -31,7 +31,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, ConfigError, ExportError, UsageError
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.opening import Model
 
 KINDS = ("Conv", "ConvTranspose", "MatMul")
 CALIBRATION = "calibration.json"

@@ -10,8 +10,8 @@ from torch import nn
 
 from tfswa.export.artifact import Exported, bundle_of, produce
 from tfswa.runtime.backends.torchscript import jit_allowed
-from tfswa.runtime.models import METADATA, Model, embed
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.opening import METADATA, Model, embed
+from tfswa.runtime.model.spec import ModelSpec
 
 NAME = "model.ts"
 

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model, open_model
-    from tfswa.runtime.separator import Separator
+    from tfswa.runtime.model.opening import Model, open_model
+    from tfswa.runtime.stream.separator import Separator
 
 __all__ = ["Model", "Separator", "open_model"]
 
-_HOME = {"Model": "models", "open_model": "models", "Separator": "separator"}
+_HOME = {"Model": "model.opening", "open_model": "model.opening", "Separator": "stream.separator"}
 
 
 def __getattr__(name: str) -> Any:

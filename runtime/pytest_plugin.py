@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
     from tfswa.runtime.parity import Breach, Certificate, Gates, Item, Run
 
 OTHERS = ("graph", "axes", "finite")  # levels whose breaches belong to no single stem of an item
@@ -69,7 +69,7 @@ class Measured:
 
     def __init__(self, config: pytest.Config, name: str):
         from tfswa.runtime.commands.parity_measure import runs_of
-        from tfswa.runtime.models import open_model
+        from tfswa.runtime.model.opening import open_model
         from tfswa.runtime.parity import adversaries, load_gates, songs
         from tfswa.runtime.parity.gates import default_gates
 

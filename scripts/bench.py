@@ -21,9 +21,9 @@ import bench_training
 import soundfile
 
 from tfswa.runtime.machine import cores, cpu_name
-from tfswa.runtime.models import open_model
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.songs.loading import example_stem_file, load_stem_file, synthetic_song
 from tfswa.runtime.table import markdown_table, text_table
-from tfswa.runtime.truth import example_stem_file, load_stem_file, synthetic_song
 
 TFX = [sys.executable, "-m", "tfswa.runtime"]
 

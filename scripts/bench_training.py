@@ -21,10 +21,10 @@ import numpy as np
 import soundfile
 
 from tfswa.runtime.benchmark.process import Lost, Worker
-from tfswa.runtime.models import open_model
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.loading import example_stem_file, load_stem_file, synthetic_song
 from tfswa.runtime.table import text_table
-from tfswa.runtime.truth import example_stem_file, load_stem_file, synthetic_song
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "train" / "configs" / "seed.toml"

@@ -22,8 +22,8 @@ from tfswa.calibration.loss import HeldOut
 from tfswa.export.quantise import LEVELS, layers, load_ranges, quantised, rounded_weight
 from tfswa.export.session import cpu_session
 from tfswa.runtime.errors import TfxError
-from tfswa.runtime.models import INPUT, Model, open_model
-from tfswa.runtime.stft import Stft, pack
+from tfswa.runtime.model.opening import INPUT, Model, open_model
+from tfswa.runtime.stream.transform import Stft, pack
 from tfswa.runtime.table import text_table
 
 CHUNKS = 16  # to take errors from, evenly from the corpus

@@ -21,7 +21,7 @@ from typing import Any
 from bench import TFX, loop_song
 
 from tfswa.runtime.errors import TfxError, UsageError
-from tfswa.runtime.models import open_model
+from tfswa.runtime.model.opening import open_model
 from tfswa.runtime.table import markdown_table, text_table
 
 BATCHES = (1, 4, 8)

@@ -33,9 +33,9 @@ from tfswa.runtime.benchmark.process import Worker
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
-from tfswa.runtime.models import open_model
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.songs.loading import Song, example_stem_file, load_stem_file
 from tfswa.runtime.table import markdown_table
-from tfswa.runtime.truth import Song, example_stem_file, load_stem_file
 
 RUNS = [  # label, which bundle, backend, precision
     ("torch fp32", "all", "torch", "fp32"),

@@ -19,7 +19,7 @@ import numpy as np
 from tfswa.runtime.backends import import_library
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.machine import cores, cpu_name
-from tfswa.runtime.models import Model, open_model
+from tfswa.runtime.model.opening import Model, open_model
 from tfswa.runtime.table import markdown_table, text_table
 
 TYPES = {"fp32": "f32", "bf16": "bf16"}

@@ -17,11 +17,12 @@ from bench import TFX
 
 from tfswa.runtime.backends import backend_names, compiles
 from tfswa.runtime.errors import TfxError
-from tfswa.runtime.models import open_model
-from tfswa.runtime.parity import formats, judge
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.parity import judge
 from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.gates import default_gates
-from tfswa.runtime.truth import example_stem_file
+from tfswa.runtime.parity.report import formats
+from tfswa.runtime.songs.loading import example_stem_file
 
 EXPORTS = [("onnx", "fp32"), ("onnx", "fp16"), ("torchscript", "fp32"), ("aotinductor", "fp32")]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tfswa.runtime.audio import model_blocks, open_audio
+from tfswa.runtime.audio.reading import model_blocks, open_audio
 from tfswa.runtime.machine import peak_memory_mb
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.models import open_model
-from tfswa.runtime.separator import Separator
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stft import Stft
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.loading import Song, example_stem_file, load_stem_file
+from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.stream.transform import Stft
 from tfswa.runtime.table import text_table
-from tfswa.runtime.truth import Song, example_stem_file, load_stem_file
 
 
 def main(out: Path) -> None:

@@ -27,9 +27,9 @@ import soundfile
 from command_line import Done, Tfx
 from numpy.typing import NDArray
 
-from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.models import BundleModel, open_model
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import BundleModel, open_model
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would all they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

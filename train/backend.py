@@ -13,9 +13,9 @@ from torch import nn
 
 from tfswa.runtime.backends import BackendOptions, filled
 from tfswa.runtime.backends.torchscript import TorchThreads, jit_allowed, run_torch, torch_device
-from tfswa.runtime.bundle import WEIGHTS, Bundle
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.bundle import WEIGHTS, Bundle
+from tfswa.runtime.model.opening import Model
 from tfswa.train.families import build_network, new_spec
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}

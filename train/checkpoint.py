@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import torch
 
-from tfswa.runtime.atomic import writing
 from tfswa.runtime.errors import TrainingError, reason
+from tfswa.runtime.files.atomic import writing
 
 FOLDER = "checkpoints"
 ENDING = ".ckpt"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tfswa.runtime.errors import BundleError, ConfigError
-from tfswa.runtime.spec import ChunkSpec, ModelSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
 from tfswa.train.config import TrainConfig, steps_of
 
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tfswa.runtime import pictures
-from tfswa.runtime.atomic import sweep, writing
 from tfswa.runtime.errors import ConfigError, TrainingError
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.files.atomic import sweep, writing
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.plots import pictures
 from tfswa.train import checkpoint
 from tfswa.train.attention import attention_maps
 from tfswa.train.config import TrainConfig, steps_of

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tfswa.runtime.backends.torchscript import torch_device
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.train.spectral import TorchStft
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
 
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
 CEILING_ROUNDS = 6

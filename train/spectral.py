@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfswa.runtime.spec import StftSpec
+from tfswa.runtime.model.spec import StftSpec
 
 
 class TorchStft:

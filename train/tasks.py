@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from tfswa.runtime.atomic import writing
-from tfswa.runtime.bundle import WEIGHTS, Bundle
 from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.bundle import WEIGHTS, Bundle
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.train.config import ModelConfig, PretrainConfig, TrainConfig
 from tfswa.train.data.songs import Song
 from tfswa.train.losses import SeparationLoss

@@ -24,9 +24,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime import pictures
-from tfswa.runtime.atomic import writing
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, reason
+from tfswa.runtime.files.atomic import writing
+from tfswa.runtime.plots import pictures
 from tfswa.train.config import LossConfig
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
 
 GROUP = "tfswa.backends"
 EXTRAS = {  # what brings a library, by its top-level package
@@ -103,14 +103,14 @@ def compiles(backend: str) -> bool:
 
 
 def open_session(backend: str, model: Model, options: BackendOptions) -> Session:
-    """Load a model in a backend; what ``auto`` takes is in ``runtime/auto.py``.
+    """Load a model in a backend; what ``auto`` takes is in ``runtime/backends/auto.py``.
 
     Raises:
         UsageError: no such backend.
         BackendUnavailable: its library, its device or the model's artifact for it is missing.
     """
     if backend == "auto":
-        from tfswa.runtime.auto import choose
+        from tfswa.runtime.backends.auto import choose
 
         return choose(model, options)
     return _load(_point(backend))(model, options)

@@ -16,7 +16,7 @@ from tfswa.runtime.backends.torchscript import TorchThreads
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
 
 MADE_FOR = "made_for.json"  # in the package: what its code runs on
 

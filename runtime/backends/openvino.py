@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, filled, import_library
-from tfswa.runtime.bundle import sha256_of_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.machine import cores, user_cache
+from tfswa.runtime.model.bundle import sha256_of_json
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.machine import cores, user_cache
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
 
 
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

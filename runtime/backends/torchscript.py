@@ -17,7 +17,7 @@ from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 if TYPE_CHECKING:
     from torch import device as Device
 
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
 
 
 class TorchScriptSession:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
 from tfswa.runtime.backends.cuda import Device
-from tfswa.runtime.backends.trt_execution import Ends, Execution, failure
-from tfswa.runtime.engines import (
+from tfswa.runtime.backends.engines import (
     CAPABILITY,
     ENGINE,
     MODULES,
@@ -29,15 +28,16 @@ from tfswa.runtime.engines import (
     probe,
     samples,
 )
+from tfswa.runtime.backends.trt_execution import Ends, Execution, failure
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError
 from tfswa.runtime.metrics import likeness_db
-from tfswa.runtime.models import INPUT, OUTPUT
+from tfswa.runtime.model.opening import INPUT, OUTPUT
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.gates import gate_for
-from tfswa.runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from tfswa.runtime.bundle import Bundle
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.bundle import Bundle
+    from tfswa.runtime.model.opening import Model
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends.cuda import Device, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
-from tfswa.runtime.engines import errors_of, library_logger
+from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
-from tfswa.runtime.models import INPUT, OUTPUT
+from tfswa.runtime.model.opening import INPUT, OUTPUT
 
 logger = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.gates import gate_for
 from tfswa.runtime.parity.reference import load_reference
-from tfswa.runtime.truth import Song
+from tfswa.runtime.songs.loading import Song
 
 TURN = 2  # timed calls before the next backend has its turn
 CEILINGS = {  # what is measured; CPUs compute float16 in float32

@@ -25,9 +25,9 @@ def main() -> None:
     from tfswa.runtime.backends import BackendOptions
     from tfswa.runtime.errors import TfxError
     from tfswa.runtime.machine import gpu_memory_mb, peak_memory_mb
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity.reference import load_reference
-    from tfswa.runtime.separator import Separator
+    from tfswa.runtime.stream.separator import Separator
 
     given = json.loads(sys.argv[1])
     if "ceiling" in given:

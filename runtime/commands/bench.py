@@ -87,13 +87,13 @@ def bench(
     """
     import json
 
-    from tfswa.runtime import pictures
-    from tfswa.runtime.auto import record, table_of
+    from tfswa.runtime.backends.auto import record, table_of
     from tfswa.runtime.benchmark.bench import Plan
     from tfswa.runtime.benchmark.bench import bench as run
     from tfswa.runtime.errors import OutputExists
-    from tfswa.runtime.models import open_model
-    from tfswa.runtime.truth import load_song, synthetic_song
+    from tfswa.runtime.model.opening import open_model
+    from tfswa.runtime.plots import pictures
+    from tfswa.runtime.songs.loading import load_song, synthetic_song
 
     endings = (".json", ".md", ".png")
     files = [output.with_name(output.name + ending) for ending in endings] if output else []
@@ -155,9 +155,9 @@ def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | flo
 
 def _write(files: list[Path], found: Benchmark, text: str) -> None:
     """The three files, each whole or not at all."""
-    from tfswa.runtime import pictures
-    from tfswa.runtime.atomic import writing
     from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.files.atomic import writing
+    from tfswa.runtime.plots import pictures
     from tfswa.runtime.table import markdown_table
 
     machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())

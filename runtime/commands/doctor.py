@@ -19,7 +19,7 @@ def doctor(as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from tfswa.runtime.doctor import examine
+    from tfswa.runtime.backends.doctor import examine
     from tfswa.runtime.errors import TfxError
 
     found = examine()

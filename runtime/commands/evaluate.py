@@ -11,7 +11,7 @@ from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
     from tfswa.runtime.evaluation.evaluate import Evaluation, Progress
-    from tfswa.runtime.stems import SongFiles
+    from tfswa.runtime.songs.finding import SongFiles
 
 COLUMNS = {
     "SDR c": "sdr_c_db",
@@ -86,7 +86,7 @@ def evaluate(
     from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.evaluation.evaluate import Choices
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
 
     opened = open_model(model)
     found = pick_songs(data, split, songs, opened.spec.stems)
@@ -118,7 +118,7 @@ def pick_songs(
         AudioError: no songs, or no such split.
     """
     from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.stems import find_songs, musdb_root
+    from tfswa.runtime.songs.finding import find_songs, musdb_root
 
     root = musdb_root() if str(data) == "musdb" and not data.exists() else data
     has_test = (root / "test").is_dir()

@@ -11,7 +11,7 @@ import click
 from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
-    from tfswa.runtime.spec import ModelSpec
+    from tfswa.runtime.model.spec import ModelSpec
 
 
 @click.command()
@@ -44,7 +44,7 @@ def inspect(
     import json
 
     if song is not None:
-        from tfswa.runtime.attention import draw_attention
+        from tfswa.runtime.parity.attention import draw_attention
 
         drawn = draw_attention(model, song, output or Path("attention"), force=force)
         if as_json:
@@ -68,7 +68,7 @@ def inspect(
 
 
 def _verified(model: str, key: Path) -> dict[str, int]:
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity.signature import verify
 
     certificates, held = verify(open_model(model), key)
@@ -79,7 +79,7 @@ def describe(model: str) -> dict[str, Any]:
     """Return what is known of a model, JSON-ready; keys are documented in docs/json.md."""
     from importlib.metadata import entry_points
 
-    from tfswa.runtime.models import model_names, open_model
+    from tfswa.runtime.model.opening import model_names, open_model
     from tfswa.runtime.parity import passes, read_evidence
 
     families = {point.name for point in entry_points(group="tfswa.families")}

@@ -14,8 +14,8 @@ def models(as_json: bool) -> None:
     import json
     from importlib.metadata import entry_points
 
-    from tfswa.runtime.bundle import Bundle
-    from tfswa.runtime.models import model_names
+    from tfswa.runtime.model.bundle import Bundle
+    from tfswa.runtime.model.opening import model_names
 
     found = []
     for name, path in model_names().items():

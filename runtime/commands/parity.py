@@ -146,7 +146,7 @@ def parity(
         )
         return
     if localize:
-        from tfswa.runtime.commands.parity_localise import run_localise
+        from tfswa.runtime.commands.parity_localize import run_localise
 
         run_localise(
             model,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from tfswa.runtime.models import Model
+    from tfswa.runtime.model.opening import Model
     from tfswa.runtime.parity import Breach, Certificate, Gates, Run
-    from tfswa.runtime.parity.exhibits import Exhibits
+    from tfswa.runtime.parity.report.excerpts import Exhibits
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run_measure(
 ) -> None:
     """Certify and judge, or judge alone; raises where a gate is not met."""
     from tfswa.runtime.errors import BackendUnavailable, UsageError
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import adversaries, certify, load_gates, read_evidence, songs, store
     from tfswa.runtime.parity.gates import default_gates
     from tfswa.runtime.parity.signature import Signer
@@ -95,7 +95,7 @@ def run_measure(
                 runs.remove(run)
                 missing[run.name] = str(error)
         if outputs.report is not None:
-            from tfswa.runtime.parity.exhibits import Exhibits
+            from tfswa.runtime.parity.report.excerpts import Exhibits
 
             # Made before the work: it says what is missing.
             exhibits = Exhibits(opened.spec, audio=not outputs.no_audio)
@@ -167,7 +167,8 @@ def _tell(
     import json
 
     from tfswa.runtime.errors import GateError
-    from tfswa.runtime.parity import formats, judge
+    from tfswa.runtime.parity import judge
+    from tfswa.runtime.parity.report import formats
 
     judged = [(certificate, judge(certificate, gates)) for certificate in certificates]
     if outputs.as_json:
@@ -187,7 +188,7 @@ def _tell(
     formats.write(outputs.junit, formats.junit(model.name, judged))
     formats.write(outputs.markdown, formats.markdown(model.name, judged, gates))
     if outputs.report is not None:
-        from tfswa.runtime.parity.report import page
+        from tfswa.runtime.parity.report.page import page
 
         formats.write(outputs.report, page(model.name, judged, gates, exhibits, missing=missing))
         click.echo(f"{outputs.report}: {outputs.report.stat().st_size / 1e6:.1f} MB", err=True)
@@ -210,7 +211,7 @@ def _polygraphy(model: Model, certificate: Certificate, gates: Gates) -> str | N
     """The line that repeats the comparison of the graph alone, where polygraphy can run it."""
     from math import isfinite
 
-    from tfswa.runtime.polygraphy import command_line
+    from tfswa.runtime.parity.polygraphy import command_line
 
     limit = gates.of(certificate.precision).snr_db
     if model.bundle is None or certificate.artifact not in model.bundle.files or not isfinite(limit):

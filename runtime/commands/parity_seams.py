@@ -26,12 +26,12 @@ def run_seams(
     """Measure, print, draw, store."""
     import json
 
-    from tfswa.runtime import pictures
-    from tfswa.runtime.bundle import writable
     from tfswa.runtime.errors import OutputExists, UsageError
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.bundle import writable
+    from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity.corpus import songs
     from tfswa.runtime.parity.seams import LIMIT_DB, measure_seams, store_context
+    from tfswa.runtime.plots import pictures
 
     if output is not None and not store:
         raise UsageError("-o names the bundle that --store writes, which was not asked for: add --store")
@@ -132,7 +132,7 @@ def _answer(found: Seams) -> str:
 
 
 def _draw(found: Seams, name: str) -> Any:
-    from tfswa.runtime.pictures import Panel, panels
+    from tfswa.runtime.plots.pictures import Panel, panels
 
     marks = {"present context": float(found.spec.chunk.context)}
     if found.context is not None:

@@ -13,7 +13,7 @@ from tfswa.runtime.commands import options
 from tfswa.runtime.errors import TfxError
 
 if TYPE_CHECKING:
-    from tfswa.runtime.separator import FileResult
+    from tfswa.runtime.stream.separator import FileResult
 
 NAMED = 3  # chunks of a report on stderr; --json has them all
 
@@ -75,13 +75,13 @@ def separate(
 
     INPUT is an audio or video file, or a folder whose audio files are all taken.
     """
-    from tfswa.runtime.auto import why
+    from tfswa.runtime.audio.encoders import FORMATS
     from tfswa.runtime.backends import BackendOptions, default_device
-    from tfswa.runtime.encoders import FORMATS
+    from tfswa.runtime.backends.auto import why
     from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import describe_evidence, require
-    from tfswa.runtime.separator import Separator, stem_indices
+    from tfswa.runtime.stream.separator import Separator, stem_indices
 
     if format_ not in FORMATS:
         raise UsageError(f"unknown format {format_!r}: choose one of {', '.join(FORMATS)}")
@@ -140,8 +140,8 @@ def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]
     Raises:
         UsageError: a folder without audio, or two inputs that would write into one folder.
     """
+    from tfswa.runtime.audio.listing import AUDIO_ENDINGS
     from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.folders import AUDIO_ENDINGS
 
     jobs: dict[Path, Path] = {}
     for given in inputs:
@@ -164,7 +164,7 @@ def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]
 
 
 def _audio_files(folder: Path, output: Path) -> list[Path]:
-    from tfswa.runtime.folders import audio_files
+    from tfswa.runtime.audio.listing import audio_files
 
     found, written = audio_files(folder, recursive=True), output.resolve()
     if folder.resolve() not in written.parents:

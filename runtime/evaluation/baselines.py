@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.spec import StftSpec
-from tfswa.runtime.stft import Stft
+from tfswa.runtime.model.spec import StftSpec
+from tfswa.runtime.stream.transform import Stft
 
 Audio = NDArray[np.float32]
 

@@ -23,18 +23,18 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa.runtime.atomic import folder
+from tfswa.runtime.files.atomic import folder
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, NonFiniteError, TfxError, UsageError
 from tfswa.runtime.evaluation import boxplot, bsseval, memory, results
 from tfswa.runtime.evaluation.pool import Workers
 from tfswa.runtime.evaluation.records import Records, SongResult, audio_sha256, identify
 from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summarise
-from tfswa.runtime.models import Model
-from tfswa.runtime.separator import Separator
-from tfswa.runtime.staging import Staging
-from tfswa.runtime.stems import SongFiles
-from tfswa.runtime.truth import Song, load, true_sources
+from tfswa.runtime.model.opening import Model
+from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.files.staging import Staging
+from tfswa.runtime.songs.finding import SongFiles
+from tfswa.runtime.songs.loading import Song, load, true_sources
 
 Audio = NDArray[np.float32]
 

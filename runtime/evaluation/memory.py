@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tfswa.runtime.audio import open_audio
+from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import AudioError, TfxError
 from tfswa.runtime.evaluation.bsseval import FILTER_SAMPLES
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stems import SongFiles
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.finding import SongFiles
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.bundle import sha256_of
+from tfswa.runtime.model.bundle import sha256_of
 from tfswa.runtime.errors import OutputExists
 from tfswa.runtime.evaluation.scores import WINDOWS, Score
-from tfswa.runtime.separator import Separator
-from tfswa.runtime.stems import SongFiles
+from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.songs.finding import SongFiles
 
 SCHEMA = 1
 

@@ -17,7 +17,7 @@ from typing import Any
 from tfswa.runtime.evaluation.boxplot import box_plot
 from tfswa.runtime.evaluation.records import SCHEMA, Identity, SongResult, another, differences
 from tfswa.runtime.evaluation.scores import FIGURES, Summary
-from tfswa.runtime.staging import Staging
+from tfswa.runtime.files.staging import Staging
 
 JSON, CSV, PLOT = "results.json", "results.csv", "boxplot.png"
 

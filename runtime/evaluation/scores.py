@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
 from tfswa.runtime.metrics import sdr_db, si_sdr_db
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.spec import ModelSpec
 
 MODEL = "model"
 WINDOWS = {"": 1.0, "_10s": 10.0}  # length in seconds by what it adds to a figure's name

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.errors import BundleError, GateError, UsageError
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.gates import Gates, default_gates, judge
 
 EVIDENCE = "parity.json"

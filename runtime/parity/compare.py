@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, UsageError
 from tfswa.runtime.machine import cores, cpu_name
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.certificate import AxisFigures, Certificate, versions_of
 from tfswa.runtime.parity.corpus import Item, Kind, kind_of
 from tfswa.runtime.parity.figures import Quality, graph_figures, signal_figures, worst_snr_db
 from tfswa.runtime.parity.reference import Reference, load_reference
-from tfswa.runtime.separator import Separator
-from tfswa.runtime.stft import Stft, pack
-from tfswa.runtime.truth import Song, loudest_chunk
+from tfswa.runtime.songs.loading import Song, loudest_chunk
+from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.stream.transform import Stft, pack
 
 Audio = NDArray[np.float32]
 Listener = Callable[[Song, str, Audio, Audio], None]

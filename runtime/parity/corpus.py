@@ -14,10 +14,10 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.overlap import ChunkPlan
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stems import find_songs
-from tfswa.runtime.truth import Song, load, synthetic_song
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.finding import find_songs
+from tfswa.runtime.songs.loading import Song, load, synthetic_song
+from tfswa.runtime.stream.overlap import ChunkPlan
 
 Kind = Literal["real", "adversarial", "tiny"]
 SEED = 20_261

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.metrics import sdr_db, sdr_windows_db, si_sdr_db, snr_db
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.certificate import GraphFigures, QualityFigures, SignalFigures
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.truth import Song
+from tfswa.runtime.songs.loading import Song
 
 Stems = NDArray[np.floating[Any]]
 

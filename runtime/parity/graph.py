@@ -1,4 +1,4 @@
-"""What a graph is to ``localise.py``: nodes, the values between them, and ways through them."""
+"""What a graph is to ``localize.py``: nodes, the values between them, and ways through them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable, UsageError
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.opening import Model
 
 REFERENCES = "tfswa.references"
 

@@ -33,13 +33,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.bundle import WEIGHTS, Bundle
 from tfswa.runtime.errors import AudioError, BundleError, GateError, NonFiniteError, UsageError
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.bundle import WEIGHTS, Bundle
+from tfswa.runtime.model.opening import Model
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
 from tfswa.runtime.parity.corpus import Item
 from tfswa.runtime.parity.reference import Reference, load_reference
-from tfswa.runtime.spec import ChunkSpec, ModelSpec
-from tfswa.runtime.truth import Song
+from tfswa.runtime.songs.loading import Song
 
 Audio = NDArray[np.float32]
 Energies = NDArray[np.float64]  # [5, S, distances]: long, long - chunk, truth, truth - long, truth - chunk

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
-from tfswa.runtime.models import Model
+from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.certificate import EVIDENCE, read_evidence
 
 SIGNATURE = f"{EVIDENCE}.sig"

@@ -38,7 +38,7 @@ from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
 from tfswa.runtime.cli import tfx as group  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import BundleModel, open_model  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, open_model  # noqa: E402
 
 RATE = 8000
 CHUNK_SECONDS = 0.24

@@ -26,9 +26,9 @@ from tfswa.calibration import gather as gathering
 from tfswa.calibration.corpus import STRATA, Chunk, Corpus, open_corpus
 from tfswa.calibration.gather import classify, gather, shares
 from tfswa.runtime.errors import AudioError, BundleError, OutputExists, UsageError
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.parity.corpus import adversaries
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
-from tfswa.runtime.stems import STEM_FILE_STREAMS
+from tfswa.runtime.songs.finding import STEM_FILE_STREAMS
 
 Audio = NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from tfswa.calibration.ranges import BINS, METHODS, SAMPLES, Collector  # noqa: E402
 from tfswa.export.quantise import LEVELS, item_shapes, layers  # noqa: E402
 from tfswa.runtime.errors import NonFiniteError, UsageError  # noqa: E402
-from tfswa.runtime.models import open_model  # noqa: E402
+from tfswa.runtime.model.opening import open_model  # noqa: E402
 
 Array = NDArray[Any]
 

@@ -30,9 +30,9 @@ from tfswa.calibration.simulate import FULL, HALF, INT8  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.quantise import layers, quantised  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError  # noqa: E402
-from tfswa.runtime.models import open_model  # noqa: E402
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec  # noqa: E402
-from tfswa.runtime.stft import Stft, pack  # noqa: E402
+from tfswa.runtime.model.opening import open_model  # noqa: E402
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec  # noqa: E402
+from tfswa.runtime.stream.transform import Stft, pack  # noqa: E402
 
 Planes = NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from tfswa.export.plan import Low  # noqa: E402
 from tfswa.export.precision import rounded, typed  # noqa: E402
 from tfswa.export.quantise import KINDS, layers, quantised  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import open_model  # noqa: E402
+from tfswa.runtime.model.opening import open_model  # noqa: E402
 
 Planes = NDArray[np.float32]
 

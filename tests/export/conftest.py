@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tfswa.runtime.bundle import MANIFEST
-from tfswa.runtime.models import BundleModel, open_model
+from tfswa.runtime.model.bundle import MANIFEST
+from tfswa.runtime.model.opening import BundleModel, open_model
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def exported(exported_bundle: Path, tmp_path: Path) -> BundleModel:
 @pytest.fixture
 def seal() -> Callable[[BundleModel], BundleModel]:
     """Seal a bundle, as the one inside the package is."""
-    from tfswa.runtime import bundle
+    from tfswa.runtime.model import bundle
 
     def sealed(model: BundleModel) -> BundleModel:
         path = model.bundle.path

@@ -19,8 +19,8 @@ from tfswa.runtime.backends import aotinductor as backend  # noqa: E402
 from tfswa.runtime.backends.aotinductor import AotInductorSession  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, BundleError, ExportError, UsageError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
-from tfswa.runtime.spec import ChunkSpec, StftSpec  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.model.spec import ChunkSpec, StftSpec  # noqa: E402
 from tfswa.train.backend import CompiledSession, TorchSession, new_bundle  # noqa: E402
 
 CPU = BackendOptions()

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: export need
 
 from tfswa.export import artifact  # noqa: E402
 from tfswa.export.artifact import bundle_copy, finite_or_none, produce  # noqa: E402
-from tfswa.runtime.bundle import WEIGHTS, Bundle  # noqa: E402
 from tfswa.runtime.errors import BundleError, ExportError, OutputExists, UsageError  # noqa: E402
-from tfswa.runtime.models import BundleModel, open_model  # noqa: E402
+from tfswa.runtime.model.bundle import WEIGHTS, Bundle  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, open_model  # noqa: E402
 
 Contents = Callable[[Path], dict[str, bytes]]
 Seal = Callable[[BundleModel], BundleModel]

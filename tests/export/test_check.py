@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: export need
 
 from tfswa.export import check  # noqa: E402
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError  # noqa: E402
-from tfswa.runtime.models import FileModel  # noqa: E402
-from tfswa.runtime.spec import ModelSpec  # noqa: E402
-from tfswa.runtime.stft import Stft, pack  # noqa: E402
+from tfswa.runtime.model.opening import FileModel  # noqa: E402
+from tfswa.runtime.model.spec import ModelSpec  # noqa: E402
+from tfswa.runtime.stream.transform import Stft, pack  # noqa: E402
 
 Planes = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from tfswa.export.cli import build_engine, export
 from tfswa.runtime.errors import OutputExists, TfxError, UsageError
-from tfswa.runtime.models import BundleModel
+from tfswa.runtime.model.opening import BundleModel
 
 pytest.importorskip("torch", reason="torch is not installed: export needs it")
 

@@ -29,10 +29,9 @@ from tfswa.export.engine import BuildOptions, build_engine  # noqa: E402
 from tfswa.export.plan import Precision, PrecisionPlan  # noqa: E402
 from tfswa.export.precision import typed  # noqa: E402
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
+from tfswa.runtime.backends.engines import PORTABLE, probe, samples  # noqa: E402
 from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
 from tfswa.runtime.backends.trt import TrtSession  # noqa: E402
-from tfswa.runtime.bundle import Bundle, _entries, _read_manifest, _write_manifest  # noqa: E402
-from tfswa.runtime.engines import PORTABLE, probe, samples  # noqa: E402
 from tfswa.runtime.errors import (  # noqa: E402
     BackendUnavailable,
     BundleError,
@@ -41,7 +40,8 @@ from tfswa.runtime.errors import (  # noqa: E402
     UsageError,
 )
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.model.bundle import Bundle, _entries, _read_manifest, _write_manifest  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
 from tfswa.runtime.parity.gates import gate_for  # noqa: E402
 
 

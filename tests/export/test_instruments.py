@@ -14,14 +14,14 @@ import pytest
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends.torchscript import jit_allowed
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.cli import main
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
-from tfswa.runtime.models import METADATA, BundleModel, embed, open_model
-from tfswa.runtime.parity.localise import Located, Step, localise, worst_first
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
+from tfswa.runtime.parity.localize import Located, Step, localise, worst_first
 from tfswa.runtime.parity.reference import load_reference
-from tfswa.runtime.stft import Stft, pack
-from tfswa.runtime.truth import synthetic_song
+from tfswa.runtime.songs.loading import synthetic_song
+from tfswa.runtime.stream.transform import Stft, pack
 
 torch = pytest.importorskip("torch", reason="torch is not installed: networks need it")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: graphs are looked into with it")

@@ -21,8 +21,8 @@ from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
 from tfswa.runtime.errors import ExportError, OutputExists, UsageError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec  # noqa: E402
 from tfswa.train.backend import TorchSession, new_bundle  # noqa: E402
 
 RUNTIME_GATE_DB = 90.0  # random weights, no training: rounding alone, 115 dB and better

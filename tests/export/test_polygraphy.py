@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed: it is the judge here")
 
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.commands.parity import parity
-from tfswa.runtime.models import open_model
-from tfswa.runtime.polygraphy import command_line, layers_line
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.parity.polygraphy import command_line, layers_line
 
 BIN = str(Path(sys.executable).parent)
 

@@ -27,7 +27,7 @@ from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError, TfxError, UsageError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
 from tfswa.runtime.parity.gates import gate_for  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 
@@ -221,7 +221,7 @@ def test_a_weight_that_does_not_fit_is_refused() -> None:
 
 
 def test_a_graph_that_overflows_never_gets_into_the_bundle(plain: BundleModel) -> None:
-    from tfswa.runtime.bundle import Bundle
+    from tfswa.runtime.model.bundle import Bundle
 
     weights = {name: value.astype(np.float32) for name, value in plain.bundle.weights().items()}
     weights["stem.weight"] *= 1e5

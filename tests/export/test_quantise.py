@@ -41,7 +41,7 @@ from tfswa.export.quantise import (  # noqa: E402
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
 from tfswa.runtime.errors import BundleError, ConfigError, ExportError, TfxError, UsageError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import BundleModel, open_model  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, open_model  # noqa: E402
 
 INT8_DB = 35.0  # each of 41 layers loses some 50 dB, and random weights add nothing to that
 SAME_DB = 90.0  # the same 8-bit numbers, sums in another order

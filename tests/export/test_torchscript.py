@@ -16,7 +16,7 @@ from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.torchscript import TorchScriptSession  # noqa: E402
 from tfswa.runtime.errors import OutputExists  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.models import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
 from tfswa.train.backend import TorchSession  # noqa: E402
 
 RUNTIME_GATE_DB = 90.0  # the same kernels on the same weights: rounding at most

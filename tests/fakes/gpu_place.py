@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from simulated_gpu import SimulatedCuda, SimulatedTensorRt
 
 from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.backends.engines import PORTABLE, answer_of, probe, samples
 from tfswa.runtime.backends.trt import TrtSession
-from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.engines import PORTABLE, answer_of, probe, samples
-from tfswa.runtime.models import BundleModel, open_model
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import BundleModel, open_model
 
 ENGINE = "engines/0123456789abcdef.engine"
 

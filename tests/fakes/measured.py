@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.metrics import sdr_db
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.certificate import AxisFigures, Certificate, GraphFigures, QualityFigures
-from tfswa.runtime.parity.exhibits import Exhibits
 from tfswa.runtime.parity.figures import signal_figures
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.truth import Song
+from tfswa.runtime.parity.report.excerpts import Exhibits
+from tfswa.runtime.songs.loading import Song
 
 Audio = NDArray[np.float32]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime import separator
+from tfswa.runtime.model.spec import ChunkSpec, StftSpec
 from tfswa.runtime.parity import Certificate
 from tfswa.runtime.parity.certificate import AxisFigures, GraphFigures, QualityFigures, SignalFigures
-from tfswa.runtime.spec import ChunkSpec, StftSpec
-from tfswa.runtime.stft import Stft
+from tfswa.runtime.stream import separator
+from tfswa.runtime.stream.transform import Stft
 
 Audio = NDArray[np.float32]
 Planes = NDArray[np.float32]

@@ -112,7 +112,7 @@ def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
 
 
 def test_the_arrows_of_the_packages() -> None:
-    assert "tfswa.runtime.spec" in MODULES
+    assert "tfswa.runtime.model.spec" in MODULES
     assert "tfswa.train.loop" in MODULES
     assert "tfswa.calibration.search" in MODULES
     assert offenders("tfswa.runtime", "tfswa.train", "tfswa.export", "tfswa.calibration") == []
@@ -124,7 +124,10 @@ def test_the_runtime_imports_heavy_libraries_in_functions_of_its_backends_alone(
     assert offenders("tfswa.runtime", *LIBRARIES, lazy_is_fine=True) == []
     assert offenders("tfswa.runtime", *LIBRARIES, apart_from=("tfswa.runtime.backends",)) == []
     av = offenders("tfswa.runtime", "av", lazy_is_fine=True)
-    assert {name.partition(":")[0] for name in av} <= {"tfswa.runtime.aac", "tfswa.runtime.ffmpeg"}
+    assert {name.partition(":")[0] for name in av} <= {
+        "tfswa.runtime.audio.aac",
+        "tfswa.runtime.audio.ffmpeg",
+    }
 
 
 def test_command_files_import_only_click_at_module_level() -> None:
@@ -287,7 +290,7 @@ def test_extras_bring_what_the_messages_promise() -> None:
 
 
 def test_av_is_loaded_for_files_that_need_it_alone() -> None:
-    script = "import sys, tfswa.runtime.separator, tfswa.runtime.models; assert 'av' not in sys.modules"
+    script = "import sys\nfrom tfswa.runtime import Separator, open_model\nassert 'av' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 

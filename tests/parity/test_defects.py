@@ -19,15 +19,16 @@ from parity_fakes import CHUNK, HYPER, RATE, STFT
 
 torch = pytest.importorskip("torch", reason="torch is not installed: artifact and reference are networks")
 
-from tfswa.runtime import backends, overlap, separator, stft  # noqa: E402
+from tfswa.runtime import backends  # noqa: E402
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.trt import TrtSession  # noqa: E402
-from tfswa.runtime.bundle import Bundle  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, BundleError, TfxError  # noqa: E402
-from tfswa.runtime.models import BundleModel  # noqa: E402
+from tfswa.runtime.model.bundle import Bundle  # noqa: E402
+from tfswa.runtime.model.opening import BundleModel  # noqa: E402
 from tfswa.runtime.parity import Certificate, Item, compare, judge  # noqa: E402
 from tfswa.runtime.parity.gates import default_gates  # noqa: E402
-from tfswa.runtime.truth import Song  # noqa: E402
+from tfswa.runtime.songs.loading import Song  # noqa: E402
+from tfswa.runtime.stream import overlap, separator, transform  # noqa: E402
 from tfswa.train.backend import TorchSession, new_bundle  # noqa: E402
 from tfswa.train.blocks.window import WindowAttention  # noqa: E402
 
@@ -152,9 +153,9 @@ def one_hop_late(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 DEFECTS: dict[str, tuple[Plant, str]] = {
-    "window off by one sample": (in_the_host(stft, "_hann", rolled), "signal"),
-    "symmetric for periodic Hann": (in_the_host(stft, "_hann", lambda real: symmetric), "signal"),
-    "hop off by one frame": (in_the_host(stft.Stft, "forward", one_hop_late), "signal"),
+    "window off by one sample": (in_the_host(transform, "_hann", rolled), "signal"),
+    "symmetric for periodic Hann": (in_the_host(transform, "_hann", lambda real: symmetric), "signal"),
+    "hop off by one frame": (in_the_host(transform.Stft, "forward", one_hop_late), "signal"),
     "swapped stems": (in_its_output(lambda out: out[:, ::-1]), "graph"),
     "swapped real and imaginary parts": (in_its_output(lambda out: out[:, :, [1, 0, 3, 2]]), "graph"),
     "swapped channels": (in_its_output(lambda out: out[:, :, [2, 3, 0, 1]]), "graph"),
@@ -169,11 +170,11 @@ DEFECTS: dict[str, tuple[Plant, str]] = {
 
 
 def measured(model: BundleModel, song: Song) -> Certificate:
-    stft._gain.cache_clear()  # it is made of the window, which a defect may change
+    transform._gain.cache_clear()  # it is made of the window, which a defect may change
     try:
         return compare(model, [Item.of(song)], backend="torch")
     finally:
-        stft._gain.cache_clear()
+        transform._gain.cache_clear()
 
 
 def test_without_a_defect_nothing_is_found(model: BundleModel, song: Song) -> None:

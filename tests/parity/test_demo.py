@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.bundle import Bundle
-from tfswa.runtime.models import BundleModel, open_model
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.parity import (
     Gate,
     Gates,
@@ -22,7 +22,7 @@ from tfswa.runtime.parity import (
     store,
 )
 from tfswa.runtime.parity.gates import default_gates
-from tfswa.runtime.truth import example_stem_file, load_stem_file
+from tfswa.runtime.songs.loading import example_stem_file, load_stem_file
 
 pytest.importorskip("torch", reason="torch is not installed: there is no reference")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.model.bundle import Bundle
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))  # the scripts are no package

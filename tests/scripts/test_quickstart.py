@@ -14,9 +14,9 @@ import pytest
 import soundfile
 
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.models import model_names
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.truth import example_stem_file, load_stem_file
+from tfswa.runtime.model.opening import model_names
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.loading import example_stem_file, load_stem_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BARE = ROOT / ".venv-ort" / "bin" / "python"  # scripts/test installs '.[ort]' there and nothing else
@@ -78,8 +78,8 @@ def test_embedded_model_is_small() -> None:
 
 
 def test_stems_sum_to_the_mixture(song) -> None:
-    from tfswa.runtime.models import open_model
-    from tfswa.runtime.separator import Separator
+    from tfswa.runtime.model.opening import open_model
+    from tfswa.runtime.stream.separator import Separator
 
     with Separator(open_model("demo"), backend="ort") as separator:
         stems = separator.separate(song.mixture)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.spec import ModelSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: networks need it")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tfswa.runtime import cli
-from tfswa.runtime.bundle import WEIGHTS, Bundle
+from tfswa.runtime.model.bundle import WEIGHTS, Bundle
 
 pytest.importorskip("torch", reason="torch is not installed: the training stage needs it")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tfswa.runtime.errors import BundleError, ConfigError
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.spec import ModelSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
 

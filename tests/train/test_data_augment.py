@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio import model_blocks, open_audio
+from tfswa.runtime.audio.reading import model_blocks, open_audio
 from tfswa.runtime.errors import BackendUnavailable
-from tfswa.runtime.truth import example_stem_file
+from tfswa.runtime.songs.loading import example_stem_file
 
 pytest.importorskip("torch", reason="torch is not installed: the training stage needs it")
 pytest.importorskip("python_stretch", reason="python-stretch is not installed: tempo and pitch need it")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfswa.runtime.audio import open_audio
+from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import AudioError, ConfigError
 from tfswa.train.data.cache import decoded
 from tfswa.train.data.decode import Recording, read_decoded

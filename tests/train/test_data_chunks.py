@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import ConfigError, TrainingError
-from tfswa.runtime.truth import example_stem_file
+from tfswa.runtime.songs.loading import example_stem_file
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the training stage needs it")
 pytest.importorskip("python_stretch", reason="python-stretch is not installed: tempo and pitch need it")

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.commands.evaluate import pick_songs
 from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
-from tfswa.runtime.stems import musdb_root
-from tfswa.runtime.truth import example_stem_file
+from tfswa.runtime.songs.finding import musdb_root
+from tfswa.runtime.songs.loading import example_stem_file
 from tfswa.train.data import check as check_module
 from tfswa.train.data.check import check
 
@@ -71,12 +71,12 @@ class TestCheck:
         assert source.silent_share == pytest.approx(0.75, abs=0.04)
 
     def test_blocks_do_not_change_the_figures(self, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from tfswa.runtime import audio
+        from tfswa.runtime.audio import reading
 
         whole = check(songs)
-        original = audio.AudioSource.blocks
+        original = reading.AudioSource.blocks
         sizes = iter([700, 1024, 1500, 333, 5000] * 20)
-        monkeypatch.setattr(audio.AudioSource, "blocks", lambda self: original(self, next(sizes)))
+        monkeypatch.setattr(reading.AudioSource, "blocks", lambda self: original(self, next(sizes)))
         cut = check(songs)
         for one, two in zip(whole.songs, cut.songs, strict=True):
             assert one.sum_db == pytest.approx(two.sum_db)

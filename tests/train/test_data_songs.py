@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio import model_blocks, open_audio
+from tfswa.runtime.audio.reading import model_blocks, open_audio
 from tfswa.runtime.errors import AudioError, ConfigError
-from tfswa.runtime.stems import STEM_FILE_STREAMS
-from tfswa.runtime.truth import example_stem_file
+from tfswa.runtime.songs.finding import STEM_FILE_STREAMS
+from tfswa.runtime.songs.loading import example_stem_file
 from tfswa.train.config import DataConfig
 from tfswa.train.data import decode
 from tfswa.train.data.decode import LEVEL_SAMPLES, Recording, levels_of, read_decoded

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: families need it")
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: families need it")
 
@@ -280,7 +280,7 @@ def test_it_exports(tmp_path: Path) -> None:
     """Small as it is: what the exports do to the layers, not to the published weights."""
     from tfswa.export.onnx import export_onnx
     from tfswa.export.torchscript import export_torchscript
-    from tfswa.runtime.models import open_model
+    from tfswa.runtime.model.opening import open_model
 
     pytest.importorskip("onnx", reason="onnx is not installed: exports need it")
     new_bundle("spleeter", tmp_path / "small.tfx", hyper=HYPER, stft=STFT, chunk=CHUNK)

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import pytest
 
-from tfswa.runtime.atomic import writing
 from tfswa.runtime.errors import BundleError, TfxError, UsageError
+from tfswa.runtime.files.atomic import writing
 from tfswa.train.importers import download as module
 from tfswa.train.importers.download import Download
 

@@ -13,12 +13,12 @@ import pytest
 from command_line import Tfx
 from numpy.typing import NDArray
 
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import BundleError
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.models import BundleModel, model_names, open_model
-from tfswa.runtime.separator import Separator
-from tfswa.runtime.truth import Song, example_stem_file, load_song
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import BundleModel, model_names, open_model
+from tfswa.runtime.songs.loading import Song, example_stem_file, load_song
+from tfswa.runtime.stream.separator import Separator
 
 pytest.importorskip("torch", reason="torch is not installed: families need it")
 

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
 pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed: training needs it")
 
-from tfswa.runtime.bundle import Bundle  # noqa: E402
+from tfswa.runtime.model.bundle import Bundle  # noqa: E402
 from tfswa.train.checkpoint import checkpoints, load_newest  # noqa: E402
 from tfswa.train.config import (  # noqa: E402
     AugmentConfig,

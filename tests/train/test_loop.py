@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import BundleError, ConfigError, TrainingError, UsageError
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.models import open_model
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import open_model
 
 torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: training writes its events")

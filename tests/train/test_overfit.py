@@ -12,7 +12,7 @@ pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installe
 import numpy as np  # noqa: E402
 
 from tfswa.runtime.metrics import sdr_db  # noqa: E402
-from tfswa.runtime.truth import example_stem_file, load_stem_file  # noqa: E402
+from tfswa.runtime.songs.loading import example_stem_file, load_stem_file  # noqa: E402
 from tfswa.train.config import LossConfig, OptimConfig, TrainConfig  # noqa: E402
 from tfswa.train.data.loader import Batch  # noqa: E402
 from tfswa.train.families import build_network, new_spec  # noqa: E402

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.metrics import snr_db
-from tfswa.runtime.models import open_model
-from tfswa.runtime.overlap import OverlapAdd
-from tfswa.runtime.spec import ModelSpec
-from tfswa.runtime.stft import Stft, pack, unpack
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.transform import Stft, pack, unpack
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the reference is torch's")
 

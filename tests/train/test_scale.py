@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: training needs it")
 pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed: training needs it")
 
-from tfswa.runtime.bundle import Bundle
+from tfswa.runtime.model.bundle import Bundle
 from tfswa.train.checkpoint import checkpoints, load_newest
 
 TOLERANCE = 1e-5  # relative: the mean of two means is rounded elsewhere than the mean of all

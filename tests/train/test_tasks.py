@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.spec import ModelSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: training writes its events")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.spec import ModelSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
 

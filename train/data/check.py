@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio import AudioSource, open_audio
+from tfswa.runtime.audio.reading import AudioSource, open_audio
 from tfswa.runtime.errors import TfxError
-from tfswa.runtime.stems import MIXTURE, MIXTURES, SongFiles, find_songs
+from tfswa.runtime.songs.finding import MIXTURE, MIXTURES, SongFiles, find_songs
 from tfswa.train.data.decode import LEVEL_SAMPLES
 from tfswa.train.data.songs import MOST_DIFFERENCE_SECONDS, parts_of
 

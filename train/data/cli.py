@@ -107,7 +107,7 @@ def musdb(download: bool, output: Path | None, as_json: bool) -> None:
     import json
 
     from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.stems import musdb_folder
+    from tfswa.runtime.songs.finding import musdb_folder
     from tfswa.train.data.musdb import download as run
 
     root = output or musdb_folder()

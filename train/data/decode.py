@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio import model_blocks, open_audio
+from tfswa.runtime.audio.reading import model_blocks, open_audio
 from tfswa.runtime.errors import AudioError
 
 Audio = NDArray[np.float32]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tfswa.runtime.decoders import one_line
+from tfswa.runtime.audio.decoders import one_line
 from tfswa.runtime.errors import TfxError, TrainingError
 from tfswa.train.data.chunks import Chunks, Item
 

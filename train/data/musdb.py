@@ -13,9 +13,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.decoders import one_line
+from tfswa.runtime.audio.decoders import one_line
 from tfswa.runtime.errors import BackendUnavailable, OutputExists, TfxError, UsageError
-from tfswa.runtime.stems import find_songs
+from tfswa.runtime.songs.finding import find_songs
 
 TIMEOUT_SECONDS = 30.0
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import soundfile
 
-from tfswa.runtime.staging import Staging
-from tfswa.runtime.stems import MIXTURE
+from tfswa.runtime.files.staging import Staging
+from tfswa.runtime.songs.finding import MIXTURE
 from tfswa.train.config import TrainConfig
 from tfswa.train.data.chunks import ChunkPlan, Chunks
 from tfswa.train.data.songs import load_songs

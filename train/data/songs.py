@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import AudioError, ConfigError
-from tfswa.runtime.stems import MIXTURE, MIXTURES, REST, SPLITS, SongFiles, find_songs
+from tfswa.runtime.songs.finding import MIXTURE, MIXTURES, REST, SPLITS, SongFiles, find_songs
 from tfswa.train.config import DataConfig
 from tfswa.train.data.cache import decoded, default_folder
 from tfswa.train.data.decode import Decoded, Recording
@@ -23,7 +23,7 @@ class Song:
     """One song's sources, all of equal length.
 
     Attributes:
-        name: as ``runtime/stems.py`` names it.
+        name: as ``runtime/songs/finding.py`` names it.
         sources: audio by source name, each ``[C, N]`` float32, mapped from disk.
         levels: mean square per span of each source (``decode.Decoded``); measured where it is missing.
     """

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tfswa.runtime.errors import BundleError, ConfigError
-from tfswa.runtime.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.train.strict import config_from_dict, did_you_mean
 
 GROUP = "tfswa.families"

@@ -34,7 +34,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.spec import ChunkSpec, ModelSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
 from tfswa.train.families import Family
 
 TINY = 1e-12  # keeps the root's gradient finite; its root, 1e-6, is 150 dB below a full-scale sine

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.spec import ChunkSpec, ModelSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
 from tfswa.train.blocks.attention import (
     CrossAttention,
     FrequencyAttention,

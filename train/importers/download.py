@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import build_opener
 
-from tfswa.runtime.atomic import folder, writing
-from tfswa.runtime.bundle import sha256_of, writable
 from tfswa.runtime.errors import BundleError, TfxError, reason
+from tfswa.runtime.files.atomic import folder, writing
 from tfswa.runtime.machine import user_cache
+from tfswa.runtime.model.bundle import sha256_of, writable
 
 TIMEOUT_SECONDS = 30.0
 BLOCK_BYTES = 1 << 18

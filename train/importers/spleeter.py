@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tfswa.runtime.bundle import Bundle
 from tfswa.runtime.errors import BundleError, OutputExists
-from tfswa.runtime.models import named_model
-from tfswa.runtime.spec import ModelSpec
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import named_model
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.train.families import build_network, new_spec
 from tfswa.train.importers.download import Download, Report
 from tfswa.train.importers.tensorflow import read_checkpoint

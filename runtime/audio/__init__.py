@@ -1,0 +1,1 @@
+"""Audio in and out: decoders, encoders, channels, tags."""

@@ -1,0 +1,436 @@
+"""The bundle: a directory ``name.tfx/`` that holds a model and everything made from it.
+
+    vocals.tfx/
+      manifest.json        spec, provenance, SHA-256 of every other file
+      model.safetensors    the weights
+      model.onnx, model.ts, engines/..., parity.json      what later stages added
+
+A bundle may be sealed (the one inside the package is): what is added then goes to the user's cache, under
+the digest of the model. No pickle is read. Every write goes to a temporary name and is renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.files.atomic import PARTIAL, exchange, locked
+from tfswa.runtime.machine import user_cache
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
+
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+FORMAT = "tfx-bundle"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a bundle.
+
+    Attributes:
+        sha256: of its content.
+        bytes: its size.
+        kind: ``weights``, ``onnx``, ``torchscript``, ``aotinductor``, ``engine``, ``answer`` (what an engine
+            must give in its self-test, see ``engines.py``), ``evidence`` or ``document``.
+        precision: ``fp32``, ``fp16``, ... or empty where the word means nothing.
+        details: whatever the stage that made it wants to remember, JSON values only.
+    """
+
+    sha256: str
+    bytes: int
+    kind: str
+    precision: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Bundle:
+    """An open bundle. Files are hashed when they are asked for, so opening is quick.
+
+    Attributes:
+        path: its directory.
+        spec: the model's contract.
+        provenance: how the weights came to be, JSON values only.
+        sealed: whether additions go to the user's cache.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        provenance: Mapping[str, Any],
+        files: Mapping[str, FileEntry],
+        *,
+        sealed: bool,
+    ):
+        self.path, self.spec, self.provenance, self.sealed = path, spec, provenance, sealed
+        self._own = dict(files)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a bundle and check its manifest, not yet its files.
+
+        Raises:
+            BundleError: no bundle, a damaged manifest, or one of another version.
+        """
+        manifest = _read_manifest(path)
+        if "spec" not in manifest:
+            raise BundleError(f"{path}: the manifest holds no model spec: make the bundle again")
+        return cls(
+            path,
+            ModelSpec.from_dict(manifest["spec"]),
+            manifest.get("provenance", {}),
+            _entries(path, manifest),
+            sealed=bool(manifest.get("sealed", False)),
+        )
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        spec: ModelSpec,
+        weights: Mapping[str, NDArray[Any]],
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        precision: str = "fp32",
+        force: bool = False,
+    ) -> Self:
+        """Write a new bundle, whole or not at all.
+
+        Args:
+            path: its directory; must not exist unless ``force``.
+            spec: contract of the model.
+            weights: by name; floating-point arrays are stored in ``precision``.
+            provenance: how the weights came to be.
+            precision: ``fp32`` or ``fp16``.
+            force: replace what is at ``path``.
+
+        Raises:
+            OutputExists: ``path`` is there.
+            UsageError: ``path`` cannot be written, or there is no such precision.
+            BundleError: a weight is not finite in that precision.
+        """
+        from safetensors.numpy import save
+
+        with replacing_directory(path, force=force) as work:
+            (work / WEIGHTS).write_bytes(save(_cast(weights, precision)))  # save_file gives mode 600
+            entry = _entry(work / WEIGHTS, "weights", precision, {})
+            _write_manifest(
+                work,
+                {"spec": spec.to_dict(), "provenance": dict(provenance or {}), "sealed": False},
+                {WEIGHTS: entry},
+            )
+        return cls.open(path)
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the model is (spec and weights); it stays when files are added."""
+        return sha256_of_json([self.spec.to_dict(), self._own[WEIGHTS].sha256])
+
+    @property
+    def home(self) -> Path:
+        """Where additions go: the bundle itself, or for a sealed one the user's cache."""
+        if not self.sealed:
+            return self.path
+        return user_cache() / "bundles" / self.digest[:16]
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """Every file by name, additions of a sealed bundle included."""
+        if not self.sealed:
+            return dict(self._own)
+        added = _entries(self.home, _read_manifest(self.home)) if (self.home / MANIFEST).exists() else {}
+        return {**self._own, **added}
+
+    def file(self, name: str) -> Path:
+        """Path of a file whose content has just been checked against the manifest.
+
+        Raises:
+            BundleError: not in the manifest, missing, or changed since it was written.
+        """
+        entry = self.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path} holds no {name}; it holds {', '.join(sorted(self.files))}")
+        added = self.sealed and name not in self._own
+        path = (self.home if added else self.path) / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing, though the manifest lists it: make it again")
+        found = sha256_of(path)
+        if found != entry.sha256:
+            raise BundleError(
+                f"{path} is damaged: its SHA-256 is {found[:12]}, the manifest says {entry.sha256[:12]}: "
+                "restore or make it again"
+            )
+        return path
+
+    def find(self, kind: str, precision: str | None = None) -> str | None:
+        """Name of the first file of that kind and precision, or None."""
+        for name, entry in self.files.items():
+            if entry.kind == kind and precision in (None, entry.precision):
+                return name
+        return None
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Read the weights by name, as they are stored.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        from safetensors.numpy import load_file
+
+        return dict(load_file(self.file(WEIGHTS)))
+
+    def add(
+        self,
+        name: str,
+        content: bytes | Callable[[Path], None],
+        *,
+        kind: str,
+        precision: str = "",
+        details: Mapping[str, Any] | None = None,
+        force: bool = True,
+    ) -> Path:
+        """Add or replace a file, whole or not at all.
+
+        Args:
+            name: of the file, relative to the bundle.
+            content: what it holds, or what writes it to a path that is given, of another name.
+            kind: what it is: ``onnx``, ``document`` ...
+            precision: of an artifact.
+            details: what the manifest is to say of it.
+            force: replace what has that name.
+
+        Raises:
+            OutputExists: the name is taken and ``force`` is False.
+            UsageError: the place cannot be written, or the name leaves the bundle or hits its manifest.
+        """
+        if not _is_inside(name):
+            raise UsageError(f"{self.path} cannot hold a file named {name!r}: choose a plain relative name")
+        if name in self._own and self.sealed:
+            raise UsageError(f"{self.path} is sealed and holds {name} already: copy it with `tfx export -o`")
+        if name in self.files and not force:
+            raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
+        target = self.home / name
+        with writable(target), _directories(target.parent):
+            work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+            try:
+                if callable(content):
+                    content(work)
+                else:
+                    work.write_bytes(content)
+                entry = _entry(work, kind, precision, details or {})
+                with locked(self.home):  # or two processes lose each other's entries
+                    os.replace(work, target)
+                    self._record(name, entry)
+            finally:
+                work.unlink(missing_ok=True)
+        return target
+
+    def check_rechunk(self) -> None:
+        """Refuse what ``rechunk`` cannot do.
+
+        Raises:
+            UsageError: the bundle is sealed, or holds more than weights and documents.
+        """
+        made = sorted(name for name, entry in self._own.items() if entry.kind not in ("weights", "document"))
+        if self.sealed:
+            raise UsageError(
+                f"{self.path} is sealed, its manifest stays as it is: write a new bundle with -o"
+            )
+        if made:
+            raise UsageError(
+                f"{self.path} holds {', '.join(made)}, made for its present chunking: write a new bundle "
+                "with -o, and make them again there"
+            )
+
+    def rechunk(self, chunk: ChunkSpec, note: Mapping[str, Any]) -> None:
+        """Change how the model cuts a signal, before anything was made from it.
+
+        The spec is part of the digest that artifacts, engines and evidence are bound to: what was made for
+        the old one would not fit the new one, so that there must be none of it.
+
+        Args:
+            chunk: the new chunking.
+            note: added to the provenance.
+
+        Raises:
+            UsageError: the bundle is sealed, holds more than weights and documents, or cannot be written.
+        """
+        self.check_rechunk()
+        spec, provenance = replace(self.spec, chunk=chunk), {**self.provenance, **note}
+        with writable(self.path), locked(self.path):
+            manifest = {**_read_manifest(self.path), "spec": spec.to_dict(), "provenance": provenance}
+            _write_manifest(self.path, manifest, self._own)
+        self.spec, self.provenance = spec, provenance
+
+    def seal(self) -> None:
+        """Close the bundle: from now on additions go to the user's cache."""
+        with writable(self.path), locked(self.path):
+            _write_manifest(self.path, {**_read_manifest(self.path), "sealed": True}, self._own)
+        self.sealed = True
+
+    def _record(self, name: str, entry: FileEntry) -> None:
+        present = (self.home / MANIFEST).exists()
+        manifest = _read_manifest(self.home) if present else {}
+        files = {**(_entries(self.home, manifest) if present else {}), name: entry}
+        _write_manifest(self.home, manifest, files)
+        if not self.sealed:
+            self._own = files
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, read block by block."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """SHA-256 of what JSON can hold, in hexadecimal; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield an empty directory beside ``path`` that takes its place when the block ends well.
+
+    Raises:
+        OutputExists: ``path`` is there and ``force`` is False, or it is something we did not make.
+        UsageError: the place cannot be written.
+    """
+    if path.exists():
+        if not force:
+            raise OutputExists(f"{path} is there already: replace it with --force, or choose another name")
+        if not _is_ours(path):
+            raise OutputExists(f"{path} is there and is not a bundle: not replaced, choose another name")
+    place = path.resolve()  # of a link, the folder behind it
+    work = place.with_name(f".{place.name}{PARTIAL}{os.getpid()}")
+    with writable(path):
+        # A process of this number may have been killed here: in a container numbers repeat.
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            yield work
+            if place.exists():
+                exchange(work, place)
+            else:
+                work.rename(place)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def writable(target: Path) -> Iterator[None]:
+    """Have a failure to write be the user's to mend.
+
+    Raises:
+        UsageError: in place of any OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror or error}; choose another place") from error
+
+
+def _cast(weights: Mapping[str, NDArray[Any]], precision: str) -> dict[str, NDArray[Any]]:
+    kinds = {"fp32": np.float32, "fp16": np.float16}
+    if precision not in kinds:
+        raise UsageError(f"weights cannot be stored in {precision!r}: choose {' or '.join(kinds)}")
+    kind = kinds[precision]
+    stored = {}
+    for name, value in weights.items():
+        floating = np.issubdtype(value.dtype, np.floating)
+        with np.errstate(over="ignore"):
+            # Not ascontiguousarray: it turns a scalar into a vector.
+            stored[name] = np.asarray(value, dtype=kind if floating else None, order="C")
+        if floating and not np.isfinite(stored[name]).all():
+            raise BundleError(f"weight {name} is not finite in {precision}: not stored")
+    return stored
+
+
+def _entry(path: Path, kind: str, precision: str, details: Mapping[str, Any]) -> FileEntry:
+    return FileEntry(sha256_of(path), path.stat().st_size, kind, precision, dict(details))
+
+
+def _entries(path: Path, manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
+    try:
+        entries = {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path / MANIFEST}: the list of files is damaged ({error})") from error
+    for name in entries:
+        if not _is_inside(name):
+            raise BundleError(f"{path / MANIFEST} lists {name!r}, which is not in the bundle: do not use it")
+    return entries
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name means a file of the bundle other than its manifest."""
+    inner = PurePosixPath(name)
+    return inner.parts not in ((), (MANIFEST,)) and not inner.is_absolute() and ".." not in inner.parts
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a bundle, be it damaged; other things have a manifest.json too."""
+    try:
+        return FORMAT.encode() in (path / MANIFEST).read_bytes()
+    except OSError:
+        return False
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return sha256_of_json(rest)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{path / MANIFEST} is not a tfx manifest")
+    if manifest.get("version") != VERSION:
+        raise BundleError(
+            f"{path}: bundle version {manifest.get('version')} is not {VERSION}, the one this tfx reads"
+        )
+    if manifest.get("digest") != _seal(manifest):
+        raise BundleError(f"{path / MANIFEST} is damaged: its own digest does not match; restore it")
+    return manifest
+
+
+def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
+    whole = {**manifest, "format": FORMAT, "version": VERSION}
+    whole["files"] = {name: asdict(entry) for name, entry in sorted(files.items())}
+    whole["digest"] = _seal(whole)
+    work = path / f".{MANIFEST}.partial-{os.getpid()}"
+    try:
+        work.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+        os.replace(work, path / MANIFEST)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+@contextmanager
+def _directories(path: Path) -> Iterator[None]:
+    """Make a directory and its parents; a failure takes away those that were made."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in missing:
+            with suppress(OSError):  # someone else has come to live in it, or it was never made
+                place.rmdir()
+        raise

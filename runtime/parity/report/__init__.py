@@ -1,0 +1,1 @@
+"""Parity for people and machines: text, Markdown, JUnit XML, and the HTML page."""

@@ -1,0 +1,1 @@
+"""Pictures of spectrograms, curves and attention."""

@@ -1,0 +1,372 @@
+"""Pictures: spectrograms, curves of a training, attention maps.
+
+Matplotlib's Figure is used without pyplot: no window system, no global state, nothing to close. Nothing
+here imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.fft
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.files.atomic import writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Audio = NDArray[np.float32]
+
+DPI = 100
+N_FFT = 2048  # of a spectrogram, in samples
+COLUMNS = 1200  # of a spectrogram, at most: more are not seen
+RANGE_DB = 80.0  # of a spectrogram, from the loudest bin down
+SPREAD = (1.25, 16.0)  # of an attention map's colours around the uniform weight, at least and at most
+COARSE, FINE = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16), (0.5, 0.65, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the places of an attention map stand for.
+
+    Attributes:
+        label: quantity and unit, ``time / s``.
+        start: value at the edge before the first place.
+        end: value at the edge after the last one.
+        tick: between two ticks; 0 leaves it to matplotlib.
+    """
+
+    label: str
+    start: float
+    end: float
+    tick: float = 0.0
+
+
+def require(otherwise: str = "") -> None:
+    """See that pictures can be made, before hours are spent on what they should show.
+
+    Args:
+        otherwise: what to do without them, for the error.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    try:
+        _figure(1.0, 1.0)
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"{error}{otherwise and f', or {otherwise}'}") from error
+
+
+def spectrograms(rate: int, audio: Mapping[str, Audio], *, loudest_db: float | None = None) -> Figure:
+    """Draw a spectrogram per signal, one above the other, all in one range of levels.
+
+    Args:
+        rate: samples per second.
+        audio: by name, at least one, ``[C, N]``, N above 0; channels are averaged in power.
+        loudest_db: level of the brightest colour; that of the loudest bin if left out.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    levels = {name: _level_db(signal) for name, signal in audio.items()}
+    top = loudest_db if loudest_db is not None else max(float(level.max()) for level in levels.values())
+    figure = _figure(10.0, 0.8 + 2.4 * len(levels))
+    axes = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axis, (name, level) in zip(axes, levels.items(), strict=True):
+        image = axis.imshow(
+            level,
+            origin="lower",
+            aspect="auto",
+            extent=(0, audio[name].shape[1] / rate, 0, rate / 2000),
+            vmin=top - RANGE_DB,
+            vmax=top,
+            cmap="magma",
+        )
+        axis.set(title=name, ylabel="frequency / kHz")
+    axes[-1].set_xlabel("time / s")
+    figure.colorbar(image, ax=list(axes), label="level / dB")
+    return figure
+
+
+def spectrogram(
+    rate: int,
+    signal: Audio,
+    *,
+    start: float = 0.0,
+    loudest_db: float | None = None,
+    colours: str = "magma",
+) -> Figure:
+    """Draw one small spectrogram, as quiet as the signal may be.
+
+    Args:
+        rate: samples per second.
+        signal: ``[C, N]``, N above 0; channels are averaged in power.
+        start: of the signal, in seconds, for the axis.
+        loudest_db: level of the brightest colour; that of the loudest bin if left out.
+        colours: name of a colour map.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    peak = float(np.abs(signal).max()) or 1.0  # a difference lies far below the floor of _level_db
+    level = _level_db((signal / peak).astype(np.float32)) + 20 * math.log10(peak)
+    top = float(level.max()) if loudest_db is None else loudest_db
+    figure = _figure(3.6, 2.7)
+    axis = figure.subplots()
+    image = axis.imshow(
+        level,
+        origin="lower",
+        aspect="auto",
+        extent=(start, start + signal.shape[1] / rate, 0, rate / 2000),
+        vmin=top - RANGE_DB,
+        vmax=top,
+        cmap=colours,
+    )
+    axis.set(xlabel="time / s", ylabel="frequency / kHz")
+    axis.locator_params(axis="x", nbins=3)
+    figure.colorbar(image, ax=axis, label="level / dB")
+    return figure
+
+
+def loudest_db(signals: Iterable[Audio]) -> float:
+    """Level in dB of the loudest bin of signals ``[C, N]``, as ``spectrograms`` measures it."""
+    return max((float(_level_db(signal).max()) for signal in signals), default=0.0)
+
+
+def loss_curves(
+    train: Mapping[str, Sequence[float]],
+    validation: Mapping[str, Sequence[float]],
+    *,
+    losses: Collection[str] = ("loss",),
+) -> Figure:
+    """Draw losses, validation scores and the learning rate over the steps, one below the other.
+
+    Args:
+        train: columns of log.csv by name, with ``step``; of the others ``losses`` and the learning rate,
+            ``lr``, are drawn.
+        validation: columns of validation.csv, with ``step``; all others are scores.
+        losses: names of columns of ``train``.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    panels = [
+        ("training loss", train, [name for name in train if name in losses]),
+        ("validation score", validation, [name for name in validation if name != "step"]),
+        ("learning rate", train, [name for name in train if name == "lr"]),
+    ]
+    panels = [panel for panel in panels if panel[2]]
+    figure = _figure(9.0, 0.8 + 2.8 * max(1, len(panels)))
+    axes = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (label, table, names) in zip(axes, panels, strict=False):
+        for name in names:
+            # A dot a row, or a run of one row would show nothing.
+            dots = "." if len(table[name]) <= 60 else ""
+            axis.plot(table["step"], table[name], label=name, marker=dots, linewidth=1)
+        positive = all(value > 0 for name in names for value in table[name] if math.isfinite(value))
+        axis.set(ylabel=label, yscale="log" if positive and label == "training loss" else "linear")
+        axis.grid(alpha=0.3)
+        if names != ["lr"]:
+            axis.legend(fontsize="small")
+    axes[-1].set_xlabel("optimiser step")
+    return figure
+
+
+def attention_grid(
+    maps: Mapping[str, NDArray[Any]], *, title: str = "", scale: Scale | None = None
+) -> Figure:
+    """Draw attention maps side by side: white is the uniform weight, red is more, blue is less.
+
+    Args:
+        maps: by name, at least one, ``[L, S]``, rows sum to 1.
+        title: above all of them.
+        scale: of both axes of every map; without it maps show no more than the number of their places.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    figure = _figure(*_size(len(maps)))
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MultipleLocator
+
+    shares = {name: np.maximum(found * found.shape[1], 1e-6) for name, found in maps.items()}
+    spread = _spread(shares.values())
+    norm = LogNorm(1 / spread, spread)
+    columns = _columns(len(maps))
+    axes = figure.subplots(math.ceil(len(maps) / columns), columns, squeeze=False)
+    for axis, (name, share) in zip(axes.flat, shares.items(), strict=False):
+        edges = (scale.start, scale.end) if scale else (0, share.shape[1])
+        rows = edges if scale else (0, share.shape[0])
+        image = axis.imshow(
+            share, origin="lower", extent=(*edges, *rows), aspect="auto", norm=norm, cmap="RdBu_r"
+        )
+        size = "" if scale else f"\n{share.shape[0]} x {share.shape[1]}"
+        axis.set_title(name + size, fontsize="small")
+        axis.tick_params(labelsize="x-small")
+        if scale is None:
+            axis.set(xticks=[], yticks=[])
+        elif scale.tick:
+            axis.xaxis.set_major_locator(MultipleLocator(scale.tick))
+            axis.yaxis.set_major_locator(MultipleLocator(scale.tick))
+    for axis in axes.flat[len(maps) :]:
+        axis.set_visible(False)
+    unit = scale.label if scale else "place"
+    figure.supxlabel(f"attended to: {unit}", fontsize="medium")
+    figure.supylabel(f"attending: {unit}", fontsize="medium")
+    figure.suptitle(title)
+    ticks = [tick for tick in (FINE if spread < 2 else COARSE) if 1 / spread <= tick <= spread]
+    bar = figure.colorbar(
+        image, ax=axes, label="weight / uniform weight", extend="both", aspect=40, extendfrac=0.02
+    )
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks], minor=False)
+    bar.minorticks_off()
+    return figure
+
+
+def to_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Render a figure: ``[height, width, 3]``, 0 to 255."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def bars(values: Mapping[str, float], title: str) -> Figure:
+    """Draw one horizontal bar a value, the first on top, each with its number.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    figure = _figure(7.0, 0.8 + 0.4 * len(values))
+    axis = figure.subplots()
+    drawn = axis.barh(list(values), list(values.values()), color="tab:blue")
+    axis.bar_label(drawn, fmt="%.3g", padding=3)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_title(title, fontsize="medium")
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves over one axis.
+
+    Attributes:
+        label: quantity and unit of the values.
+        curves: values by name; what is not finite leaves a gap.
+        level: a line across, or None.
+    """
+
+    label: str
+    curves: Mapping[str, Sequence[float]]
+    level: float | None = None
+
+
+def panels(
+    x: Sequence[float],
+    drawn: Sequence[Panel],
+    *,
+    title: str,
+    label: str,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw panels of curves, one below the other, over one axis.
+
+    Args:
+        x: places of all values.
+        drawn: at least one panel.
+        title: above all.
+        label: quantity and unit of ``x``.
+        marks: places of ``x`` to be marked in every panel, by what they are called.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    figure = _figure(9.0, 0.8 + 2.8 * len(drawn))
+    axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, drawn, strict=True):
+        for name, values in panel.curves.items():
+            finite = [value if math.isfinite(value) else math.nan for value in values]
+            axis.plot(x, finite, label=name, marker="." if len(x) <= 200 else "", linewidth=1)
+        if panel.level is not None:
+            axis.axhline(panel.level, color="grey", linewidth=1, linestyle=":")
+        for index, (name, place) in enumerate((marks or {}).items()):
+            axis.axvline(place, color=f"C{index + 3}", linewidth=1, linestyle="--", label=name)
+        axis.set_ylabel(panel.label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[-1].set_xlabel(label)
+    figure.suptitle(title)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, in place of an older file in one step.
+
+    Raises:
+        OSError: the file cannot be written; an older one is as it was.
+    """
+    coded = io.BytesIO()
+    figure.savefig(coded, format="png")
+    with writing(path) as stream:
+        stream.write(coded.getvalue())
+
+
+def small_png(figure: Figure) -> bytes:
+    """A figure as PNG of 256 colours, a third of the size: for many pictures on one page."""
+    from PIL import Image  # matplotlib brings it
+
+    coded = io.BytesIO()
+    Image.fromarray(to_pixels(figure)).quantize(256, dither=Image.Dither.NONE).save(
+        coded, format="PNG", optimize=True
+    )
+    return coded.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Make a figure of a size in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendUnavailable("pictures need matplotlib: pip install 'tfswa[plots]'") from error
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _level_db(signal: Audio) -> NDArray[np.float32]:
+    """Levels ``[F, columns]`` of a signal ``[C, N]``; a full-scale sine has 0 dB."""
+    window = np.hanning(N_FFT + 1)[:-1].astype(np.float32)
+    padded = np.pad(signal.astype(np.float32), ((0, 0), (N_FFT // 2, N_FFT // 2)))
+    hop = max(N_FFT // 4, math.ceil(signal.shape[1] / COLUMNS))
+    frames = sliding_window_view(padded, N_FFT, axis=1)[:, ::hop]  # [C, columns, n_fft], a view
+    power = np.zeros((frames.shape[1], N_FFT // 2 + 1), np.float32)
+    for channel in frames:
+        power += np.square(np.abs(scipy.fft.rfft(channel * window))) / len(frames)
+    level: NDArray[np.float32] = 10 * np.log10(power.T * (2 / window.sum()) ** 2 + np.float32(1e-12))
+    return level
+
+
+def _columns(count: int) -> int:
+    return min(count, max(1, math.ceil(math.sqrt(count))))
+
+
+def _size(count: int) -> tuple[float, float]:
+    """Width and height in inches of a grid of ``count`` maps."""
+    side = 5.5 if count == 1 else 2.4
+    columns = _columns(count)
+    return side * columns + 1.6, side * math.ceil(count / columns) + 0.9
+
+
+def _spread(shares: Iterable[NDArray[Any]]) -> float:
+    """Largest ratio to the uniform weight that colours tell apart; outliers aside."""
+    ratios = [np.quantile(np.abs(np.log(share)), 0.995) for share in shares]
+    return float(np.clip(np.exp(max(ratios)), *SPREAD))

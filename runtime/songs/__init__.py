@@ -1,0 +1,1 @@
+"""Songs whose stems are known: found on disk, loaded, or generated."""

@@ -1,0 +1,228 @@
+"""Songs whose true stems are known, decoded; ``finding.py`` finds them on disk.
+
+The mixture is always the sum of the stems. What a stem file holds as its mixture is mastered apart, and
+differs from that sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.audio.reading import model_blocks, open_audio
+from tfswa.runtime.errors import AudioError, UsageError
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.finding import MIXTURE, MIXTURES, REST, SongFiles, find_songs
+from tfswa.runtime.songs.finding import STEM_FILE_STREAMS as STEM_FILE_STREAMS
+
+Audio = NDArray[np.float32]
+
+SYNTHETIC_SECONDS = 12.0
+
+
+@dataclass(frozen=True)
+class Song:
+    """A mixture, and its true stems where they are known.
+
+    Attributes:
+        name: for tables.
+        mixture: ``[C, N]`` float32 at the model's rate.
+        stems: truth by stem name, each ``[C, N]``; empty where nothing is known.
+    """
+
+    name: str
+    mixture: Audio
+    stems: dict[str, Audio]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the samples, which binds evidence to them."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.mixture).tobytes())
+        for name in sorted(self.stems):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(self.stems[name]).tobytes())
+        return digest.hexdigest()
+
+
+def load_songs(path: Path, spec: ModelSpec) -> list[Song]:
+    """Load all that a user points at; ``finding.find_songs`` draws the layouts.
+
+    Raises:
+        AudioError: nothing there that can be decoded, or a song that lacks a stem of the model.
+    """
+    return [load(song, spec) for song in find_songs(path, names=spec.stems)]
+
+
+def load_song(path: Path, spec: ModelSpec) -> Song:
+    """Load the one song that a user points at.
+
+    Raises:
+        UsageError: it is several.
+        AudioError: as for ``load_songs``.
+    """
+    found = find_songs(path, names=spec.stems)
+    if len(found) != 1:
+        raise UsageError(f"{path} holds {len(found)} songs, one is wanted: name it")
+    return load(found[0], spec)
+
+
+def load(song: SongFiles, spec: ModelSpec) -> Song:
+    """Decode one song to the model's stems, rate and channels; the mixture is the sum of all sources.
+
+    The accompaniment is all that is no stem of the model, unless the song brings a file of that name. A
+    song without known sources is its mixture alone; so is an ``.mp4`` that has not a stem file's streams.
+
+    Raises:
+        AudioError: a file that cannot be decoded, or a stem of the model that the song lacks.
+    """
+    names = true_sources(song, spec) if _has_streams(song) else []
+    if not names:
+        return Song(song.name, _decode(*song.sources[MIXTURE], spec), {})
+    return _song(song.name, {name: load_source(song, name, spec) for name in names}, spec)
+
+
+def load_source(song: SongFiles, name: str, spec: ModelSpec) -> Audio:
+    """Decode one source of a song, ``[C, N]`` at the model's rate.
+
+    Raises:
+        AudioError: a file that cannot be decoded.
+    """
+    path, stream = song.sources[name]
+    return _decode(path, stream, spec)
+
+
+def true_sources(song: SongFiles, spec: ModelSpec) -> list[str]:
+    """Sources that sum to the mixture; empty where nothing but the mixture is known.
+
+    Raises:
+        AudioError: a stem of the model is not among them.
+    """
+    names = [name for name in song.sources if name not in MIXTURES]
+    if REST in names:  # beside its parts it would count twice
+        twice = set(names) - set(spec.stems) if REST in spec.stems else {REST}
+        names = [name for name in names if name not in twice]
+    missing = [stem for stem in spec.stems if stem not in names and stem != REST]
+    if REST in spec.stems and set(names) <= set(spec.stems) - {REST}:  # nothing is left for it
+        missing.append(REST)
+    if MIXTURE in song.sources and not names:
+        return []
+    if missing:
+        raise AudioError(
+            f"{song.name} lacks {', '.join(missing)}, though it holds {', '.join(sorted(song.sources))}: "
+            "add the files, or take the song away"
+        )
+    return names
+
+
+def load_stem_file(path: Path, spec: ModelSpec) -> Song:
+    """Load a stem file's four stems; the mixture is their sum.
+
+    Raises:
+        AudioError: not a stem file.
+    """
+    stems = {name: _decode(path, index, spec) for index, name in enumerate(STEM_FILE_STREAMS) if index > 0}
+    return _song(path.name.removesuffix(".stem.mp4"), stems, spec)
+
+
+def loudest_chunk(mixture: Audio, spec: ModelSpec) -> tuple[int, Audio]:
+    """Find the chunk with the most energy; a song shorter than a chunk is followed by silence.
+
+    Args:
+        mixture: ``[C, N]``.
+        spec: whose chunk.
+
+    Returns:
+        First sample, a multiple of the hop, and the chunk ``[C, chunk_samples]``.
+
+    Raises:
+        AudioError: the song holds no sound.
+    """
+    if not mixture.any():
+        raise AudioError("the song holds no sound: name another")
+    length, hop = spec.chunk_samples, spec.stft.hop
+    power = np.square(mixture, dtype=np.float64).sum(axis=0)
+    before = np.concatenate(([0.0], np.cumsum(power)))  # energy before each sample
+    starts = np.arange(0, max(1, len(power) - length + 1), hop)
+    energy = before[np.minimum(starts + length, len(power))] - before[starts]
+    start = int(starts[np.argmax(energy)])
+    chunk = np.zeros((mixture.shape[0], length), np.float32)
+    piece = mixture[:, start : start + length]
+    chunk[:, : piece.shape[1]] = piece
+    return start, chunk
+
+
+def example_stem_file() -> Path | None:
+    """Find the stem file inside the installed package ``stempeg``, without importing it.
+
+    Importing stempeg needs ffmpeg and ffprobe on PATH; finding a file of it needs nothing.
+    """
+    try:
+        listed = files("stempeg") or []
+    except PackageNotFoundError:
+        return None
+    found = [Path(str(entry.locate())) for entry in listed if entry.name.endswith(".stem.mp4")]
+    return next((path for path in sorted(found) if path.is_file()), None)
+
+
+def synthetic_song(spec: ModelSpec, seconds: float = SYNTHETIC_SECONDS, seed: int = 0) -> Song:
+    """Make a music-like song from a seed: a gliding, vibrating voice over chords, drums and noise.
+
+    Its stems are ``vocals`` and the rest; for other stems the truth is unknown.
+    """
+    random = np.random.default_rng(seed)
+    rate = spec.stft.sample_rate
+    time = np.arange(int(seconds * rate)) / rate
+    note = 220.0 * 2 ** (np.floor(time * 2) * 5 % 12 / 12)
+    phase = 2 * np.pi * np.cumsum(note * (1 + 0.01 * np.sin(2 * np.pi * 5.5 * time))) / rate
+    voice = sum(np.sin(k * phase) / k for k in range(1, 12)) * (np.sin(2 * np.pi * 0.4 * time) > -0.5)
+    chords = sum(np.sin(2 * np.pi * f * time) for f in (110.0, 138.6, 164.8, 277.2))
+    beat = np.exp(-30 * (time % 0.5)) * random.standard_normal(len(time))
+    rest = 0.05 * chords + 0.25 * beat + 0.003 * random.standard_normal(len(time))
+    pan = np.array([[1.0], [0.8]])[: spec.channels]
+    stems = {
+        "vocals": (0.1 * voice * pan).astype(np.float32),
+        REST: (rest * pan[::-1]).astype(np.float32),
+    }
+    mixture = stems["vocals"] + stems[REST]
+    known = set(spec.stems) <= set(stems)
+    return Song(f"synthetic, seed {seed}", mixture, stems if known else {})
+
+
+def _has_streams(song: SongFiles) -> bool:
+    """Whether a file that is taken for a stem file has the streams of one."""
+    shared = [path for path, stream in song.sources.values() if stream > 0]
+    if not shared:
+        return True
+    with open_audio(shared[0]) as audio:
+        return audio.streams == len(STEM_FILE_STREAMS)
+
+
+def _song(name: str, sources: dict[str, Audio], spec: ModelSpec) -> Song:
+    """Sum sources to the model's stems: a stem by its name, the accompaniment as all that is not vocals."""
+    length = max(source.shape[1] for source in sources.values())
+    padded = {k: np.pad(v, ((0, 0), (0, length - v.shape[1]))) for k, v in sources.items()}
+    mixture = _sum(list(padded.values()))
+    stems = {}
+    for stem in spec.stems:
+        if stem in padded:
+            stems[stem] = padded[stem]
+        elif stem == REST:
+            stems[stem] = _sum([source for key, source in padded.items() if key not in spec.stems])
+    return Song(name, mixture, stems)
+
+
+def _sum(parts: Sequence[Audio]) -> Audio:
+    total: Audio = np.stack(parts).sum(axis=0, dtype=np.float64).astype(np.float32)
+    return total
+
+
+def _decode(path: Path, stream: int, spec: ModelSpec) -> Audio:
+    with open_audio(path, stream=stream) as audio:
+        blocks = list(model_blocks(audio, spec.stft.sample_rate, spec.channels))
+    return np.concatenate(blocks, axis=1) if blocks else np.zeros((spec.channels, 0), np.float32)

@@ -1,0 +1,1 @@
+"""The stream engine: transform, overlap-add, pipeline, and the separator around them."""

@@ -1,0 +1,160 @@
+"""What --backend auto takes, by what was measured here, and when that no longer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tfswa.runtime import backends
+from tfswa.runtime.backends import BackendOptions, auto, open_session
+from tfswa.runtime.backends.auto import choose, record, why
+from tfswa.runtime.benchmark.bench import Benchmark, Plan, Row
+from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import BundleModel
+
+CPU = BackendOptions()
+
+
+def fake(called: str, version: str = "1", missing: bool = False) -> Any:
+    """A backend that opens for any model."""
+
+    class Session:
+        name = called
+
+        def __init__(self, model: Any, options: BackendOptions):
+            if missing:
+                raise BackendUnavailable(f"{called} is not installed")
+            self.versions, self.description, self.closed = {"lib": version}, called, False
+
+        def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+            return mixture
+
+        def close(self) -> None:
+            self.closed = True
+
+    return Session
+
+
+@pytest.fixture
+def model(tiny_bundle: Bundle, register: Callable[..., None]) -> BundleModel:
+    for name in ("slow", "fast"):
+        register(backends, name, fake(name))
+    register(backends, "gone", fake("gone", missing=True))
+    register(backends, "newer", fake("newer", version="2"))
+    return BundleModel("tiny", tiny_bundle)
+
+
+def measured(*rows: tuple[str, str, float, bool]) -> Benchmark:
+    made = [
+        Row(name, precision, x_realtime=speed, passed=passed, versions={"lib": "1"})
+        for name, precision, speed, passed in rows
+    ]
+    return Benchmark("tiny", {"date": "2026-11-22"}, "song", None, {}, made)
+
+
+def test_the_fastest_that_passed_is_taken_and_why_is_said(model: BundleModel) -> None:
+    rows = (("slow", "fp32", 2.0, True), ("fast", "fp32", 5.0, True), ("wrong", "fp32", 9.0, False))
+    path = record(model, Plan(), measured(*rows))
+    assert path.is_file()
+    session = choose(model, CPU)
+    assert session.name == open_session("auto", model, CPU).name == "fast"
+    assert why(model, CPU, session) == "the fastest of 2 measured here, 5 x real time"
+
+
+def test_bfloat16_goes_past_onnxruntime_that_has_none_on_the_cpu(
+    tiny_bundle: Bundle, register: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    tiny_bundle.add("model.bf16.onnx", lambda path: path.touch(), kind="onnx", precision="bf16")
+    register(backends, "fast", fake("fast"))
+    monkeypatch.setattr(auto, "PREFERENCE", ("ort", "fast"))
+    model = BundleModel("tiny", tiny_bundle)
+    bf16 = BackendOptions(precision="bf16")
+    assert choose(model, bf16).name == "fast"
+    with pytest.raises(BackendUnavailable, match="no bfloat16 convolutions on the CPU: use --backend openvi"):
+        open_session("ort", model, bf16)
+
+
+def test_precision_is_never_chosen(model: BundleModel) -> None:
+    record(model, Plan(), measured(("slow", "fp32", 2.0, True), ("fast", "bf16", 9.0, True)))
+    assert choose(model, CPU).name == "slow"
+    assert choose(model, BackendOptions(precision="bf16")).name == "fast"
+
+
+def test_what_compiles_for_minutes_is_not_kept(model: BundleModel, register: Callable[..., None]) -> None:
+    slow_to_load = fake("compiled")
+    slow_to_load.compiles = True
+    register(backends, "compiled", slow_to_load)
+    record(model, Plan(), measured(("compiled", "fp32", 9.0, True), ("slow", "fp32", 2.0, True)))
+    session = choose(model, CPU)
+    assert session.name == "slow"
+    assert why(model, CPU, session) == "the fastest of 1 measured here, 2 x real time"
+
+
+def test_a_backend_that_nobody_registers_any_more_is_passed_over(
+    model: BundleModel,
+) -> None:
+    path = record(model, Plan(), measured(("fast", "fp32", 9.0, True), ("slow", "fp32", 2.0, True)))
+    path.write_text(path.read_text().replace('"fast"', '"removed"'))
+    assert choose(model, CPU).name == "slow"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(model: BundleModel, private_cache: Path) -> None:
+    (private_cache / "tfswa").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write .*auto.*\.json: Not a directory"):
+        record(model, Plan(), measured(("slow", "fp32", 2.0, True)))
+
+
+def test_one_that_is_gone_or_of_another_version_is_passed_over(model: BundleModel) -> None:
+    rows = (("gone", "fp32", 9.0, True), ("newer", "fp32", 8.0, True), ("slow", "fp32", 2.0, True))
+    record(model, Plan(), measured(*rows))
+    session = choose(model, CPU)
+    assert session.name == "slow"
+    assert why(model, CPU, session) == "number 3 of 3 measured here, 2 x real time"
+
+
+@pytest.mark.parametrize("options", [BackendOptions(threads=99), BackendOptions(device="cuda")])
+def test_what_was_measured_otherwise_does_not_count(
+    model: BundleModel, monkeypatch: pytest.MonkeyPatch, options: BackendOptions
+) -> None:
+    record(model, Plan(), measured(("fast", "fp32", 5.0, True)))
+    monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
+    session = choose(model, options)
+    assert session.name == "slow"
+    assert why(model, options, session) == "not measured here, see `tfx bench --auto`"
+
+
+def test_a_table_of_another_cpu_or_a_damaged_one_does_not_count(
+    model: BundleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record(model, Plan(), measured(("fast", "fp32", 5.0, True)))
+    monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
+    kept = path.read_text()
+    for text in (kept[:20], "[]", '{"rows": 3}', ""):
+        path.write_text(text)
+        assert choose(model, CPU).name == "slow"
+    path.write_text(kept)
+    assert choose(model, CPU).name == "fast"
+    monkeypatch.setattr(auto, "cpu_name", lambda: "another")
+    assert choose(model, CPU).name == "slow"
+
+
+def test_an_exported_file_has_no_table(model: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    file: Any = SimpleNamespace(name="model.onnx", bundle=None)
+    monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
+    assert choose(file, CPU).name == "slow"
+    with pytest.raises(UsageError, match="compared for bundles"):
+        record(file, Plan(), measured())
+
+
+def test_nothing_that_works_gives_every_reason(model: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "PREFERENCE", ("gone",))
+    with pytest.raises(BackendUnavailable, match="no backend can run tiny: gone: gone is not installed"):
+        choose(model, CPU)

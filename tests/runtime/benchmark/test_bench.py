@@ -1,0 +1,191 @@
+"""tfx bench: what is timed beside what, which figures follow, and what is missing or lost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tfswa.runtime.benchmark import bench as module
+from tfswa.runtime.benchmark.bench import Benchmark, Plan, Row, bench
+from tfswa.runtime.benchmark.process import Lost, Worker
+from tfswa.runtime.commands.bench import bench as command
+from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import BundleModel
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.loading import Song, synthetic_song
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[[str], Worker]]:
+    """``worker(program)``: a Python program as a worker."""
+    made = []
+
+    def start(program: str) -> Worker:
+        made.append(Worker([sys.executable, "-c", program]))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+class Fake:
+    """A worker of known times and outputs."""
+
+    def __init__(self, seconds: list[float], output: Any = None, dies: str = "") -> None:
+        self.seconds, self.output, self.dies = iter(seconds), output, dies
+
+    def ask(self, what: str = "", seconds: float | None = None) -> dict[str, Any]:
+        if self.dies and what.startswith(self.dies):
+            raise Lost("died, exit code -9")
+        if not what:
+            started = {"open_s": 1.0, "first_s": 0.5, "memory_mb": 10.0, "gpu_memory_mb": None}
+            return {**started, "session": "fake", "versions": {"fake": "1"}}
+        word, *rest = what.split()
+        if word == "run":
+            return {"seconds": [next(self.seconds) for _ in range(int(rest[0]))], "memory_mb": 20.0}
+        np.save(rest[1], self.output(np.load(rest[0])))
+        return {"memory_mb": 30.0}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def song(tiny_spec: ModelSpec) -> Song:
+    return synthetic_song(tiny_spec)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> Callable[..., Benchmark]:
+    """``fakes({"a": Fake(...), ...}, rounds=3)``: a run of these."""
+    monkeypatch.setattr(module, "_ceilings", lambda *_: {"fp32": 100.0})
+    monkeypatch.setattr(module, "_cost", lambda model: 2.0)
+
+    def run(workers: dict[str, Fake], rounds: int = 3, asked: bool = True) -> Benchmark:
+        def start(given: list[str], extra: Any) -> Fake:
+            return workers[json.loads(given[-1])["backend"]]
+
+        monkeypatch.setattr(module, "Worker", start)
+        monkeypatch.setattr(module, "backend_names", lambda: list(workers))
+        monkeypatch.setattr(module, "default_device", lambda name: "cpu")
+        entries = [(name, "fp32") for name in workers]
+        monkeypatch.setattr(module, "_all_entries", lambda compiled: entries)
+        return bench(BundleModel("tiny", tiny_bundle), song, Plan(entries if asked else (), rounds))
+
+    return run
+
+
+def halves(gain: float = 0.5) -> Any:
+    return lambda mixture: np.stack((mixture * gain, mixture * gain))
+
+
+def test_what_compiles_for_minutes_is_measured_on_request() -> None:
+    pytest.importorskip("torch", reason="torch is not installed: torch-compile needs it")
+    named = [{name for name, _ in module._all_entries(compiled)} for compiled in (False, True)]
+    assert named[1] - named[0] == {"torch-compile"}
+
+
+def test_figures_follow_from_times_and_outputs(fakes: Callable[..., Benchmark], tiny_spec: ModelSpec) -> None:
+    found = fakes({"a": Fake([0.2, 0.4, 0.2], halves()), "b": Fake([0.1, 0.2, 0.4], halves(0.505))})
+    one, two = found.rows
+    seconds = tiny_spec.chunk_samples / tiny_spec.stft.sample_rate
+    assert (one.median_ms, two.median_ms, two.p95_ms) == (200.0, 200.0, 380.0)
+    assert one.x_realtime == pytest.approx(seconds / 0.2, abs=0.01)
+    assert (one.x_first, two.x_first) == (1.0, 2.0)  # turn by turn: 2, 2, 0.5
+    assert (one.snr_db, two.snr_db) == (None, 40.0)
+    assert one.drift_db == 0.0
+    assert two.drift_db != 0.0
+    assert (one.passed, two.passed) == (True, False)  # 40 dB are not enough for float32
+    assert (one.open_s, one.cold_s, one.memory_mb) == (1.0, 1.5, 30.0)
+    assert one.ceiling == pytest.approx(2.0 * one.x_realtime / 100.0)
+    assert found.machine["cores"] >= 1
+
+
+def test_slower_than_the_first_is_said(fakes: Callable[..., Benchmark]) -> None:
+    found = fakes({"a": Fake([0.1] * 3, halves()), "b": Fake([0.2] * 3, halves())})
+    assert [row.note for row in found.rows] == ["", "slower than a fp32"]
+
+
+@pytest.mark.parametrize("when", ["run", "song"])
+def test_one_that_dies_is_said_and_the_others_go_on(fakes: Callable[..., Benchmark], when: str) -> None:
+    found = fakes({"a": Fake([0.1] * 3, halves()), "b": Fake([0.2] * 3, halves(), dies=when)})
+    assert [row.backend for row in found.rows] == ["a", "b"]
+    notes = {"run": "died, exit code -9", "song": "died, exit code -9; slower than a fp32"}
+    assert found.rows[1].note == notes[when]
+    assert found.rows[1].snr_db is None
+    assert found.rows[0].median_ms == 100.0
+
+
+def test_one_that_cannot_run_comes_last_unless_it_was_asked_for(fakes: Callable[..., Benchmark]) -> None:
+    class Refuses(Fake):
+        def ask(self, what: str = "", seconds: float | None = None) -> dict[str, Any]:
+            raise Lost("no such artifact")
+
+    workers = {"a": Refuses([]), "b": Fake([0.1] * 3, halves())}
+    found = fakes(workers, asked=False)
+    assert [(row.backend, row.note) for row in found.rows] == [("b", ""), ("a", "no such artifact")]
+    with pytest.raises(BackendUnavailable, match="a in fp32 cannot run here: no such artifact"):
+        fakes(workers)
+    with pytest.raises(BackendUnavailable, match="no backend can run tiny: no such artifact"):
+        fakes({"a": Refuses([])}, asked=False)
+
+
+def test_rounds_are_at_least_one(tiny_bundle: Bundle, song: Song) -> None:
+    with pytest.raises(UsageError, match="rounds 0 and batch 1 must be at least 1"):
+        bench(BundleModel("tiny", tiny_bundle), song, Plan(rounds=0))
+
+
+def test_a_process_that_says_why_it_fails(worker: Callable[[str], Worker]) -> None:
+    with pytest.raises(Lost, match="no memory"):
+        worker('print(\'{"error": "no memory"}\')').ask()
+    with pytest.raises(Lost, match="died, exit code 3"):
+        worker("raise SystemExit(3)").ask()
+    with pytest.raises(Lost, match=r"not within 0\.2 s"):
+        worker("import time; time.sleep(60)").ask(seconds=0.2)
+
+
+@pytest.mark.slow
+def test_the_real_thing(network_bundle: Bundle, tmp_path: Path) -> None:
+    """Eager torch in two precisions, on the tiny network, through the command."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    entries = ["--backend", "torch", "--backend", "torch:bf16"]
+    where = tmp_path / "new" / "speed"
+    arguments = [str(network_bundle.path), *entries, "--rounds", "3", "--threads", "1", "-o", str(where)]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "new" / "speed.json").read_text())
+    full, low = report["rows"]
+    assert (full["backend"], low["precision"]) == ("torch", "bf16")
+    assert full["snr_db"] is None
+    assert 20 < low["snr_db"] < 90
+    assert report["ceilings"]["fp32"] > 1
+    assert 0 < full["ceiling"] < 1
+    assert full["cold_s"] > full["open_s"] > 0
+    assert (tmp_path / "new" / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert "| torch | bf16 |" in (tmp_path / "new" / "speed.md").read_text()
+    again = CliRunner().invoke(command, arguments)
+    assert isinstance(again.exception, OutputExists)
+
+
+@pytest.mark.slow
+def test_what_cannot_run_is_named_by_the_command(network_bundle: Bundle) -> None:
+    result = CliRunner().invoke(command, [str(network_bundle.path), "--backend", "ort"])
+    assert isinstance(result.exception, BackendUnavailable)
+    assert "ort in fp32 cannot run here: " in str(result.exception)
+    assert "tfx export" in str(result.exception)
+    result = CliRunner().invoke(command, [str(network_bundle.path), "--backend", "nothing"])
+    assert isinstance(result.exception, UsageError)
+    assert "unknown backend 'nothing'" in str(result.exception)
+
+
+def test_a_row_without_figures_is_json() -> None:
+    assert json.loads(json.dumps(Row("a", "fp32").to_dict()))["median_ms"] is None

@@ -1,0 +1,243 @@
+"""``tfx evaluate``: what a user types and sees, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tfswa.runtime.cli import main
+from tfswa.runtime.commands.evaluate import pick_songs
+from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
+from tfswa.runtime.evaluation import boxplot, bsseval, evaluate
+from tfswa.runtime.evaluation.scores import FIGURES
+from tfswa.runtime.model.bundle import Bundle
+
+STEMS = ("vocals", "accompaniment")
+Tfx = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def ready() -> None:
+    try:
+        bsseval.require()
+        boxplot.require()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def tfx(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    network_bundle: Bundle,
+) -> Tfx:
+    """``tfx("--data", root, code=0)``: evaluate a tiny network in a folder of its own; stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, code: int = 0) -> tuple[str, str]:
+        given = ("evaluate", network_bundle.path.name, *arguments, "--backend", "torch", "--threads", "1")
+        monkeypatch.setattr(sys, "argv", ["tfx", *map(str, given)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr()
+        assert caught.value.code == code, printed.err
+        return printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_table_then_json_from_what_is_there(tfx: Tfx, ready: None, song_root: Path, tmp_path: Path) -> None:
+    out, err = tfx("--data", song_root, "--songs", "B", "--songs", "A", "--jobs", 2)
+    assert "SDR c" in out
+    assert "SDR u" in out
+    assert "NaN" not in out.replace("-", "")
+    (silence,) = [line for line in out.splitlines() if line.startswith("vocals") and "silence" in line]
+    assert silence.split()[2:] == ["-", "-", "-", "-", "-", "0.00", "-"]
+    lines = err.splitlines()
+    assert [line.split()[0] for line in lines] == ["1/2", "2/2"]
+    assert "SDR u vocals" in lines[0]
+    assert lines[0].endswith("left")
+    out, err = tfx("--data", song_root, "--songs", "B", "--songs", "A", "--json")
+    assert err == ""
+    printed = json.loads(out)
+    assert printed["reused"] == printed["songs"] == 2
+    assert set(FIGURES) <= set(printed["scores"][0])
+    assert Path(printed["files"]["csv"]) == Path("evaluation/network/results.csv")
+    assert (tmp_path / printed["files"]["plot"]).is_file()
+    _, err = tfx("--data", song_root, "--songs", "A", "--no-baselines", code=2)
+    assert "baselines True, now False: add --force" in err
+    assert err.count("\n") == 1
+
+
+class TestRefusals:
+    def test_no_ffmpeg(self, tfx: Tfx, song_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("museval", reason="museval is not installed")
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        _, err = tfx("--data", song_root, "--no-plot", code=4)
+        assert err == (
+            "tfx: museval needs ffmpeg and ffprobe on PATH: install ffmpeg (apt-get install ffmpeg)\n"
+        )
+        assert not Path("evaluation").exists()
+
+    def test_no_matplotlib(self, tfx: Tfx, song_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        _, err = tfx("--data", song_root, code=4)
+        assert "pip install 'tfswa[plots]', or --no-plot" in err
+
+    def test_a_song_that_cannot_be_decoded_leaves_nothing(self, tfx: Tfx, tmp_path: Path) -> None:
+        (tmp_path / "songs" / "A").mkdir(parents=True)
+        for name in ("vocals", "drums"):
+            (tmp_path / "songs" / "A" / f"{name}.wav").touch()
+        _, err = tfx("--data", tmp_path / "songs", code=1)
+        assert "is empty (0 bytes)" in err
+        assert err.count("\n") == 1
+        assert not Path("evaluation").exists()
+
+    def test_no_data(self, tfx: Tfx) -> None:
+        _, err = tfx("--data", "nowhere", code=1)
+        assert err.startswith("tfx: nowhere cannot be opened")
+
+    def test_no_musdb(self, tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MUSDB_PATH", str(tmp_path / "gone"))
+        _, err = tfx("--data", "musdb", code=2)
+        assert "`tfx data musdb --download" in err
+        assert err.count("\n") == 1
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+class TestPick:
+    def test_the_test_songs_unless_said_otherwise(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/a.stem.mp4", "test/b.stem.mp4")
+        assert [song.name for song in pick_songs(tmp_path, None, (), STEMS)] == ["b"]
+        assert [song.name for song in pick_songs(tmp_path, "train", (), STEMS)] == ["a"]
+        with pytest.raises(AudioError, match="has train, test, asked for is 'dev'"):
+            pick_songs(tmp_path, "dev", (), STEMS)
+
+    def test_all_songs_where_there_are_no_splits(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.stem.mp4", "b.stem.mp4")
+        assert len(pick_songs(tmp_path, None, (), STEMS)) == 2
+
+    def test_songs_by_name(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"{name}.stem.mp4" for name in "abcdefg"))
+        assert [song.name for song in pick_songs(tmp_path, None, ("c", "a"), STEMS)] == ["a", "c"]
+        with pytest.raises(UsageError, match=r"no song 'z' in .*it holds a, b, c, d, e and 2 more"):
+            pick_songs(tmp_path, None, ("z",), STEMS)
+
+    def test_musdb_is_a_place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        touch(tmp_path / "there", "test/a.stem.mp4", "train/b.stem.mp4")
+        monkeypatch.setenv("MUSDB_PATH", str(tmp_path / "there"))
+        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["a"]
+        touch(tmp_path / "musdb", "c.stem.mp4")  # a folder of that name is meant first
+        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["c"]
+        monkeypatch.delenv("MUSDB_PATH")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        shutil.rmtree(tmp_path / "musdb")
+        with pytest.raises(UsageError, match=r"no MUSDB18 in .*MUSDB18-7"):
+            pick_songs(Path("musdb"), None, (), STEMS)
+        touch(tmp_path / "MUSDB18" / "MUSDB18-7", "test/d.stem.mp4")
+        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["d"]
+
+
+def _alive(group: int) -> list[str]:
+    """Processes of a group; one that has ended and waits to be collected is none."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = path.read_text().rpartition(")")
+        except OSError:  # ended meanwhile
+            continue
+        state, _, of_group = rest.split()[:3]
+        if int(of_group) == group and state not in "ZX":
+            found.append(name)
+    return found
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_half_file_and_no_process(
+    ready: None, network_bundle: Bundle, song_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tfswa.runtime", "evaluate", network_bundle.path, "--data", song_root]
+    command += ["-o", out, "--backend", "torch", "--threads", "1", "--jobs", "2", "--no-plot"]
+    run = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".work-*/*/estimates.npy")):
+        assert run.poll() is None, run.stderr.read() if run.stderr else b""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole group
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert err.decode().endswith("tfx: interrupted\n")
+    assert "Traceback" not in err.decode()
+    left = [path for path in out.rglob("*") if path.is_file()]
+    assert all(path.parent.name == "songs" and not path.name.startswith(".") for path in left)
+    assert not list(out.glob(".work-*"))
+    deadline = time.monotonic() + 10  # multiprocessing's resource tracker ends by itself
+    while _alive(run.pid):
+        assert time.monotonic() < deadline, _alive(run.pid)
+        time.sleep(0.02)
+
+
+def test_a_worker_that_dies_is_said(
+    tfx: Tfx, song_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bsseval, "require", lambda: None)
+    monkeypatch.setattr(evaluate, "score_song", os._exit)
+    monkeypatch.setattr(evaluate.Workers, "submit", lambda self, run, *_, **__: self._pool.submit(run, 9))
+    _, err = tfx("--data", song_root, "--no-plot", "--jobs", 1, code=1)
+    assert re.fullmatch(
+        r"tfx: a process that measured A( or B)? was killed, .* want of memory: use fewer --jobs\n", err
+    )
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_ctrl_c_while_workers_start_is_the_parents_affair() -> None:
+    script = """
+import os, signal, time
+from tfswa.runtime.evaluation.pool import Workers
+
+for delay in (0.0, 0.01, 0.03, 0.06, 0.1, 0.2):
+    try:
+        with Workers(2) as workers:
+            futures = [workers.submit(time.sleep, 60) for _ in range(2)]
+            time.sleep(delay)
+            os.killpg(0, signal.SIGINT)
+            time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60)
+    assert (run.stdout, run.stderr, run.returncode) == ("interrupted\n" * 6, "", 0)
+
+
+def test_workers_have_one_thread_each(ready: None) -> None:
+    from tfswa.runtime.evaluation.pool import THREAD_VARIABLES, Workers
+
+    with Workers(1) as workers:
+        found = [workers.submit(os.getenv, name).result() for name in THREAD_VARIABLES]
+        loaded = workers.submit(eval, "'numpy' in __import__('sys').modules").result()
+    assert found == ["1"] * len(THREAD_VARIABLES)
+    assert not loaded  # or it would have started its threads before it was told

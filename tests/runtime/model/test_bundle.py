@@ -1,0 +1,481 @@
+"""The bundle: written whole or not at all, checked when read, and never a place where entries get lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.model import bundle as bundle_module
+from tfswa.runtime.model.bundle import MANIFEST, WEIGHTS, Bundle, sha256_of
+from tfswa.runtime.model.spec import ModelSpec
+
+Weights = dict[str, NDArray[Any]]
+not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="file permissions do not bind root")
+
+
+def writes(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def seal(path: Path) -> Bundle:
+    """Make a bundle sealed, as the embedded one is."""
+    bundle = Bundle.open(path)
+    bundle.seal()
+    again = Bundle.open(path)
+    assert bundle.sealed
+    assert again.sealed
+    assert again.files == bundle.files
+    return again
+
+
+def test_round_trip(tiny_bundle: Bundle, tiny_spec: ModelSpec, tiny_weights: Weights) -> None:
+    again = Bundle.open(tiny_bundle.path)
+    assert again.spec == tiny_spec
+    assert again.provenance == {"made": "by a test"}
+    assert not again.sealed
+    assert list(again.files) == [WEIGHTS]
+    assert again.files[WEIGHTS].kind == "weights"
+    assert again.files[WEIGHTS].precision == "fp32"
+    assert again.files[WEIGHTS].bytes == (again.path / WEIGHTS).stat().st_size
+    loaded = again.weights()
+    assert loaded.keys() == tiny_weights.keys()
+    for name, value in tiny_weights.items():
+        assert loaded[name].shape == value.shape, name
+        assert loaded[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(loaded[name], value)
+    assert listing(again.path) == [MANIFEST, WEIGHTS]
+
+
+def test_half_precision_rounds_the_floats_alone(
+    tmp_path: Path, tiny_spec: ModelSpec, tiny_weights: Weights
+) -> None:
+    made = Bundle.create(tmp_path / "half.tfx", tiny_spec, tiny_weights, precision="fp16")
+    loaded = made.weights()
+    assert made.files[WEIGHTS].precision == "fp16"
+    assert loaded["count"].dtype == np.int64
+    assert loaded["matrix"].dtype == np.float16
+    np.testing.assert_array_equal(loaded["matrix"], tiny_weights["matrix"].astype(np.float16))
+    assert made.files[WEIGHTS].bytes < 2 * sum(w.nbytes for w in tiny_weights.values()) + 1000
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    weights = {"fine": np.ones(3, np.float32), "huge": np.array([1.0, 70_000.0], np.float32)}
+    with pytest.raises(BundleError, match="huge is not finite in fp16"):
+        Bundle.create(tmp_path / "half.tfx", tiny_spec, weights, precision="fp16")
+    assert listing(tmp_path) == []
+    Bundle.create(tmp_path / "half.tfx", tiny_spec, weights, precision="fp32")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_spec: ModelSpec, value: float) -> None:
+    with pytest.raises(BundleError, match="bad is not finite in fp32"):
+        Bundle.create(tmp_path / "x.tfx", tiny_spec, {"bad": np.array([value], np.float32)})
+    assert listing(tmp_path) == []
+
+
+def test_an_unknown_precision_is_refused(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    with pytest.raises(UsageError, match=r"int3.*fp32"):
+        Bundle.create(tmp_path / "x.tfx", tiny_spec, {}, precision="int3")
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("at", [0, 9, -1])
+def test_a_flipped_byte_in_the_weights_is_refused(tiny_bundle: Bundle, at: int) -> None:
+    flip(tiny_bundle.path / WEIGHTS, at)
+    with pytest.raises(BundleError, match=rf"{WEIGHTS} is damaged.*SHA-256"):
+        Bundle.open(tiny_bundle.path).weights()
+
+
+def test_a_flipped_byte_in_an_added_file_is_refused_and_the_rest_stays_usable(tiny_bundle: Bundle) -> None:
+    tiny_bundle.add("model.onnx", writes(b"graph"), kind="onnx", precision="fp32")
+    flip(tiny_bundle.path / "model.onnx", 2)
+    again = Bundle.open(tiny_bundle.path)
+    with pytest.raises(BundleError, match=r"model\.onnx is damaged"):
+        again.file("model.onnx")
+    assert again.weights()
+
+
+def test_any_flipped_byte_in_the_manifest_is_refused(tiny_bundle: Bundle) -> None:
+    path = tiny_bundle.path / MANIFEST
+    sound = path.read_bytes()
+    for at in range(0, len(sound), 3):
+        flip(path, at)
+        with pytest.raises(BundleError, match=r"manifest\.json|tiny\.tfx"):
+            Bundle.open(tiny_bundle.path)
+        path.write_bytes(sound)
+    assert Bundle.open(tiny_bundle.path)
+
+
+def test_a_truncated_file_is_refused(tiny_bundle: Bundle) -> None:
+    path = tiny_bundle.path / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="damaged"):
+        tiny_bundle.weights()
+
+
+def test_a_missing_file_is_named(tiny_bundle: Bundle) -> None:
+    (tiny_bundle.path / WEIGHTS).unlink()
+    with pytest.raises(BundleError, match=rf"{WEIGHTS} is missing"):
+        tiny_bundle.weights()
+
+
+def test_a_file_that_was_never_added_is_named_with_what_there_is(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=rf"holds no model\.onnx; it holds {WEIGHTS}"):
+        tiny_bundle.file("model.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "zip"}', b"null"])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.open(tmp_path)
+
+
+def test_places_that_are_no_bundle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "nothing", tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(BundleError, match=path.name):
+            Bundle.open(path)
+
+
+def test_another_version_is_refused(tiny_bundle: Bundle) -> None:
+    path = tiny_bundle.path / MANIFEST
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(BundleError, match="bundle version 2 is not 1"):
+        Bundle.open(tiny_bundle.path)
+
+
+def test_what_is_there_is_replaced_by_force_alone(
+    tiny_bundle: Bundle, tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    before = (tiny_bundle.path / MANIFEST).read_bytes()
+    other = {"w": np.zeros(2, np.float32)}
+    with pytest.raises(OutputExists, match="--force"):
+        Bundle.create(tiny_bundle.path, tiny_spec, other)
+    assert (tiny_bundle.path / MANIFEST).read_bytes() == before
+    tiny_bundle.add("model.onnx", writes(b"old"), kind="onnx")
+    replaced = Bundle.create(tiny_bundle.path, tiny_spec, other, force=True)
+    assert list(replaced.weights()) == ["w"]
+    assert listing(replaced.path) == [MANIFEST, WEIGHTS]
+    assert listing(tmp_path) == ["tiny.tfx", f"tiny.tfx/{MANIFEST}", f"tiny.tfx/{WEIGHTS}"]
+
+
+def test_a_failed_replacement_leaves_the_old_bundle(tiny_bundle: Bundle, tiny_spec: ModelSpec) -> None:
+    before = listing(tiny_bundle.path.parent)
+    with pytest.raises(BundleError):
+        Bundle.create(tiny_bundle.path, tiny_spec, {"w": np.array([np.nan])}, force=True)
+    assert listing(tiny_bundle.path.parent) == before
+    assert Bundle.open(tiny_bundle.path).weights()
+
+
+def test_a_replacement_that_cannot_take_its_place_gives_it_back(
+    tiny_bundle: Bundle, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exchange(one: Path, two: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(bundle_module, "exchange", exchange)
+    with pytest.raises(UsageError, match="Input/output error"):
+        Bundle.create(tiny_bundle.path, tiny_spec, {}, force=True)
+    assert [path.name for path in tiny_bundle.path.parent.iterdir()] == ["tiny.tfx"]
+    assert "matrix" in Bundle.open(tiny_bundle.path).weights()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, tiny_spec: ModelSpec, force: bool) -> None:
+    folder, file = tmp_path / "music", tmp_path / "song.wav"
+    folder.mkdir()
+    (folder / "precious").write_text("x")
+    (tmp_path / "empty").mkdir()
+    file.write_text("x")
+    before = listing(tmp_path)
+    for path in (folder, file, tmp_path / "empty"):
+        with pytest.raises(OutputExists, match=path.name):
+            Bundle.create(path, tiny_spec, {}, force=force)
+    assert listing(tmp_path) == before
+
+
+def test_someone_elses_manifest_is_not_ours_to_replace(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    folder = tmp_path / "web-app"
+    folder.mkdir()
+    (folder / MANIFEST).write_text('{"name": "a web app", "icons": []}')
+    with pytest.raises(OutputExists, match="not a bundle"):
+        Bundle.create(folder, tiny_spec, {}, force=True)
+    assert listing(folder) == [MANIFEST]
+
+
+def test_a_damaged_bundle_can_be_replaced(tiny_bundle: Bundle, tiny_spec: ModelSpec) -> None:
+    path = tiny_bundle.path / MANIFEST
+    path.write_text(path.read_text().replace('"sealed": false', '"sealed": true'))
+    assert Bundle.create(tiny_bundle.path, tiny_spec, {}, force=True).weights() == {}
+
+
+def test_force_through_a_link_replaces_the_bundle_it_points_to(
+    tiny_bundle: Bundle, tiny_spec: ModelSpec, tmp_path: Path
+) -> None:
+    link = tmp_path / "latest.tfx"
+    link.symlink_to(tiny_bundle.path)
+    Bundle.create(link, tiny_spec, {}, force=True)
+    assert link.is_symlink()
+    assert Bundle.open(tiny_bundle.path).weights() == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.tfx", "tiny.tfx"]
+
+
+def test_leftovers_of_a_killed_process_of_the_same_number_do_not_stop_us(
+    tiny_bundle: Bundle, tiny_spec: ModelSpec
+) -> None:
+    # In a container the process that writes often has the same number after every restart.
+    left = tiny_bundle.path.with_name(f".tiny.tfx.partial-{os.getpid()}")
+    left.mkdir()
+    (left / "leftover").touch()
+    made = Bundle.create(tiny_bundle.path, tiny_spec, {}, force=True)
+    assert listing(made.path) == [MANIFEST, WEIGHTS]
+    assert [path.name for path in made.path.parent.iterdir()] == ["tiny.tfx"]
+
+
+def test_a_place_below_a_file_is_a_usage_error(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    (tmp_path / "file").touch()
+    for below in ("a.tfx", "deep/a.tfx"):
+        with pytest.raises(UsageError, match=r"cannot write .*a\.tfx.*choose another place"):
+            Bundle.create(tmp_path / "file" / below, tiny_spec, {})
+
+
+@not_as_root
+def test_a_read_only_place_is_a_usage_error(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="Permission denied"):
+        Bundle.create(tmp_path / "a.tfx", tiny_spec, {})
+
+
+def test_parents_are_made(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    assert Bundle.create(tmp_path / "a" / "b" / "c.tfx", tiny_spec, {}).weights() == {}
+
+
+def test_added_files_are_listed_checked_and_found(tiny_bundle: Bundle) -> None:
+    digest = tiny_bundle.digest
+    path = tiny_bundle.add(
+        "engines/a.engine", writes(b"engine"), kind="engine", precision="fp16", details={"gpu": "x"}
+    )
+    assert path == tiny_bundle.path / "engines" / "a.engine"
+    tiny_bundle.add("model.onnx", writes(b"graph"), kind="onnx", precision="fp32")
+    for bundle in (tiny_bundle, Bundle.open(tiny_bundle.path)):
+        entry = bundle.files["engines/a.engine"]
+        assert entry.sha256 == hashlib.sha256(b"engine").hexdigest() == sha256_of(path)
+        assert (entry.bytes, entry.kind, entry.precision) == (6, "engine", "fp16")
+        assert entry.details == {"gpu": "x"}
+        assert bundle.file("engines/a.engine").read_bytes() == b"engine"
+        assert bundle.find("engine", "fp16") == bundle.find("engine") == "engines/a.engine"
+        assert bundle.find("engine", "fp32") is None
+        assert bundle.find("torchscript") is None
+        assert bundle.digest == digest
+    assert listing(tiny_bundle.path) == ["engines", "engines/a.engine", MANIFEST, "model.onnx", WEIGHTS]
+
+
+def test_the_digest_is_that_of_spec_and_weights(
+    tmp_path: Path, tiny_bundle: Bundle, tiny_spec: ModelSpec, tiny_weights: Weights
+) -> None:
+    same = Bundle.create(tmp_path / "b.tfx", tiny_spec, tiny_weights, provenance={"other": 1})
+    assert same.digest == tiny_bundle.digest
+    assert Bundle.open(same.path).digest == same.digest
+    stems = ModelSpec.from_dict({**tiny_spec.to_dict(), "stems": ["voice", "accompaniment"]})
+    assert Bundle.create(tmp_path / "c.tfx", stems, tiny_weights).digest != tiny_bundle.digest
+    changed = {**tiny_weights, "matrix": tiny_weights["matrix"] + 1}
+    assert Bundle.create(tmp_path / "d.tfx", tiny_spec, changed).digest != tiny_bundle.digest
+
+
+def test_adding_again_replaces_unless_told_not_to(tiny_bundle: Bundle) -> None:
+    tiny_bundle.add("model.onnx", writes(b"one"), kind="onnx")
+    with pytest.raises(OutputExists, match=r"model\.onnx.*--force"):
+        tiny_bundle.add("model.onnx", writes(b"two"), kind="onnx", force=False)
+    assert tiny_bundle.file("model.onnx").read_bytes() == b"one"
+    tiny_bundle.add("model.onnx", writes(b"two"), kind="onnx")
+    assert Bundle.open(tiny_bundle.path).file("model.onnx").read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "engines/deep/a.engine"])
+def test_a_writer_that_fails_leaves_nothing(tiny_bundle: Bundle, name: str) -> None:
+    before = (tiny_bundle.path / MANIFEST).read_bytes()
+
+    def fails(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise ValueError("the exporter gave up")
+
+    with pytest.raises(ValueError, match="gave up"):
+        tiny_bundle.add(name, fails, kind="onnx")
+    assert listing(tiny_bundle.path) == [MANIFEST, WEIGHTS]
+    assert (tiny_bundle.path / MANIFEST).read_bytes() == before
+    assert list(tiny_bundle.files) == [WEIGHTS]
+
+
+def test_a_writer_that_fails_leaves_the_file_of_before(tiny_bundle: Bundle) -> None:
+    tiny_bundle.add("model.onnx", writes(b"good"), kind="onnx")
+
+    def fails(path: Path) -> None:
+        path.write_bytes(b"bad")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match="No space left"):
+        tiny_bundle.add("model.onnx", fails, kind="onnx")
+    assert Bundle.open(tiny_bundle.path).file("model.onnx").read_bytes() == b"good"
+    assert listing(tiny_bundle.path) == [MANIFEST, "model.onnx", WEIGHTS]
+
+
+def test_a_failing_manifest_leaves_the_old_one(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (tiny_bundle.path / MANIFEST).read_bytes()
+    real = Path.write_text
+
+    def full(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        if MANIFEST in self.name:
+            real(self, text[:40])
+            raise OSError(28, "No space left on device")
+        return real(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UsageError, match="No space left"):
+        tiny_bundle.add("model.onnx", writes(b"graph"), kind="onnx")
+    monkeypatch.undo()
+    assert (tiny_bundle.path / MANIFEST).read_bytes() == before
+    assert not [name for name in listing(tiny_bundle.path) if "partial" in name]
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "../escaped", "a/../../escaped", "/tmp/escaped", "", "."])
+def test_names_that_leave_the_bundle_or_hit_its_manifest_are_refused(tiny_bundle: Bundle, name: str) -> None:
+    before = listing(tiny_bundle.path.parent)
+    with pytest.raises(UsageError, match="cannot hold"):
+        tiny_bundle.add(name, writes(b"x"), kind="document")
+    assert listing(tiny_bundle.path.parent) == before
+    assert Bundle.open(tiny_bundle.path)
+
+
+def test_a_manifest_cannot_point_outside(tiny_bundle: Bundle) -> None:
+    outside = tiny_bundle.path.parent / "outside"
+    outside.write_bytes(b"secret")
+    manifest = json.loads((tiny_bundle.path / MANIFEST).read_text())
+    manifest["files"]["../outside"] = {
+        "sha256": sha256_of(outside),
+        "bytes": 6,
+        "kind": "onnx",
+        "precision": "fp32",
+        "details": {},
+    }
+    manifest["digest"] = bundle_module._seal(manifest)
+    (tiny_bundle.path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="outside"):
+        Bundle.open(tiny_bundle.path)
+
+
+def test_a_sealed_bundle_adds_to_the_users_cache(tiny_bundle: Bundle, private_cache: Path) -> None:
+    sealed = seal(tiny_bundle.path)
+    before = {path: path.read_bytes() for path in sealed.path.iterdir()}
+    added = sealed.add("parity.json", writes(b"{}"), kind="evidence")
+    assert added.is_relative_to(private_cache / "tfswa" / "bundles")
+    assert sealed.digest[:16] in added.parts
+    assert {path: path.read_bytes() for path in sealed.path.iterdir()} == before
+    for bundle in (sealed, Bundle.open(sealed.path)):
+        assert sorted(bundle.files) == [WEIGHTS, "parity.json"]
+        assert bundle.file("parity.json") == added
+        assert bundle.find("evidence") == "parity.json"
+        assert bundle.weights()
+    flip(added, 0)
+    with pytest.raises(BundleError, match=r"parity\.json is damaged"):
+        sealed.file("parity.json")
+
+
+def test_what_is_added_to_a_sealed_bundle_belongs_to_that_model_alone(
+    tmp_path: Path, tiny_bundle: Bundle, tiny_spec: ModelSpec
+) -> None:
+    seal(tiny_bundle.path).add("parity.json", writes(b"{}"), kind="evidence")
+    other = seal(Bundle.create(tmp_path / "b.tfx", tiny_spec, {"w": np.zeros(1)}).path)
+    assert list(other.files) == [WEIGHTS]
+
+
+def test_a_sealed_bundles_own_files_stay(tiny_bundle: Bundle) -> None:
+    sealed = seal(tiny_bundle.path)
+    with pytest.raises(UsageError, match="sealed"):
+        sealed.add(WEIGHTS, writes(b"x"), kind="weights")
+    sealed.add("model.onnx", writes(b"x"), kind="onnx")
+    with pytest.raises(OutputExists):
+        sealed.add("model.onnx", writes(b"y"), kind="onnx", force=False)
+
+
+ADDER = """
+import sys, time
+from pathlib import Path
+from tfswa.runtime.model.bundle import Bundle
+bundle, tag, go = Bundle.open(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
+Path(sys.argv[3] + tag).touch()
+while not go.exists():
+    time.sleep(0.001)
+for number in range(20):
+    bundle.add(f"{tag}-{number}", tag.encode(), kind="document")
+"""
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_two_processes_that_add_at_once_lose_nothing(
+    tiny_bundle: Bundle, tmp_path: Path, sealed: bool
+) -> None:
+    if sealed:
+        seal(tiny_bundle.path)
+    go = tmp_path / "go"
+    adders = [
+        subprocess.Popen([sys.executable, "-c", ADDER, str(tiny_bundle.path), tag, str(go)]) for tag in "ab"
+    ]
+    deadline = time.monotonic() + 30
+    while not all(Path(f"{go}{tag}").exists() for tag in "ab") and time.monotonic() < deadline:
+        time.sleep(0.005)
+    go.touch()
+    assert [adder.wait(timeout=60) for adder in adders] == [0, 0]
+    after = Bundle.open(tiny_bundle.path)
+    assert len(after.files) == 41
+    for name in after.files:
+        after.file(name)
+    assert not [name for name in listing(after.home) if "partial" in name]
+
+
+def test_one_open_bundle_sees_what_another_adds(tiny_bundle: Bundle) -> None:
+    other = Bundle.open(tiny_bundle.path)
+    other.add("a", writes(b"a"), kind="document")
+    tiny_bundle.add("b", writes(b"b"), kind="document")
+    assert sorted(tiny_bundle.files) == ["a", "b", WEIGHTS]
+
+
+def test_no_pickle_is_read_and_none_is_written(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    Bundle.open(tiny_bundle.path).weights()
+    for path in tiny_bundle.path.iterdir():
+        assert not path.read_bytes().startswith((b"\x80", b"PK"))
+    with pytest.raises(Exception, match=r"dtype"):
+        Bundle.create(tiny_bundle.path, tiny_bundle.spec, {"w": np.array([object()])}, force=True)
+    assert Bundle.open(tiny_bundle.path).weights()

@@ -1,0 +1,219 @@
+"""The contract: what it derives, what it refuses, and that it survives being written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfswa.runtime.errors import BundleError
+from tfswa.runtime.model.spec import SPEC_VERSION, ChunkSpec, ModelSpec, StftSpec
+
+
+def refusal(error: pytest.ExceptionInfo[BundleError], *parts: object) -> None:
+    """A message is one line and holds the values that disagree."""
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    assert StftSpec() == StftSpec(n_fft=4096, hop=1024, sample_rate=44_100, scale=1 / 32)
+    assert StftSpec().bins == 2048
+    assert ChunkSpec().step == 256 - 1 - 32 - 8
+
+
+def test_derived_sizes(tiny_spec: ModelSpec) -> None:
+    assert tiny_spec.stft.bins == 256
+    assert tiny_spec.chunk.step == 16 - 1 - 4 - 2
+    assert tiny_spec.chunk_samples == 15 * 128
+    assert tiny_spec.context_samples == 256
+    assert tiny_spec.fade_samples == 256
+    assert tiny_spec.input_shape(3) == (3, 4, 16, 256)
+    assert tiny_spec.output_shape(3) == (3, 2, 4, 16, 256)
+    mono = dataclasses.replace(tiny_spec, channels=1, stems=("a", "b", "c"), nyquist_stem="")
+    assert mono.input_shape(1) == (1, 2, 16, 256)
+    assert mono.output_shape(1) == (1, 3, 2, 16, 256)
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 2), (128, 2), (129, 3), (1920, 16), (1921, 17)])
+def test_frames_cover_the_signal(tiny_spec: ModelSpec, samples: int, frames: int) -> None:
+    assert tiny_spec.stft.frames(samples) == frames
+
+
+def test_a_chunk_has_as_many_frames_as_the_transform_gives_it(tiny_spec: ModelSpec) -> None:
+    for spec in (tiny_spec, ModelSpec(family="x", stems=("a",))):
+        assert spec.stft.frames(spec.chunk_samples) == spec.chunk.frames
+
+
+def test_nyquist_goes_to_the_last_stem_unless_named() -> None:
+    assert ModelSpec(family="x", stems=("a", "b")).nyquist_stem == "b"
+    assert ModelSpec(family="x", stems=("a", "b"), nyquist_stem="a").nyquist_stem == "a"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"n_fft": 0},
+        {"hop": 0},
+        {"hop": -1024},
+        {"sample_rate": 0},
+        {"scale": 0.0},
+        {"scale": -1.0},
+        {"scale": math.nan},
+        {"scale": math.inf},
+        {"n_fft": 4095, "hop": 1365},
+        {"n_fft": 4096, "hop": 1000},
+        {"n_fft": 1024, "hop": 1024},
+        {"n_fft": 4096.0},
+        {"sample_rate": "44100"},
+    ],
+)
+def test_impossible_transforms_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(BundleError) as error:
+        StftSpec(**values)
+    refusal(error, *(name for name in values if len(values) == 1), *values.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"frames": 0}, ("frames", 0)),
+        ({"multiple": 0}, ("multiple", 0)),
+        ({"frames": 250}, (250, 64, 256)),
+        ({"context": -1}, (-1,)),
+        ({"fade": -1}, (-1,)),
+        ({"context": 124, "fade": 7}, (124, 7, 256)),
+        ({"context": 0, "fade": 128}, (128, 127)),
+        ({"frames": 256.0}, ("frames", 256.0)),
+    ],
+)
+def test_impossible_chunks_are_refused(values: dict[str, Any], parts: tuple[object, ...]) -> None:
+    with pytest.raises(BundleError) as error:
+        ChunkSpec(**values)
+    refusal(error, *parts)
+
+
+def test_the_longest_fade_that_fits_is_accepted() -> None:
+    assert ChunkSpec(frames=257, multiple=1, context=0, fade=128).step == 128
+    assert ChunkSpec(frames=256, context=127, fade=0).step == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"stems": ()}, ("[]",)),
+        ({"stems": ("a", "b", "a")}, ("['a', 'b', 'a']",)),
+        ({"stems": "vocals"}, ("vocals",)),
+        ({"stems": ("a", "")}, ("''",)),
+        ({"stems": ("a", 3)}, ("3",)),
+        ({"stems": ("a", "../b")}, ("../b",)),
+        ({"stems": ("a", "..")}, ("'..'",)),
+        ({"stems": ("a", "b\\c")}, ("b\\\\c",)),
+        ({"stems": ("a", "b\nc")}, ("b\\nc",)),
+        ({"channels": 0}, (0,)),
+        ({"channels": 3}, (3,)),
+        ({"nyquist_stem": "drums"}, ("nyquist_stem", "drums", "['a', 'b']")),
+        ({"residual_stem": "drums"}, ("residual_stem", "drums", "['a', 'b']")),
+        ({"residual_stem": ""}, ("residual_stem",)),
+    ],
+)
+def test_impossible_models_are_refused(values: dict[str, Any], parts: tuple[object, ...]) -> None:
+    with pytest.raises(BundleError) as error:
+        ModelSpec(**{"family": "x", "stems": ("a", "b"), **values})
+    refusal(error, *parts)
+
+
+def test_round_trip_through_json(tiny_spec: ModelSpec) -> None:
+    full = dataclasses.replace(
+        tiny_spec,
+        stems=("x", "y", "z"),
+        nyquist_stem="x",
+        residual_stem="y",
+        channels=1,
+        weights_licence="CC0-1.0",
+        parameters=5,
+        gflop_per_second=0.25,
+        stft=StftSpec(n_fft=1024, hop=256, sample_rate=48_000, scale=0.5),
+    )
+    for spec in (tiny_spec, full):
+        assert ModelSpec.from_dict(spec.to_dict()) == spec
+        again = ModelSpec.from_dict(json.loads(spec.to_json()))
+        assert again == spec
+        assert again.to_json() == spec.to_json()
+
+
+def test_tuples_among_the_hyper_parameters_are_equal_after_json() -> None:
+    spec = ModelSpec(family="x", stems=("a",), hyper={"dims": (1, 2), "nested": {"of": ((1,), 2)}})
+    assert ModelSpec.from_dict(json.loads(spec.to_json())) == spec
+
+
+def test_writing_down_does_not_share_memory(tiny_spec: ModelSpec) -> None:
+    tiny_spec.to_dict()["hyper"]["dims"] = "changed"
+    assert tiny_spec.hyper["dims"] == [8, 16]
+
+
+@pytest.mark.parametrize("version", [None, 0, SPEC_VERSION + 1, "1"])
+def test_another_version_is_refused(tiny_spec: ModelSpec, version: object) -> None:
+    with pytest.raises(BundleError, match=f"spec version {version} is not {SPEC_VERSION}") as error:
+        ModelSpec.from_dict({**tiny_spec.to_dict(), "spec_version": version})
+    refusal(error)
+
+
+@pytest.mark.parametrize("place", ["", "stft", "chunk"])
+def test_unknown_fields_are_refused_by_name(tiny_spec: ModelSpec, place: str) -> None:
+    data = tiny_spec.to_dict()
+    (data[place] if place else data)["colour"] = 1
+    with pytest.raises(BundleError, match="colour") as error:
+        ModelSpec.from_dict(data)
+    refusal(error)
+
+
+@pytest.mark.parametrize("missing", ["stft", "chunk", "stems", "family"])
+def test_missing_fields_are_refused_by_name(tiny_spec: ModelSpec, missing: str) -> None:
+    data = tiny_spec.to_dict()
+    del data[missing]
+    with pytest.raises(BundleError, match=missing) as error:
+        ModelSpec.from_dict(data)
+    refusal(error)
+
+
+@pytest.mark.parametrize("data", [None, "text", 3, [1], [["spec_version", SPEC_VERSION]]])
+def test_what_is_no_table_is_refused(data: Any) -> None:
+    with pytest.raises(BundleError):
+        ModelSpec.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("stft", None), ("chunk", "256"), ("stems", "vocals"), ("stems", 4), ("hyper", 5)]
+)
+def test_fields_of_a_wrong_type_are_refused(tiny_spec: ModelSpec, place: str, value: Any) -> None:
+    with pytest.raises(BundleError) as error:
+        ModelSpec.from_dict({**tiny_spec.to_dict(), place: value})
+    refusal(error)
+
+
+JSON = st.recursive(
+    st.sampled_from([None, True, 0, -1, 4, 0.5, math.nan, "", "a", "\n"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "\n"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from([field.name for field in dataclasses.fields(ModelSpec)]), JSON)
+def test_any_json_is_read_or_refused(field: str, value: Any) -> None:
+    sound = ModelSpec(family="x", stems=("a", "b")).to_dict()
+    messages = []
+    try:
+        ModelSpec.from_dict({**sound, field: value})
+    except BundleError as error:
+        messages.append(str(error))
+    assert not any("\n" in message for message in messages)
