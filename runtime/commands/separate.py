@@ -13,7 +13,7 @@ from tfswa.runtime.commands import options
 from tfswa.runtime.errors import TfxError
 
 if TYPE_CHECKING:
-    from tfswa.runtime.stream.separator import FileResult
+    from tfswa.runtime.stream.files import FileResult
 
 NAMED = 3  # chunks of a report on stderr; --json has them all
 
@@ -81,6 +81,7 @@ def separate(
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import describe_evidence, require
+    from tfswa.runtime.stream.jobs import plan_jobs
     from tfswa.runtime.stream.separator import Separator, stem_indices
 
     if format_ not in FORMATS:
@@ -130,46 +131,6 @@ def separate(
     if failures:
         first = failures[0][1]
         raise first if len(jobs) == 1 else type(first)(f"{len(failures)} of {len(jobs)} files failed")
-
-
-def plan_jobs(inputs: tuple[Path, ...], output: Path) -> list[tuple[Path, Path]]:
-    """Pair each audio file with the folder of its stems.
-
-    Of a folder, hidden files are left out, and so is what an earlier run wrote below ``output``.
-
-    Raises:
-        UsageError: a folder without audio, or two inputs that would write into one folder.
-    """
-    from tfswa.runtime.audio.listing import AUDIO_ENDINGS
-    from tfswa.runtime.errors import UsageError
-
-    jobs: dict[Path, Path] = {}
-    for given in inputs:
-        found = [given]
-        if given.is_dir():
-            found = _audio_files(given, output)
-            if not found:
-                raise UsageError(
-                    f"{given} holds no audio files: looked for {', '.join(sorted(AUDIO_ENDINGS))}"
-                )
-        for path in found:
-            inside = path.relative_to(given).with_suffix("") if given.is_dir() else Path(path.stem)
-            folder = output / inside
-            if folder in jobs and jobs[folder] != path:
-                raise UsageError(
-                    f"{jobs[folder]} and {path} would both be written to {folder}: run them apart"
-                )
-            jobs[folder] = path
-    return [(path, folder) for folder, path in jobs.items()]
-
-
-def _audio_files(folder: Path, output: Path) -> list[Path]:
-    from tfswa.runtime.audio.listing import audio_files
-
-    found, written = audio_files(folder, recursive=True), output.resolve()
-    if folder.resolve() not in written.parents:
-        return found
-    return [path for path in found if written not in path.resolve().parents]
 
 
 def _naming(source: Path, error: Exception) -> str:

@@ -12,7 +12,7 @@ from tfswa.runtime.model.spec import ChunkSpec, StftSpec
 from tfswa.runtime.parity import Certificate
 from tfswa.runtime.parity.certificate import AxisFigures, GraphFigures, QualityFigures, SignalFigures
 from tfswa.runtime.stream import separator
-from tfswa.runtime.stream.transform import Stft
+from tfswa.runtime.stream.codec import Codec
 
 Audio = NDArray[np.float32]
 Planes = NDArray[np.float32]
@@ -64,8 +64,7 @@ class Itself:
     def separate(self, mixture: Audio) -> NDArray[np.float64]:
         engine = separator.Separator.__new__(separator.Separator)
         engine.model, engine.spec, engine.batch = self.model, self.model.spec, 1
-        engine.session, engine._stft = Fixed(), Stft(self.model.spec.stft)
-        engine._network_thread_seconds, engine._fallback = 0.0, None
+        engine.session, engine.codec, engine.fallback = Fixed(), Codec(self.model.spec, "cpu"), None
         # A reference computes in float64: what it has beyond float32 is no difference.
         return engine.separate(mixture).astype(np.float64) * (1 + 1e-12)
 

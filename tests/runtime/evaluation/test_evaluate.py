@@ -335,18 +335,18 @@ class TestBadSongs:
     def test_nan_names_song_and_stem(
         self, measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from tfswa.runtime.stream.separator import Separator
+        from tfswa.runtime.stream.separator import Stream
 
-        separate, calls = Separator._separate_chunks, []
+        separate, calls = Stream._separate_chunks, []
 
-        def broken(self: Separator, chunks: Audio) -> Audio:
+        def broken(self: Stream, chunks: Audio) -> Audio:
             out = separate(self, chunks)
             calls.append(0)
             if len(calls) > 50:  # a song has 42
                 out[:, 1] = math.nan
             return out
 
-        monkeypatch.setattr(Separator, "_separate_chunks", broken)
+        monkeypatch.setattr(Stream, "_separate_chunks", broken)
         with pytest.raises(NonFiniteError, match=r"^B: chunk .* of accompaniment holds NaN or Inf"):
             measure(estimates=tmp_path / "est")
         assert tree(tmp_path / "out") == ["songs/A.json"]

@@ -145,8 +145,10 @@ class TestABadChunk:
     def test_two_of_one_batch_are_computed_one_by_one_by_one_session(self, use: Use) -> None:
         reference = Fixed("exact", 0.25)
         with use(Fixed("fast", 0.5, bad_from(np.nan, 2, 3, 9)), reference, batch=4) as spoilt:
-            spoilt.separate(noise())
-            assert [chunk.chunk for chunk in spoilt.redone] == [2, 3, 9]
+            stream = spoilt.stream()
+            stream.push(noise())
+            stream.flush()
+            assert [chunk.chunk for chunk in stream.redone] == [2, 3, 9]
             assert reference.batches == [1, 1, 1]
             assert not reference.closed
         assert reference.closed
@@ -332,8 +334,9 @@ def test_a_float16_overflow_of_the_eager_network(network_bundle: Bundle, tmp_pat
     ):
         strict.separate(song)
     with Separator(model, backend="torch", options=half, on_nonfinite="recompute") as opened:
-        found = opened.separate(song)
-    bad = [chunk.chunk for chunk in opened.redone]
+        stream = opened.stream()
+        found = np.concatenate((stream.push(song), stream.flush()), axis=-1)
+    bad = [chunk.chunk for chunk in stream.redone]
     assert bad == [chunk for chunk in range(bad[-1] + 3) if hears(opened.spec, chunk, burst)]
     inside = slice(places(opened.spec, bad[0])[1].start, places(opened.spec, bad[-1])[1].stop)
     np.testing.assert_array_equal(found[..., inside], exact[..., inside])

@@ -17,7 +17,8 @@ from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.stream import separator as separator_module
-from tfswa.runtime.stream.separator import FileResult, Separator
+from tfswa.runtime.stream.files import FileResult
+from tfswa.runtime.stream.separator import Separator
 
 Audio = NDArray[np.float32]
 

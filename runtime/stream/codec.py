@@ -1,0 +1,53 @@
+"""Between samples and planes: a chunk to what a network takes, and what it gives to stems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.stream.transform import pack, unpack
+from tfswa.runtime.stream.transform_torch import transform_for
+
+Audio = NDArray[np.float32]
+Spectrum = NDArray[np.complex64]
+"""Of one chunk: ``[C, T, F + 1]``."""
+
+
+class Codec:
+    """The host's half of a model; it holds no state of a signal.
+
+    Args:
+        spec: the model's contract.
+        device: where the transforms are computed, as for a backend.
+    """
+
+    def __init__(self, spec: ModelSpec, device: str):
+        self.spec = spec
+        self._stft = transform_for(spec.stft, device)
+
+    @property
+    def place(self) -> str:
+        """Where the transforms are computed."""
+        return self._stft.place
+
+    def spectra(self, chunks: Audio) -> list[Spectrum]:
+        """Spectra of ``[B, C, N]``: one transform per chunk, so that a batch changes no bit of it."""
+        return [self._stft.forward(chunk) for chunk in chunks]
+
+    def planes(self, spectra: Sequence[Spectrum]) -> NDArray[np.float32]:
+        """What the network takes: ``[B, 2*C, T, F]``."""
+        return np.stack([pack(spectrum) for spectrum in spectra])
+
+    def stems(self, chunk: Audio, spectrum: Spectrum, out: NDArray[np.float32]) -> Audio:
+        """One chunk's network output ``[S, 2*C, T, F]`` to stems ``[S, C, N]``."""
+        spec = self.spec
+        nyquist = np.zeros((len(spec.stems), *spectrum.shape[:2]), np.complex64)  # [S, C, T]
+        nyquist[spec.stems.index(spec.nyquist_stem)] = spectrum[..., -1]
+        with np.errstate(invalid="ignore", over="ignore"):  # the stream engine says it, with chunk and stem
+            stems = self._stft.inverse(unpack(out, nyquist), chunk.shape[-1])
+            if spec.residual_stem is not None:
+                stems[spec.stems.index(spec.residual_stem)] += chunk - stems.sum(axis=0)
+        return stems

@@ -1,0 +1,116 @@
+"""A file job: one input separated into files, in bounded memory, whole or not at all.
+
+source -> decode -> channels, rate -> stream engine and network -> encode -> files
+          '------- thread -------'    '-------- caller -------'    '--- thread ---'
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfswa.runtime.audio.reading import model_blocks, open_audio, output_channels
+from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
+from tfswa.runtime.stream.pipeline import Behind, Prefetch
+from tfswa.runtime.stream.separator import Separator, stem_indices
+
+Progress = Callable[[float, float | None], None]
+"""Called with seconds done and, where it is known, seconds in all."""
+
+
+@dataclass(frozen=True)
+class FileJob:
+    """What is asked for of one input.
+
+    Attributes:
+        source: any audio file.
+        outputs: final path per wanted stem; stems left out are not written.
+        format: a name in ``encoders.FORMATS``.
+        clip: what happens to samples beyond full scale, see ``StemFiles``.
+        force: replace existing files.
+    """
+
+    source: Path
+    outputs: Mapping[str, Path]
+    format: str = "wav"
+    clip: Clip = "none"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What came of one file.
+
+    Attributes:
+        written: paths, peaks, clipping.
+        audio_seconds: length of the input.
+        wall_seconds: from opening the input to the last rename.
+        cpu_seconds: CPU time of the whole process meanwhile.
+        host_cpu_seconds: CPU time of everything but the network: decode, STFT, overlap-add, encode.
+        recomputed: start and end, in seconds, of each chunk that was computed again in float32.
+    """
+
+    written: WriteReport
+    audio_seconds: float
+    wall_seconds: float
+    cpu_seconds: float
+    host_cpu_seconds: float
+    recomputed: tuple[tuple[float, float], ...]
+
+    @property
+    def x_realtime(self) -> float:
+        """Seconds of audio separated per second."""
+        return self.audio_seconds / self.wall_seconds
+
+
+def separate_file(
+    separator: Separator, job: FileJob, progress: Progress = lambda done, total: None
+) -> FileResult:
+    """Do one file job.
+
+    Raises:
+        UsageError: an unknown stem or an output that cannot be.
+        AudioError: an input that cannot be decoded.
+        NonFiniteError: the network produced NaN or Inf, or so did the float32 one that was asked.
+    """
+    spec = separator.spec
+    picked = stem_indices(separator.model, list(job.outputs))
+    wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
+    rate = spec.stft.sample_rate
+    with open_audio(job.source) as audio:
+        total = None if audio.samples is None else audio.samples / audio.sample_rate
+        with StemFiles(
+            job.outputs,
+            format=job.format,
+            sample_rate=audio.sample_rate,
+            channels=output_channels(audio.channels, spec.channels),
+            model_rate=rate,
+            expected_samples=audio.samples,
+            clip=job.clip,
+            tags_from=job.source,
+            force=job.force,
+        ) as files:
+            engine, done = separator.stream(), 0
+            blocks = model_blocks(audio, rate, spec.channels)
+            with Prefetch(blocks) as decoded, Behind(files.write) as encoder:
+                for block in decoded:
+                    stems = engine.push(block)
+                    if stems.shape[-1]:
+                        encoder.put(stems[picked])
+                        done += stems.shape[-1]
+                        progress(done / rate, total)
+                encoder.put(engine.flush()[picked])
+            report = files.finish(audio.samples_read)
+        seconds = audio.samples_read / audio.sample_rate
+    progress(seconds, seconds)
+    own = time.thread_time() - own - engine.network_seconds
+    return FileResult(
+        report,
+        seconds,
+        time.perf_counter() - wall,
+        time.process_time() - cpu,
+        own + decoded.cpu_seconds + encoder.cpu_seconds,
+        tuple((chunk.start / rate, chunk.stop / rate) for chunk in engine.redone),
+    )
