@@ -12,13 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tfswa.runtime.audio import decoders, ffmpeg, reading
 from tfswa.runtime.audio.reading import (
-    decoders,
-    ffmpeg,
     model_blocks,
     open_audio,
     output_channels,
-    reading,
     resampled,
     to_channels,
 )
