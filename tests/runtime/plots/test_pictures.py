@@ -198,7 +198,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_neither_pyplot_nor_torch_is_imported() -> None:
     script = (
         "import sys, numpy as np\n"
-        "from tfswa.runtime import pictures as p\n"
+        "from tfswa.runtime.plots import pictures as p\n"
         "assert not any('matplotlib' in name for name in sys.modules)\n"
         "p.to_pixels(p.attention_grid({'a': np.eye(2)}))\n"
         "p.to_pixels(p.loss_curves({'step': [1], 'loss': [1.0]}, {}))\n"
