@@ -29,7 +29,7 @@ from tfswa.calibration.simulate import INT8, Simulator
 from tfswa.export.artifact import Compared, Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
 from tfswa.export.plan import Low, PrecisionPlan
-from tfswa.export.quantise import CALIBRATION, layers, load_ranges, quantised
+from tfswa.export.quantize import CALIBRATION, layers, load_ranges, quantize_graph
 from tfswa.runtime.machine import cores, cpu_name, user_cache
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import Model
@@ -225,7 +225,7 @@ def _raced(model: Model, members: Mapping[str, Group], found: Found, budget_db: 
             step("time of plans", len(points), len(within))
             if point.int8:
                 names = [layer for group in point.int8 for layer in members[group].layers]
-                path.write_bytes(quantised(graph, ranges, names).SerializeToString())
+                path.write_bytes(quantize_graph(graph, ranges, names).SerializeToString())
             time = 1.0
             if point is not base:
                 run = (path if point.int8 else full, _rest(point))
@@ -312,7 +312,7 @@ def _measured(model: Model, members: Mapping[str, Group], half: Low) -> cost.Cos
     with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(
-            quantised(graph, ranges, [layer.name for layer in layers(graph)]).SerializeToString()
+            quantize_graph(graph, ranges, [layer.name for layer in layers(graph)]).SerializeToString()
         )
         full = model.file(model.artifact("onnx", "fp32")[0])
         return cost.measured(members, full, path, model.spec, half)

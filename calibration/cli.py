@@ -135,7 +135,7 @@ def calibrate(
             raise UsageError("--chart draws what --sensitivity finds: give both")
         if chart.exists() and not force:
             raise OutputExists(f"{chart} is there already: choose another name, or --force")
-        pictures.require("leave --chart out")
+        pictures.require_matplotlib("leave --chart out")
     if sensitivity and half != "bf16" and costs_by == "openvino":
         raise UsageError(f"openvino has no {half} on a CPU: count the cost with --cost counted")
     opened = open_model(model)
@@ -162,7 +162,7 @@ def calibrate(
         phases.say(_drawn(corpus))
         if again:
             calibrated = work.calibrate(
-                opened, corpus, method=method, half=half, step=phases.told, force=force
+                opened, corpus, method=method, half=half, step=phases.announce, force=force
             )
         if sensitivity:
             opened = open_model(model)  # with what was just added
@@ -173,7 +173,7 @@ def calibrate(
                 half=half,
                 depth=depth,
                 costs_by=costs_by,
-                step=phases.told,
+                step=phases.announce,
             )
     if planned is not None and chart is not None:
         from tfswa.calibration.chart import draw

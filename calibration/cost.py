@@ -118,7 +118,7 @@ def _request(core: Any, path: Path, hint: str, spec: ModelSpec, **settings: Any)
 def _owners(nodes: list[Any], groups: Mapping[str, Group]) -> dict[str, str]:
     """The group of each node; what has no name of a module belongs to what it is for.
 
-    Of normalisations, of what rounds to 8 bits, and of some products in 8 bits OpenVINO keeps no such name;
+    Of normalizations, of what rounds to 8 bits, and of some products in 8 bits OpenVINO keeps no such name;
     left out, these would make a precision look cheaper than it is.
     """
     owner: dict[str, str] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from tfswa.export.quantise import layers
+from tfswa.export.quantize import layers
 
 DEPTH = 5  # encoder.1.blocks.0.time_mlp
 

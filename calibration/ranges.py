@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tfswa.export.quantise import LEVELS, item_shapes, layers
+from tfswa.export.quantize import LEVELS, item_shapes, layers
 from tfswa.export.session import cpu_session
 from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.files import atomic

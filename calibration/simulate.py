@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tfswa.calibration.groups import Group
 from tfswa.export.plan import Low
 from tfswa.export.precision import LOW
-from tfswa.export.quantise import LEVELS, weight_scales
+from tfswa.export.quantize import LEVELS, weight_scales
 from tfswa.export.session import cpu_session
 from tfswa.runtime.model.opening import INPUT
 
@@ -31,7 +31,7 @@ class Simulator:
     Args:
         graph: float32, shapes inferred.
         groups: of its layers, see ``groups.groups``.
-        ranges: by layer, as for ``export.quantise.quantised``.
+        ranges: by layer, as for ``export.quantize.quantize_graph``.
         half: what half precision is.
     """
 

@@ -1,4 +1,4 @@
-"""From an ONNX graph to a serialised engine, through the API that ``tensorrt`` and ``tensorrt_rtx`` share.
+"""From an ONNX graph to a serialized engine, through the API that ``tensorrt`` and ``tensorrt_rtx`` share.
 
 What is built, for whom and under which key is decided in ``engine.py``. Here the graph is parsed, the types
 of its layers are compared with its precision, and the builder runs, which can be watched and stopped.
@@ -17,14 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tfswa.export.plan import QUANTISED, Precision, PrecisionPlan
+from tfswa.export.plan import QUANTIZED, Precision, PrecisionPlan
 from tfswa.export.precision import FULL
 from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import ExportError, UsageError
 from tfswa.runtime.files import atomic
 
 Shape = tuple[int, ...]
-Progress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all
+BuildProgress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all
 
 _WHOLE = {"INT32", "INT64", "BOOL"}  # shapes and indices
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT", "mixed": "HALF"}
@@ -39,7 +39,7 @@ class Order:
     """What is to be built.
 
     Attributes:
-        graph: the ONNX model, serialised.
+        graph: the ONNX model, serialized.
         name: what it is called in messages.
         precision: what its layers compute in.
         plan: modules that its precision plan keeps in float32.
@@ -59,7 +59,7 @@ class Order:
     timing_cache: Path | None = None
 
 
-def build(library: Any, order: Order, progress: Progress = lambda phase, done, steps: None) -> Any:
+def build(library: Any, order: Order, progress: BuildProgress = lambda phase, done, steps: None) -> Any:
     """Parse, check and build.
 
     Returns:
@@ -130,14 +130,14 @@ def check_types(network: Any, name: str, precision: Precision, plan: Sequence[st
         ExportError: a layer with weights or a product is of another type, or anything is of a third one.
     """
     low, keeps = _TYPES[precision], PrecisionPlan(tuple(plan)).keeps
-    quantised = 0
+    quantized = 0
     lacks = FULL.get(precision, frozenset())
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         wanted = {low, "FLOAT", *_WHOLE}
-        if precision in QUANTISED and layer.type.name in ("QUANTIZE", "CONSTANT"):
+        if precision in QUANTIZED and layer.type.name in ("QUANTIZE", "CONSTANT"):
             wanted |= {"INT8"}
-            quantised += layer.type.name == "QUANTIZE"
+            quantized += layer.type.name == "QUANTIZE"
         operator = _LAYERS.get(layer.type.name)
         if operator is not None and operator not in lacks and not keeps(layer.name):
             wanted = {low}
@@ -148,8 +148,8 @@ def check_types(network: Any, name: str, precision: Precision, plan: Sequence[st
                     f"{name} is recorded as {precision}, its layer {layer.name} gives {found}: "
                     "export it again"
                 )
-    if precision in QUANTISED and not quantised:
-        raise ExportError(f"{name} is recorded as {precision}, nothing in it is quantised: export it again")
+    if precision in QUANTIZED and not quantized:
+        raise ExportError(f"{name} is recorded as {precision}, nothing in it is quantized: export it again")
 
 
 def inspect_types(library: Any, plan: Any, name: str, precision: Precision) -> str:
@@ -157,7 +157,7 @@ def inspect_types(library: Any, plan: Any, name: str, precision: Precision) -> s
 
     Args:
         library: what built it.
-        plan: the engine, serialised.
+        plan: the engine, serialized.
         name: of the graph's file.
         precision: of the graph.
 
@@ -180,7 +180,7 @@ def inspect_types(library: Any, plan: Any, name: str, precision: Precision) -> s
     layers = [_types_of(layer) for layer in told.get("Layers", ())]
     if not any(layers):
         return f"{library.__name__} does not tell the types of the engine's {len(layers)} layers"
-    wanted = "int8" if precision in QUANTISED else precision
+    wanted = "int8" if precision in QUANTIZED else precision
     count = sum(wanted in types for types in layers)
     if not count:
         found = ", ".join(sorted(set().union(*layers)))
@@ -229,7 +229,7 @@ def _stoppable() -> Iterator[list[int]]:
             signal.raise_signal(stopped[0])
 
 
-def _monitor(library: Any, progress: Progress, stopped: Sequence[int]) -> Any:
+def _monitor(library: Any, progress: BuildProgress, stopped: Sequence[int]) -> Any:
     """An ``IProgressMonitor`` that tells ``progress``, and ends the build once a signal has come."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]

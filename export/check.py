@@ -64,9 +64,9 @@ class Peak:
     """The largest number that a graph of low precision meets.
 
     Attributes:
-        value: magnitude, on music and on the adversaries.
+        value: magnitude, on music and on the adversarial_planes.
         node: which result it is.
-        signal: on which signal: ``music``, or a name of ``adversaries``.
+        signal: on which signal: ``music``, or a name of ``adversarial_planes``.
         largest: what the precision can hold.
     """
 
@@ -114,7 +114,7 @@ def check_graph(
         with closing(_open(model)) as session:
             return comparison.hold(session.infer), None
     rounding = Rounding(model)
-    rounding.torment()
+    rounding.measure_adversaries()
     snr_db = comparison.hold(rounding.infer)
     if TYPED[model.precision] == "fp16":  # ONNX Runtime's CPU provider has no bfloat16
         with closing(_open(model)) as session:
@@ -170,7 +170,7 @@ class Rounding:
         self.model, self.largest, self.other = model, largest(low), or_bf16(low)
         self.peak: Peak | None = None
         graph, self.nodes = rounded(onnx.load(model.path))
-        self._session = cpu_session(graph, in_order=True, optimised=False)
+        self._session = cpu_session(graph, in_order=True, optimized=False)
 
     def infer(self, planes: NDArray[np.float32], signal: str = "music") -> NDArray[np.float32]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``; ``peak`` grows.
@@ -191,18 +191,18 @@ class Rounding:
             self.peak = Peak(float(peaks[index]), self.nodes[index], signal, self.largest)
         return stems
 
-    def torment(self) -> None:
-        """Run the adversaries.
+    def measure_adversaries(self) -> None:
+        """Run the adversarial_planes.
 
         Raises:
             ExportError: one of them overflows.
         """
-        for name, planes in adversaries(self.model.spec).items():
+        for name, planes in adversarial_planes(self.model.spec).items():
             if not np.isfinite(self.infer(planes, name)).all():
                 raise ExportError(f"{self.model.precision} graph gives NaN or Inf on {name}; not written")
 
 
-def adversaries(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+def adversarial_planes(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
     """Signals that break low precision, one chunk each ``[1, 2*C, T, F]``, by name."""
     n = spec.chunk_samples
     time = np.arange(n)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.export.artifact import bundle_of
-from tfswa.export.builder import Order, Progress, build, capabilities, inspect_types
+from tfswa.export.builder import BuildProgress, Order, build, capabilities, inspect_types
 from tfswa.export.plan import Precision
 from tfswa.runtime.backends.engines import (
     ANSWER,
@@ -107,7 +107,7 @@ def build_engine(
     *,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
-    progress: Progress = lambda phase, done, steps: None,
+    progress: BuildProgress = lambda phase, done, steps: None,
 ) -> Engine:
     """Build an engine from a bundle's ONNX graph, or find the one that was built before.
 
@@ -225,7 +225,7 @@ def _turn(bundle: Bundle, report: Callable[[str], None]) -> Iterator[None]:
 
 
 def _library(flavor: Flavor) -> tuple[str, Any]:
-    """Import the library of a flavour."""
+    """Import the library of a flavor."""
     if flavor == "auto":
         import torch
 

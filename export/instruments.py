@@ -57,7 +57,7 @@ def open_instrument(model: Model, backend: str, precision: str) -> Instrument:
 
 
 class OnnxInstrument:
-    """An ONNX graph in ONNX Runtime on the CPU, as it stands: no optimiser touches it.
+    """An ONNX graph in ONNX Runtime on the CPU, as it stands: no optimizer touches it.
 
     Graphs of low precision are rewritten to float32 with every result rounded (``precision.rounded``): the
     CPU provider computes most of float16 in float32, and does not round where a GPU would.
@@ -65,7 +65,7 @@ class OnnxInstrument:
 
     def __init__(self, model: Model, artifact: str, precision: str, proto: onnx.ModelProto) -> None:
         self.artifact, self.precision, self._model = artifact, precision, model
-        self.description = "onnxruntime on cpu, not optimised"
+        self.description = "onnxruntime on cpu, not optimized"
         self._opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
         self.graph = _onnx_graph(proto)
         if precision == "fp32":
@@ -81,7 +81,7 @@ class OnnxInstrument:
         del marked.graph.output[:], marked.graph.node[:]
         marked.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values)
         marked.graph.node.extend(_needed(self._proto, values))
-        session = cpu_session(marked, in_order=True, optimised=False)
+        session = cpu_session(marked, in_order=True, optimized=False)
         return dict(zip(values, session.run(list(values), {self.graph.mixture: planes}), strict=True))
 
     def fresh(self) -> OnnxInstrument:

@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfswa.export.artifact import Compared, Exported, bundle_of, produce
-from tfswa.export.plan import QUANTISED, TYPED, Precision, PrecisionPlan
+from tfswa.export.plan import QUANTIZED, TYPED, Precision, PrecisionPlan
 from tfswa.export.precision import count_casts, typed
-from tfswa.export.quantise import CALIBRATION, count_quantised, layers, load_ranges, quantised
+from tfswa.export.quantize import CALIBRATION, count_quantized, layers, load_ranges, quantize_graph
 from tfswa.runtime.errors import ConfigError, ExportError, UsageError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import INPUT, METADATA, OUTPUT, Model, embed
@@ -62,7 +62,7 @@ def export_onnx(
             ``int8`` the layers of the plan compute in 8 bits and all else in float32, with ``mixed`` all
             else in ``fp16``.
         plan: exceptions; not with ``fp32``. Default: for ``int8`` and ``mixed`` the bundle's own, which
-            `tfx calibrate --sensitivity` made; where there is none, all that can be is quantised.
+            `tfx calibrate --sensitivity` made; where there is none, all that can be is quantized.
         low_io: input and output of the graph in ``fp16`` too; with that precision only.
         opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22.
         audio: what to compare on; default: generated music.
@@ -73,7 +73,7 @@ def export_onnx(
         UsageError: options that do not go together, an opset out of range, the model is an exported file,
             or INT8 is asked of one that was not calibrated.
         ConfigError: the plan is of other weights, names what the graph does not have, or has nothing in INT8
-            for a graph that is to be quantised.
+            for a graph that is to be quantized.
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: the graph cannot be made, differs from eager, or overflows; nothing is written.
     """
@@ -88,13 +88,13 @@ def export_onnx(
         raise UsageError(f"inputs and outputs in fp16 are for precision fp16, asked for is {precision}")
     bundle = bundle_of(model, "export")
     source = bundle.digest
-    ranges = load_ranges(model) if precision in QUANTISED else {}
-    if precision in QUANTISED and plan is None:
+    ranges = load_ranges(model) if precision in QUANTIZED else {}
+    if precision in QUANTIZED and plan is None:
         plan = _own_plan(bundle)
     chosen = plan or PrecisionPlan()
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
-        graph = _calibrated(bundle, opset) if precision in QUANTISED else None
+        graph = _calibrated(bundle, opset) if precision in QUANTIZED else None
         if graph is None:
             graph = build_graph(network, model.spec, opset)
         chosen.check(source, [node.name for node in graph.graph.node])
@@ -102,14 +102,14 @@ def export_onnx(
         if precision in TYPED:
             graph = typed(graph, TYPED[precision], plan=chosen, low_io=low_io)
             graph = _checked(graph, model.spec, opset)
-        if precision in QUANTISED:
-            names = [name for name in able if chosen.quantises(name)]
+        if precision in QUANTIZED:
+            names = [name for name in able if chosen.quantizes(name)]
             if not names:
                 raise ConfigError(
                     f"the precision plan has no layer in 8 bits, asked for is {precision}: use fp32, fp16 or "
                     "bf16, or name another plan with --plan"
                 )
-            graph = _checked(quantised(graph, ranges, names), model.spec, opset)
+            graph = _checked(quantize_graph(graph, ranges, names), model.spec, opset)
         graph.metadata_props.add(key=METADATA, value=embed(model.spec, precision, source))
         path.write_bytes(graph.SerializeToString(deterministic=True))
         details = {
@@ -121,8 +121,8 @@ def export_onnx(
             "torch": torch.__version__,
             "onnxscript": onnxscript.__version__,
         }
-        if precision in QUANTISED:
-            details |= {"quantised": count_quantised(graph), "layers": len(able)}
+        if precision in QUANTIZED:
+            details |= {"quantized": count_quantized(graph), "layers": len(able)}
         return details
 
     name = NAME if precision == "fp32" else f"model.{precision}.onnx"
@@ -181,7 +181,7 @@ def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx
 def _simplify(model: ir.Model) -> None:
     """Fold constants and shapes, in place, and nothing that rounds.
 
-    torch's own optimiser is not used: its rule for ``x + 0`` takes every constant up to 1e-8 for 0, so that
+    torch's own optimizer is not used: its rule for ``x + 0`` takes every constant up to 1e-8 for 0, so that
     ``sqrt(x + 1e-8)`` loses what keeps silence finite, and its ``x * 1`` allows 1e-5 (onnxscript 0.7.2).
     It is also half of the time of an export.
     """
@@ -258,7 +258,7 @@ def _count(value: ir.Value) -> int:
 
 
 def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelProto:
-    """Check a graph, its value infos inferred anew: the exporter's are from before its optimiser."""
+    """Check a graph, its value infos inferred anew: the exporter's are from before its optimizer."""
     del graph.graph.value_info[:]
     try:
         onnx.checker.check_model(graph, full_check=True)

@@ -13,9 +13,9 @@ from tfswa.runtime.errors import ConfigError
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 Low = Literal["fp16", "bf16"]
 
-# What lies between the ends of a typed graph; in a mixed one, that which is not quantised.
+# What lies between the ends of a typed graph; in a mixed one, that which is not quantized.
 TYPED: dict[str, Low] = {"fp16": "fp16", "bf16": "bf16", "mixed": "fp16"}
-QUANTISED = ("int8", "mixed")
+QUANTIZED = ("int8", "mixed")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PrecisionPlan:
 
     Attributes:
         fp32: what a graph of low precision computes in float32 all the same.
-        int8: whose layers a quantised graph computes in 8 bits; None for all that can be, but for ``fp32``.
+        int8: whose layers a quantized graph computes in 8 bits; None for all that can be, but for ``fp32``.
         source: digest of the weights that the plan was made for; None where nobody says.
     """
 
@@ -58,15 +58,15 @@ class PrecisionPlan:
             raise ConfigError(
                 f"precision plan {path} has unknown keys {sorted(unknown)}: it knows fp32, int8, source"
             )
-        quantised = tuple(data["int8"]) if "int8" in data else None
-        return cls(tuple(data.get("fp32", ())), quantised, data.get("source"))
+        quantized = tuple(data["int8"]) if "int8" in data else None
+        return cls(tuple(data.get("fp32", ())), quantized, data.get("source"))
 
     def keeps(self, name: str) -> bool:
         """Whether a node of this name is computed in float32."""
         return any(_names(entry, name) for entry in self.fp32)
 
-    def quantises(self, name: str) -> bool:
-        """Whether a layer of this name is computed in 8 bits, where the graph is quantised."""
+    def quantizes(self, name: str) -> bool:
+        """Whether a layer of this name is computed in 8 bits, where the graph is quantized."""
         if self.int8 is None:
             return not self.keeps(name)
         return any(_names(entry, name) for entry in self.int8)

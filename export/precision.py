@@ -3,12 +3,12 @@
 Engines since TensorRT 11 have no precision flag, they compute in the types of the graph. So the types are
 decided here, by rule::
 
-    mixture ─ features, normalisation ─┐                                      ┌─ mask, product ─> stems
+    mixture ─ features, normalization ─┐                                      ┌─ mask, product ─> stems
               float32: squares of      cast     float16 or bfloat16          cast  float32: a product with
               1e-4 are gone in half    └─ first layer  ...  last layer ───────┘    the mixture itself
 
 - before the first layer with weights and after the last one: float32
-- between them: the low precision, and the sums of a normalisation in float32, which is what the operator
+- between them: the low precision, and the sums of a normalization in float32, which is what the operator
   LayerNormalization does by its definition (``stash_type`` 1)
 - and float32 for operators that a precision lacks (``FULL``), and wherever a ``PrecisionPlan`` says so
 

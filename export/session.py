@@ -12,7 +12,7 @@ from tfswa.runtime.machine import cores
 
 
 def cpu_session(
-    graph: onnx.ModelProto, *, in_order: bool = False, optimised: bool = True, folded: bool = True
+    graph: onnx.ModelProto, *, in_order: bool = False, optimized: bool = True, folded: bool = True
 ) -> Any:
     """Open a graph.
 
@@ -20,7 +20,7 @@ def cpu_session(
         graph: in whatever precision.
         in_order: run nodes in the order of the file. By its own ONNX Runtime takes what hangs beside a
             network last, and keeps every activation till then.
-        optimised: let ONNX Runtime fuse nodes; where not, it computes them as they stand.
+        optimized: let ONNX Runtime fuse nodes; where not, it computes them as they stand.
         folded: let it compute ahead, and keep, what depends on no input.
 
     Returns:
@@ -33,7 +33,7 @@ def cpu_session(
     settings.intra_op_num_threads = cores()
     if in_order:
         settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    if not optimised:
+    if not optimized:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory(prefix="tfx-graph-") as folder:
         path = Path(folder) / "model.onnx"

@@ -1,7 +1,7 @@
 """Every error tfx raises on purpose, with the exit code the command line gives it.
 
     TfxError                      1
-    ├── UsageError                2   the request itself cannot be honoured
+    ├── UsageError                2   the request itself cannot be honored
     │   ├── ConfigError           2   a training or export configuration is wrong
     │   └── OutputExists          2   an output is there already and --force was not given
     ├── AudioError                1   a file cannot be decoded, or holds NaN or Inf
@@ -33,7 +33,7 @@ class TfxError(Exception):
 
 
 class UsageError(TfxError):
-    """The request cannot be honoured as it was made."""
+    """The request cannot be honored as it was made."""
 
     exit_code = 2
 

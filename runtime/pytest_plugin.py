@@ -14,7 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
-    from tfswa.runtime.parity import Breach, Certificate, Gates, Item, Run
+    from tfswa.runtime.parity import Breach, Candidate, Certificate, Gates, Item
 
 OTHERS = ("graph", "axes", "finite")  # levels whose breaches belong to no single stem of an item
 
@@ -78,11 +78,11 @@ class Measured:
         self.model: Model = open_model(name)
         self.corpus: list[Item] = songs(config.getoption("--tfx-audio"), self.model.spec)
         self.corpus += adversaries(self.model.spec)
-        self.runs: list[Run]
+        self.runs: list[Candidate]
         self.runs, self.named = runs_of(config.getoption("--tfx-backend"))
         self._found: dict[str, Certificate | str] = {}
 
-    def breaches(self, run: Run) -> list[Breach]:
+    def breaches(self, run: Candidate) -> list[Breach]:
         """What one run does not reach; skips where it cannot be."""
         from tfswa.runtime.parity import certify, judge
 
@@ -107,7 +107,7 @@ class BundleNode(pytest.Collector):
 class ParityTest(pytest.Item):
     """One stem of one item on one backend, or one of its levels that are not of a stem."""
 
-    def __init__(self, *, measured: Measured, run: Run, of: tuple[str, ...], **given: Any):
+    def __init__(self, *, measured: Measured, run: Candidate, of: tuple[str, ...], **given: Any):
         super().__init__(**given)
         self._measured, self._run, self._of = measured, run, of
 

@@ -4,7 +4,7 @@
 
 It answers with one line of JSON when it is ready, and one for each line that it reads:
 
-    step N  N optimiser steps on a batch that stays the same
+    step N  N optimizer steps on a batch that stays the same
     load N  N batches from a loader with one worker, nothing else running
     feed N  N steps on batches from such a loader
 """

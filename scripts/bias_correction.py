@@ -19,7 +19,7 @@ import onnx
 
 from tfswa.calibration.corpus import Corpus, open_corpus
 from tfswa.calibration.loss import HeldOut
-from tfswa.export.quantise import LEVELS, layers, load_ranges, quantised, rounded_weight
+from tfswa.export.quantize import LEVELS, layers, load_ranges, quantize_graph, rounded_weight
 from tfswa.export.session import cpu_session
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.model.opening import INPUT, Model, open_model
@@ -45,7 +45,7 @@ def measure(model: Model, corpus: Corpus) -> str:
     graph = onnx.load(model.file(model.artifact("onnx", "fp32")[0]))
     ranges, stems = load_ranges(model), model.spec.stems
     mean, shares = errors(model, graph, ranges, corpus)
-    plain = quantised(graph, ranges, list(ranges))
+    plain = quantize_graph(graph, ranges, list(ranges))
     held_out = HeldOut(corpus.held_out, model.spec, network(graph))
     rows: list[list[str | float | None]] = []
     for label, made in (("as they are", plain), ("corrected", corrected(plain, mean))):

@@ -69,7 +69,7 @@ class Check:
         self.failures.append({"what": what, "reason": reason})
 
     def build(self) -> None:
-        """Engines of every flavour and precision that the bundle has a graph for."""
+        """Engines of every flavor and precision that the bundle has a graph for."""
         bundle = open_model(self.model).bundle
         if bundle is None:
             raise UsageError(f"{self.model} is an exported file, engines are built for bundles: name that")

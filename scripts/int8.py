@@ -115,8 +115,8 @@ def measure(name: str, file: Path, given: argparse.Namespace) -> dict[str, Any]:
     work = given.work / Path(name).stem
     prepare(name, work, given)
     if given.engines:
-        quantised = json.loads((work / "plan.tfx" / "precision-plan.json").read_text())["int8"]
-        for kind in ("all", "plan") if quantised else ("all",):
+        quantized = json.loads((work / "plan.tfx" / "precision-plan.json").read_text())["int8"]
+        for kind in ("all", "plan") if quantized else ("all",):
             for precision in ("int8", "mixed"):
                 tfx("build-engine", work / f"{kind}.tfx", "--flavor", "rtx", "--precision", precision)
     spec = open_model(name).spec

@@ -22,7 +22,7 @@ import torch
 
 from tfswa.runtime.metrics import sdr_db
 from tfswa.train.config import load_config
-from tfswa.train.data.songs import load_songs
+from tfswa.train.data.songs import load_training_songs
 from tfswa.train.loop import training_spec
 from tfswa.train.tasks import Separation
 
@@ -191,7 +191,7 @@ def held_out_baselines(data: Path) -> dict[str, dict[str, float]]:
         overrides = (f"data.root={data}", f'data.validation=["{HELD_OUT}"]')
         settings = load_config(ROOT / "train" / "configs" / f"{config}.toml", overrides)
         spec = training_spec(settings)
-        song = load_songs(settings.data, spec.stft.sample_rate, spec.channels)[1][0]
+        song = load_training_songs(settings.data, spec.stft.sample_rate, spec.channels)[1][0]
         excerpt = Separation(settings, spec, torch.device("cpu")).excerpt(song)
         stems, mixture = dict(zip(spec.stems, excerpt, strict=True)), excerpt.sum(axis=0)
         for stem, true in stems.items():
@@ -278,7 +278,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 lower.plot(steps, scores, marker="o", markersize=3, label=recipe.name)
         upper.set(title=group, ylabel="loss / first loss", yscale="log")
         lower.set(xlabel="steps", ylabel="vocals SDR, dB (u)")
-        lower.axhline(0.0, color="grey", linewidth=0.8, linestyle=":", label="silence")
+        lower.axhline(0.0, color="gray", linewidth=0.8, linestyle=":", label="silence")
         for axis in (upper, lower):
             axis.grid(alpha=0.3)
             if axis.get_legend_handles_labels()[0]:

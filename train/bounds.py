@@ -42,7 +42,7 @@ _DURATIONS = {
 }
 
 
-def check(config: TrainConfig) -> None:
+def check_bounds(config: TrainConfig) -> None:
     """Refuse numbers that could only fail later, or train in silence what was not meant.
 
     Raises:
@@ -68,7 +68,7 @@ def check(config: TrainConfig) -> None:
     if not 0 <= config.pretrain.share < 1:
         raise ConfigError(f"pretrain.share {config.pretrain.share} must be in [0, 1)")
     if config.pretrain.share:
-        _check_unlabelled(config)
+        _check_unlabeled(config)
     else:
         _check_loss(config.loss)
         _check_stems(config.model, config.data)
@@ -111,7 +111,7 @@ def _check_loss(loss: LossConfig) -> None:
         raise ConfigError(f"loss.windows {list(loss.windows)} must be window lengths, 4 samples or more")
 
 
-def _check_unlabelled(config: TrainConfig) -> None:
+def _check_unlabeled(config: TrainConfig) -> None:
     if len(config.data.sources) != 1:
         raise ConfigError(
             f"data.sources has {', '.join(config.data.sources)}: pre-training hears one signal, "

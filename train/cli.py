@@ -10,7 +10,7 @@ import click
 from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
-    from tfswa.train.loop import Progress
+    from tfswa.train.loop import TrainingProgress
 
 
 @click.command()
@@ -92,7 +92,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainingProgress) -> None:
         speed = progress.audio_seconds_per_second
         self.bar.update(
             self.task, completed=progress.step, total=progress.steps, loss=progress.loss, speed=speed

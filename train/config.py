@@ -17,7 +17,7 @@ from tfswa.runtime.errors import ConfigError
 from tfswa.train.strict import config_from_dict, read_toml
 
 Duration = int | str
-"""A number of optimiser steps, or a string: ``"300 epochs"``, ``"1.5 epochs"``, ``"200 steps"``.
+"""A number of optimizer steps, or a string: ``"300 epochs"``, ``"1.5 epochs"``, ``"200 steps"``.
 
 An epoch is as many chunks as the training songs hold end to end.
 """
@@ -32,7 +32,7 @@ class ModelConfig:
         stems: outputs, in order.
         hyper: hyper-parameters that differ from the family's defaults.
         residual_stem: stem replaced by mixture minus the others at separation; empty for none.
-        licence: licence of the resulting weights, SPDX where there is one.
+        license: license of the resulting weights, SPDX where there is one.
         init: weights to start from: a bundle, or what a pre-training run left (``pretrained.safetensors``);
             empty for random ones. Relative to the configuration file.
         init_skip: beginnings of the names of weights that ``init`` does not give.
@@ -42,7 +42,7 @@ class ModelConfig:
     stems: tuple[str, ...] = ("vocals", "accompaniment")
     hyper: Mapping[str, Any] = field(default_factory=dict)
     residual_stem: str = ""
-    licence: str = "unknown"
+    license: str = "unknown"
     init: str = ""
     init_skip: tuple[str, ...] = ()
 
@@ -156,9 +156,9 @@ class OptimConfig:
         length: of the training, all phases of a curriculum together.
         batch: chunks a step, over all processes and accumulated parts together.
         frames: T of a training chunk.
-        optimiser: ``adamw`` (decoupled weight decay) or ``adam`` (decay as part of the gradient).
+        optimizer: ``adamw`` (decoupled weight decay) or ``adam`` (decay as part of the gradient).
         lr: peak learning rate.
-        weight_decay: see ``optimiser``.
+        weight_decay: see ``optimizer``.
         schedule: after the warm-up, ``cosine`` to ``lr_end``; ``decay`` by ``decay_factor`` every
             ``decay_every``; ``plateau`` by ``decay_factor`` when the validation score has not risen for
             ``patience`` validations; or ``constant``.
@@ -181,7 +181,7 @@ class OptimConfig:
     length: Duration = "300 epochs"
     batch: int = 12
     frames: int = 256
-    optimiser: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "decay", "plateau", "constant"] = "cosine"
@@ -218,7 +218,7 @@ class PhaseConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Self-supervised pre-training: patches of the normalised features are hidden and guessed.
+    """Self-supervised pre-training: patches of the normalized features are hidden and guessed.
 
     Needs no stems: ``data.sources`` may name any one source, ``mixture`` for a folder of audio files.
 
@@ -243,7 +243,7 @@ class RunConfig:
         checkpoint_every: between two checkpoints, which ``--resume`` goes on from.
         keep: checkpoints kept, the newest.
         validation_seconds: of each held-out song, from its middle; 0 for all.
-        statistics_batches: batches from which the input normalisation is taken.
+        statistics_batches: batches from which the input normalization is taken.
         pictures: write audio, spectrograms and attention maps of a held-out song with each validation.
         wandb: project to log to as well; empty for none.
     """
@@ -284,7 +284,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, impossible value.
     """
-    from tfswa.train.bounds import check  # which needs the classes of this module
+    from tfswa.train.bounds import check_bounds  # which needs the classes of this module
 
     config = config_from_dict(TrainConfig, read_toml(path, overrides))
     typed = {override.partition("=")[0].strip() for override in overrides}
@@ -305,12 +305,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         model=dataclasses.replace(model, init=absolute("model.init", model.init)),
         loss=dataclasses.replace(loss, perceptual_network=features),
     )
-    check(config)
+    check_bounds(config)
     return config
 
 
 def steps_of(duration: Duration, epoch_steps: int) -> int:
-    """Optimiser steps of a duration; an epoch's fraction is rounded, to 1 step at least.
+    """Optimizer steps of a duration; an epoch's fraction is rounded, to 1 step at least.
 
     Raises:
         ConfigError: neither a number of steps nor ``"N epochs"``, or not above 0.

@@ -33,13 +33,13 @@ from tfswa.train.config import TrainConfig, steps_of
 from tfswa.train.curriculum import Curriculum
 from tfswa.train.data.chunks import Chunks
 from tfswa.train.data.loader import Batch, batches
-from tfswa.train.data.songs import Song, load_songs
+from tfswa.train.data.songs import TrainingSong, load_training_songs
 from tfswa.train.families import SeparationNetwork, build_network, get_family, new_spec
 from tfswa.train.lock import RunLock
 from tfswa.train.meter import Meter
 from tfswa.train.scale import new_fabric
 from tfswa.train.schedule import Schedule
-from tfswa.train.tasks import Separation, initialise, new_task
+from tfswa.train.tasks import Separation, initialize, new_task
 from tfswa.train.trainer import NotFinite, Trainer
 from tfswa.train.watch import Watch
 
@@ -47,7 +47,7 @@ PICTURE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What a progress callback is told after each step, in the first process.
 
     Attributes:
@@ -71,7 +71,7 @@ def train(
     *,
     device: torch.device,
     resume: bool = False,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> dict[str, float]:
     """Train as configured and write into ``out``; under torchrun, together with the other processes.
 
@@ -114,7 +114,7 @@ def training_spec(config: TrainConfig) -> ModelSpec:
         stems=config.model.stems,
         hyper=config.model.hyper,
         residual_stem=config.model.residual_stem or None,
-        weights_licence=config.model.licence,
+        weights_licence=config.model.license,
     )
 
 
@@ -130,14 +130,14 @@ class Run:
     def __init__(self, config: TrainConfig, out: Path, device: torch.device):
         self.config, self.out, optim = config, out, config.optim
         if config.run.pictures:
-            pictures.require()  # now rather than at the first validation
+            pictures.require_matplotlib()  # now rather than at the first validation
         self.spec = training_spec(config)
         self.curriculum = Curriculum(config, self.spec)
         rate = self.spec.stft.sample_rate
         self.fabric, autocast = new_fabric(device, optim)
         self.first, self.device = self.fabric.is_global_zero, self.fabric.device
         with self.fabric.rank_zero_first(local=True):  # one process decodes, the others find it decoded
-            songs, self.held_out = load_songs(config.data, rate, self.spec.channels)
+            songs, self.held_out = load_training_songs(config.data, rate, self.spec.channels)
         self.task = new_task(config, self.spec, self.device)
         self.chunks = Chunks(songs, self.task.groups, config.data, config.augment, rate, optim.seed)
         self.epoch_steps = _epoch_steps(songs, self.curriculum.samples, optim.batch)
@@ -146,7 +146,7 @@ class Run:
         self.schedule = Schedule(optim, self.epoch_steps)
         torch.manual_seed(optim.seed)
         network = build_network(self.spec)
-        self.given = initialise(network, config.model) if config.model.init else []
+        self.given = initialize(network, config.model) if config.model.init else []
         self.trainer = Trainer(network, self.task, optim, rate, self.fabric, autocast)
         self.best = -math.inf
         self.scores: dict[str, float] = {}
@@ -177,7 +177,7 @@ class Run:
             sweep(self.out)
             sweep(self.out / checkpoint.FOLDER)
 
-    def run(self, report: Callable[[Progress], None]) -> dict[str, float]:
+    def run(self, report: Callable[[TrainingProgress], None]) -> dict[str, float]:
         """Train to the last step."""
         log_every, validate_every, save_every = (
             steps_of(duration, self.epoch_steps)
@@ -207,7 +207,7 @@ class Run:
                     self._save()
                 if self.first:
                     scores = dict(self.scores) if validates else None
-                    report(Progress(step, last, row["loss"], speed, scores))
+                    report(TrainingProgress(step, last, row["loss"], speed, scores))
         return self.scores
 
     def _watch(self, stack: ExitStack) -> Watch:
@@ -290,7 +290,7 @@ class Run:
         if watch is not None and self.scores:
             watch.scores(self.trainer.step, self.scores)
 
-    def _show(self, watch: Watch | None, task: Separation, network: nn.Module, song: Song) -> None:
+    def _show(self, watch: Watch | None, task: Separation, network: nn.Module, song: TrainingSong) -> None:
         """Audio, spectrograms and attention of a few seconds of a song; every process computes them."""
         stems = task.excerpt(song, PICTURE_SECONDS)
         mixture = stems.sum(axis=0)
@@ -334,7 +334,7 @@ class Run:
         self.fabric.barrier()
 
 
-def _epoch_steps(songs: Sequence[Song], samples: int, batch: int) -> int:
+def _epoch_steps(songs: Sequence[TrainingSong], samples: int, batch: int) -> int:
     """Steps in which as many chunks are trained on as the songs hold end to end.
 
     Raises:

@@ -64,8 +64,8 @@ def perceptual_network(name: str, sample_rate: int, device: torch.device) -> Fea
 class LogMel:
     """Log of mel-band powers, natural: ``[M, C, N] -> [[M, C, BANDS, T]]``.
 
-    The powers are those of the plain STFT with a Hann window, not normalised: a full-scale sine at the
-    centre of a band has ``(WINDOW / 4) ** 2``, and ``FLOOR`` is white noise of about -79 dBFS.
+    The powers are those of the plain STFT with a Hann window, not normalized: a full-scale sine at the
+    center of a band has ``(WINDOW / 4) ** 2``, and ``FLOOR`` is white noise of about -79 dBFS.
 
     Args:
         sample_rate: in Hz.
@@ -97,16 +97,16 @@ def mel_bank(bands: int, n_fft: int, sample_rate: int) -> Tensor:
 
     Mel is HTK's, ``2595 log10(1 + f / 700)`` (O'Shaughnessy, Speech Communication, 1987)::
 
-        1 |    /\    /\          band k rises from edge k to its centre, edge k + 1,
-          |   /  \  /  \         and falls to edge k + 2, the centre of band k + 1
+        1 |    /\    /\          band k rises from edge k to its center, edge k + 1,
+          |   /  \  /  \         and falls to edge k + 2, the center of band k + 1
         0 |__/____\/____\__ f
     """
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     mel = torch.linspace(0, top, bands + 2, dtype=torch.float64)
     edges = 700 * (10 ** (mel / 2595) - 1)
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
-    left, centre, right = (edges[k : k + bands, None] for k in range(3))
-    slopes = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
+    left, center, right = (edges[k : k + bands, None] for k in range(3))
+    slopes = torch.minimum((bins - left) / (center - left), (right - bins) / (right - center))
     return slopes.clamp_min(0).float()
 
 
@@ -188,7 +188,7 @@ def _probe(name: str, features: Features, sample_rate: int, device: torch.device
     if gradient[1].any():
         raise ConfigError(
             f"{_what(name)} mixes the items of a batch: the features of item 0 depend on item 1; "
-            "call eval() before you trace it, and normalise items each on its own"
+            "call eval() before you trace it, and normalize items each on its own"
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tfswa.runtime.backends.torchscript import torch_device
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.train.spectral import TorchStft
+from tfswa.train.spectral import DifferentiableStft
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -67,7 +67,7 @@ class TorchReference:
         """
         with torch.inference_mode():
             piece = torch.from_numpy(np.ascontiguousarray(mixture)).to(self.kind)
-            stft = TorchStft(self.spec.stft, dtype=self.kind)
+            stft = DifferentiableStft(self.spec.stft, dtype=self.kind)
             return _separate_chunk(self.network, self.spec, stft, piece).double().numpy()
 
     @staticmethod
@@ -186,7 +186,7 @@ def separate_whole(
     Returns:
         Stems ``[S, C, N]`` float64.
     """
-    stft = TorchStft(spec.stft, device, mixture.dtype)
+    stft = DifferentiableStft(spec.stft, device, mixture.dtype)
     chunk, context, fade = spec.chunk_samples, spec.context_samples, spec.fade_samples
     kept = chunk - 2 * context
     step = kept - fade
@@ -211,7 +211,7 @@ def separate_whole(
     return stems
 
 
-def _separate_chunk(network: nn.Module, spec: ModelSpec, stft: TorchStft, piece: Tensor) -> Tensor:
+def _separate_chunk(network: nn.Module, spec: ModelSpec, stft: DifferentiableStft, piece: Tensor) -> Tensor:
     """``[C, N] -> [S, C, N]``."""
     planes, nyquist = stft.forward(piece[None])
     out = network(planes)[0]

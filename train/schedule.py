@@ -23,7 +23,7 @@ class Schedule:
 
     Args:
         optim: rates and durations.
-        epoch_steps: optimiser steps of an epoch.
+        epoch_steps: optimizer steps of an epoch.
 
     Attributes:
         steps: length of the training.

@@ -8,7 +8,7 @@ from torch import Tensor
 from tfswa.runtime.model.spec import StftSpec
 
 
-class TorchStft:
+class DifferentiableStft:
     """Planes from waveforms and back, by torch.stft and torch.istft.
 
     Args:

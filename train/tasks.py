@@ -25,10 +25,10 @@ from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.train.config import ModelConfig, PretrainConfig, TrainConfig
-from tfswa.train.data.songs import Song
+from tfswa.train.data.songs import TrainingSong
 from tfswa.train.losses import SeparationLoss
 from tfswa.train.reference import separate_whole
-from tfswa.train.spectral import TorchStft
+from tfswa.train.spectral import DifferentiableStft
 
 PRETRAINED = "pretrained.safetensors"
 
@@ -41,13 +41,13 @@ class Task(Protocol):
         """Per signal of a chunk, the sources that are summed to it."""
 
     @property
-    def stft(self) -> TorchStft:
+    def stft(self) -> DifferentiableStft:
         """The model's transform, on the task's device."""
 
     def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of chunks ``[B, S, C, N]`` of these indices, and its parts; ``network`` is the wrapped one."""
 
-    def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
+    def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """Scores of one held-out song by name, higher is better; a score that is undefined is left out."""
 
     def save(
@@ -69,7 +69,7 @@ class Separation:
         self.spec, self.device = spec, device
         self.groups = [config.data.sources[stem] for stem in spec.stems]
         self.seconds = config.run.validation_seconds or math.inf
-        self.stft = TorchStft(spec.stft, device)
+        self.stft = DifferentiableStft(spec.stft, device)
         self.terms = SeparationLoss(config.loss, spec.stft.sample_rate, device)
 
     def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -82,7 +82,7 @@ class Separation:
             wave = self.stft.inverse(planes, torch.zeros_like(nyquist), signals.shape[-1])
         return self.terms(planes, true_planes, wave, signals)
 
-    def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
+    def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """SDR in dB per stem of a song, or of its middle."""
         stems = self.excerpt(song)
         estimate = self.separate(network, stems)
@@ -94,7 +94,7 @@ class Separation:
         mixture = torch.from_numpy(stems.sum(axis=0))
         return separate_whole(network, self.spec, mixture, self.device).numpy()
 
-    def excerpt(self, song: Song, seconds: float = math.inf) -> NDArray[np.float32]:
+    def excerpt(self, song: TrainingSong, seconds: float = math.inf) -> NDArray[np.float32]:
         """True stems ``[S, C, N]`` from the middle of a song."""
         wanted = min(seconds, self.seconds) * self.spec.stft.sample_rate
         length = int(min(song.samples, wanted))
@@ -113,7 +113,7 @@ class Separation:
 
 
 class Reconstruction:
-    """Patches of the normalised features are hidden and guessed; the loss is that of the hidden part alone.
+    """Patches of the normalized features are hidden and guessed; the loss is that of the hidden part alone.
 
     After K. He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, with a U-Net that sees
     the hidden patches as the mean of the training set.
@@ -129,7 +129,7 @@ class Reconstruction:
         self.spec, self.device, self.seed = spec, device, config.optim.seed
         self.groups = list(config.data.sources.values())
         self.seconds = config.run.validation_seconds or math.inf
-        self.stft = TorchStft(spec.stft, device)
+        self.stft = DifferentiableStft(spec.stft, device)
 
     def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of signals ``[B, 1, C, N]``; see ``Task``."""
@@ -141,7 +141,7 @@ class Reconstruction:
         each = distance.sum(dim=(1, 2)) / hidden.sum(dim=(1, 2, 3))
         return each.mean(), {}
 
-    def validate(self, network: nn.Module, song: Song) -> dict[str, float]:
+    def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """How well hidden features of a song's first chunks are guessed: minus the loss."""
         length = (self.spec.chunk.frames - 1) * self.spec.stft.hop
         wanted = max(length, self.seconds * self.spec.stft.sample_rate)  # a chunk at least
@@ -188,7 +188,7 @@ def new_task(config: TrainConfig, spec: ModelSpec, device: torch.device) -> Sepa
     return (Reconstruction if config.pretrain.share else Separation)(config, spec, device)
 
 
-def initialise(network: nn.Module, config: ModelConfig) -> list[str]:
+def initialize(network: nn.Module, config: ModelConfig) -> list[str]:
     """Give a network the weights of ``model.init``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One optimiser step, in one process or many: network, average, optimiser, and their state.
+"""One optimizer step, in one process or many: network, average, optimizer, and their state.
 
 Knows batches and nothing of songs or files; the loop (loop.py) does.
 """
@@ -73,9 +73,9 @@ class Trainer:
             network.compile()
         self.wrapped = fabric.setup_module(network)
         self.wrapped.mark_forward_method("reconstruct")
-        kind = torch.optim.AdamW if optim.optimiser == "adamw" else torch.optim.Adam
-        self._optimiser = kind(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-        self._stepper: Any = fabric.setup_optimizers(self._optimiser)
+        kind = torch.optim.AdamW if optim.optimizer == "adamw" else torch.optim.Adam
+        self._optimizer = kind(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        self._stepper: Any = fabric.setup_optimizers(self._optimizer)
         self._average = Average(network, optim.ema)
         self.step = self.skipped = self._skips_in_a_row = 0
 
@@ -96,7 +96,7 @@ class Trainer:
         Raises:
             NotFinite: a loss or gradient is NaN or Inf and must not be skipped; weights are as they were.
         """
-        for group in self._optimiser.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
         # For dropout: the same numbers after a resume.
         place = self.step * self.fabric.world_size + self.fabric.global_rank
@@ -141,7 +141,7 @@ class Trainer:
         return {
             "network": self.weights(),
             "average": average,
-            "optimiser": get_optimizer_state_dict(self.network, self._optimiser, options=WHOLE),
+            "optimizer": get_optimizer_state_dict(self.network, self._optimizer, options=WHOLE),
             "autocast": self.autocast.state_dict() if self.autocast is not None else {},
             "step": self.step,
             "skipped": self.skipped,
@@ -153,7 +153,7 @@ class Trainer:
         set_model_state_dict(self.network, state["average"], options=WHOLE)
         self._average.reset()
         set_model_state_dict(self.network, state["network"], options=WHOLE)
-        set_optimizer_state_dict(self.network, self._optimiser, state["optimiser"], options=WHOLE)
+        set_optimizer_state_dict(self.network, self._optimizer, state["optimizer"], options=WHOLE)
         if self.autocast is not None and state["autocast"]:
             self.autocast.load_state_dict(state["autocast"])
         self.step, self.skipped = state["step"], state["skipped"]

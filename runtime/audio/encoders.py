@@ -149,7 +149,7 @@ def open_encoder(format: Format, path: Path, sample_rate: int, channels: int, ta
     return SndfileEncoder(format, path, sample_rate, channels, tags)
 
 
-def quantised(block: Block, bits: int) -> NDArray[np.int32]:
+def to_integers(block: Block, bits: int) -> NDArray[np.int32]:
     """Nearest integers of ``bits`` bits, limited to their range; full scale is 2**(bits - 1).
 
     The inverse of how integers are read, so that a file that passes through unchanged stays the same.
@@ -208,10 +208,10 @@ class WavEncoder:
     def write(self, block: Block) -> None:
         """See ``Encoder``."""
         if self._bits == 24:
-            wide = quantised(block, 24).T.astype("<i4", order="C")  # [n, C]
+            wide = to_integers(block, 24).T.astype("<i4", order="C")  # [n, C]
             raw = wide.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()  # the low three bytes of each
         else:
-            samples = quantised(block, self._bits) if self._bits else block
+            samples = to_integers(block, self._bits) if self._bits else block
             raw = samples.T.astype("<i2" if self._bits else "<f4").tobytes()
         self._file.write(raw)
         self._data_bytes += len(raw)
@@ -254,7 +254,7 @@ class SndfileEncoder:
         self._empty = self._empty and not len(frames)
         if self._bits:
             # libsndfile takes the top bits of an int32; its own conversion of floats rounds otherwise.
-            frames = quantised(block, self._bits).T << (32 - self._bits)
+            frames = to_integers(block, self._bits).T << (32 - self._bits)
         for start in range(0, len(frames), _WRITE_SAMPLES):
             try:
                 self._file.write(np.ascontiguousarray(frames[start : start + _WRITE_SAMPLES]))

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK_SAMPLES = 1 << 16
 
-# ITU-R BS.775-3, table 2: centre and surrounds at -3 dB; a single surround (Cs) is shared by both sides,
-# -3 dB each, on top of that; LFE is dropped. Not normalised: louder than full scale is possible.
+# ITU-R BS.775-3, table 2: center and surrounds at -3 dB; a single surround (Cs) is shared by both sides,
+# -3 dB each, on top of that; LFE is dropped. Not normalized: louder than full scale is possible.
 _HALF_POWER = float(np.sqrt(0.5))
 _TO_STEREO: dict[str, tuple[float, float]] = {
     "FL": (1.0, 0.0),

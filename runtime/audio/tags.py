@@ -230,7 +230,7 @@ def _vorbis_comment(fields: Mapping[str, str]) -> bytes:
 def _flac_picture(tags: Tags) -> bytes:
     assert tags.cover is not None
     kind = tags.cover_type.encode()
-    # Width, height, depth and colours may be 0, "unknown"; players take them from the image.
+    # Width, height, depth and colors may be 0, "unknown"; players take them from the image.
     return (
         struct.pack(">II", _FRONT_COVER, len(kind))
         + kind

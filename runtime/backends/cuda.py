@@ -79,7 +79,7 @@ class Device:
             raise kind(f"{name} on {self.label} gave {code.name}, {reason}")
         return values if len(values) > 1 else next(iter(values), None)
 
-    def capture(self, stream: Stream, enqueue: Callable[[], None]) -> Graph:
+    def capture(self, stream: Stream, enqueue: Callable[[], None]) -> CudaGraph:
         """Record what ``enqueue`` puts on a stream, in place of doing it.
 
         Raises:
@@ -96,7 +96,7 @@ class Device:
             raise
         template = self.call("cudaStreamEndCapture", stream.handle)
         try:
-            return Graph(self, self.call("cudaGraphInstantiate", template, 0))
+            return CudaGraph(self, self.call("cudaGraphInstantiate", template, 0))
         finally:
             self.call("cudaGraphDestroy", template)
 
@@ -136,7 +136,7 @@ class _Resource:
 
 
 class DeviceBuffer(_Resource):
-    """Memory of a GPU, uninitialised.
+    """Memory of a GPU, uninitialized.
 
     Attributes:
         size: in bytes.
@@ -184,7 +184,7 @@ class Event(_Resource):
         flags = device._runtime.cudaEventDisableTiming  # cheaper, and no time is read
         super().__init__(device, device.call("cudaEventCreateWithFlags", flags), "cudaEventDestroy")
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Have the host wait until the work before it is done."""
         self._device.call("cudaEventSynchronize", self.handle)
 
@@ -204,12 +204,12 @@ class Stream(_Resource):
         """Have work from now on wait for an event, as it was last recorded."""
         self._device.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Have the host wait until all the work is done."""
         self._device.call("cudaStreamSynchronize", self.handle)
 
 
-class Graph(_Resource):
+class CudaGraph(_Resource):
     """Recorded work, launched as one; made by ``Device.capture``."""
 
     def __init__(self, device: Device, handle: Any):

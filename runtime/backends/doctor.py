@@ -159,7 +159,7 @@ def _tensorrt() -> Iterator[Finding]:
         elif _installed(name):
             yield Finding("wrong", name, f"installed, and cannot be imported: {problem}", remedy)
         else:
-            yield Finding("missing", name, "not installed: no engines of this flavour", remedy)
+            yield Finding("missing", name, "not installed: no engines of this flavor", remedy)
     if found:
         yield _trt(" and ".join(found))
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.model.spec import ModelSpec
 
-MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by flavour
+MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by flavor
 PORTABLE = "portable"  # target of an engine that is not bound to one GPU
 CAPABILITY = "compute capability "
 

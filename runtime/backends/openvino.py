@@ -2,7 +2,7 @@
 
 ``fp32`` and ``bf16`` run the float32 graph; in bfloat16 OpenVINO rounds inside its kernels, which is what
 makes it about twice as fast on CPUs that have the instructions. ``int8`` and ``mixed`` run the graph with
-Q/DQ pairs; what they do not quantise is computed in float32 or in bfloat16, all of it: a plan that asks for
+Q/DQ pairs; what they do not quantize is computed in float32 or in bfloat16, all of it: a plan that asks for
 both is refused in ``mixed``. Shapes are static: that is
 faster than a free batch.
 """

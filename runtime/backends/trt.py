@@ -95,7 +95,7 @@ class TrtSession:
 
     def _open(self, device: Device) -> tuple[Execution, int]:
         """The engine, ready to run, and the largest batch that there is memory for."""
-        library, engine = self._found.library, self._deserialised(device)
+        library, engine = self._found.library, self._deserialized(device)
         ends, smallest, batch = _ends(self._found.name, library, engine, self._model.spec)
         while True:
             try:
@@ -109,7 +109,7 @@ class TrtSession:
                 logger.warning("no memory for batch %d (%s): going on with batch %d", batch, reason, half)
                 batch = half
 
-    def _deserialised(self, device: Device) -> Any:
+    def _deserialized(self, device: Device) -> Any:
         library = self._found.library
         log = library_logger(library)
         log.errors.clear()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends.cuda import Device, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
+from tfswa.runtime.backends.cuda import CudaGraph, Device, DeviceBuffer, Event, PinnedBuffer, Stream
 from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
 from tfswa.runtime.model.opening import INPUT, OUTPUT
@@ -135,7 +135,7 @@ class Execution:
         """Wait until no stream touches a buffer any more: after an error they may be freed at once."""
         for stream in (self._copies_in, self._compute, self._copies_out):
             with suppress(CudaError):
-                stream.synchronise()
+                stream.synchronize()
 
     def _run(self, slot: _Slot, batch: int) -> _Run:
         """The engine bound to a slot for a batch; made when it is first asked for."""
@@ -211,7 +211,7 @@ class _Run:
     def __init__(self, device: Device, library: Any, context: Any, stream: Stream):
         self._device, self._library, self._stream = device, library, stream
         self._context: Any = context
-        self._graph: Graph | None = None
+        self._graph: CudaGraph | None = None
 
     def prepare(self) -> None:
         """Run once, since a first run does more than those after it, and then record a graph.
@@ -220,7 +220,7 @@ class _Run:
             CudaError: the library fails.
         """
         self._enqueue()
-        self._stream.synchronise()
+        self._stream.synchronize()
         try:
             # TensorRT has no such question, and says it by failing; TensorRT-RTX asks for it to be put.
             able: Callable[[int], bool] = getattr(self._context, "is_stream_capturable", lambda stream: True)
@@ -279,6 +279,6 @@ def _config(library: Any, engine: Any) -> tuple[Any, Any]:
 
 def _collect(stems: NDArray[np.float32], slot: _Slot, place: slice) -> None:
     """Wait for a piece and put it in its place."""
-    slot.left.synchronise()
+    slot.left.synchronize()
     part = stems[place]
     part[...] = slot.host_out.array[: len(part)]

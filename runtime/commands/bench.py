@@ -101,7 +101,7 @@ def bench(
     if taken and not force:
         raise OutputExists(f"{taken[0]} is there already: choose another -o, or --force")
     if files:
-        pictures.require()
+        pictures.require_matplotlib()
     opened = open_model(model)
     if auto:
         table_of(opened)  # refuses what cannot have one, before the work

@@ -10,7 +10,7 @@ import click
 from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
-    from tfswa.runtime.evaluation.evaluate import Evaluation, Progress
+    from tfswa.runtime.evaluation.evaluate import Evaluation, EvaluationProgress
     from tfswa.runtime.songs.finding import SongFiles
 
 COLUMNS = {
@@ -191,7 +191,7 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def report(self, now: Progress) -> None:
+    def report(self, now: EvaluationProgress) -> None:
         if now.finished is not None:
             self.computed += 1
             if not self.on_terminal:
@@ -208,7 +208,7 @@ class _Watch:
             left=self._left(now).lstrip(", "),
         )
 
-    def _left(self, now: Progress) -> str:
+    def _left(self, now: EvaluationProgress) -> str:
         """Time left, from the songs of this run."""
         remaining = now.total - now.done
         if not self.computed or not remaining:
@@ -219,7 +219,7 @@ class _Watch:
         return f", {minutes:.0f} min left" if minutes < 90 else f", {minutes / 60:.1f} h left"
 
 
-def _figures(now: Progress) -> str:
+def _figures(now: EvaluationProgress) -> str:
     assert now.finished is not None
     found = [(s.stem, s.figures["sdr_u_db"]) for s in now.finished.scores if s.estimator == "model"]
     texts = [f"{stem} {'-' if value is None else f'{value:.2f}'}" for stem, value in found]

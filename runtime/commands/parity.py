@@ -146,9 +146,9 @@ def parity(
         )
         return
     if localize:
-        from tfswa.runtime.commands.parity_localize import run_localise
+        from tfswa.runtime.commands.parity_localize import run_localize
 
-        run_localise(
+        run_localize(
             model,
             audio,
             entries,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SHOWN = 12  # steps in the table; --json has all
 
 
-def run_localise(
+def run_localize(
     model: str,
     audio: Path | None,
     entries: Sequence[str],
@@ -33,7 +33,7 @@ def run_localise(
     from tfswa.runtime.model.bundle import writable
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity.corpus import songs
-    from tfswa.runtime.parity.localize import THRESHOLD_DB, localise
+    from tfswa.runtime.parity.localize import THRESHOLD_DB, localize
     from tfswa.runtime.parity.reference import load_reference
     from tfswa.runtime.plots import pictures
     from tfswa.runtime.songs.loading import loudest_chunk
@@ -44,7 +44,7 @@ def run_localise(
     if picture is not None and picture.exists() and not force:
         raise OutputExists(f"{picture} is there already: choose another name, or --force")
     if picture is not None:
-        pictures.require("leave --picture out")
+        pictures.require_matplotlib("leave --picture out")
     backend, _, kind = entries[0].partition(":")
     threshold = THRESHOLD_DB if threshold_db is None else threshold_db
     opened = open_model(model)
@@ -55,7 +55,7 @@ def run_localise(
     _, chunk = loudest_chunk(song.mixture, opened.spec)
     planes = pack(Stft(opened.spec.stft).forward(chunk[None]))
     click.echo(f"{instrument.artifact}: the loudest chunk of {song.name}", err=True)
-    found = localise(instrument, load_reference("torch")(opened), planes, threshold_db=threshold)
+    found = localize(instrument, load_reference("torch")(opened), planes, threshold_db=threshold)
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ import click
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
-    from tfswa.runtime.parity import Breach, Certificate, Gates, Run
-    from tfswa.runtime.parity.report.excerpts import Exhibits
+    from tfswa.runtime.parity import Breach, Candidate, Certificate, Gates
+    from tfswa.runtime.parity.report.excerpts import Showcase
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Outputs:
 def run_measure(
     model: str,
     audio: Path | None,
-    runs: list[Run],
+    runs: list[Candidate],
     named: bool,
     *,
     reference: str,
@@ -76,7 +76,7 @@ def run_measure(
         raise UsageError("--judge and --gates both name gates: give one of them")
     signer = Signer(key) if key else None
     opened = open_model(model)
-    exhibits: Exhibits | None = None
+    showcase: Showcase | None = None
     missing: dict[str, str] = {}
     if judge_file is not None:
         gates = load_gates(judge_file)
@@ -95,10 +95,10 @@ def run_measure(
                 runs.remove(run)
                 missing[run.name] = str(error)
         if outputs.report is not None:
-            from tfswa.runtime.parity.report.excerpts import Exhibits
+            from tfswa.runtime.parity.report.excerpts import Showcase
 
             # Made before the work: it says what is missing.
-            exhibits = Exhibits(opened.spec, audio=not outputs.no_audio)
+            showcase = Showcase(opened.spec, audio=not outputs.no_audio)
         corpus = [*songs(audio, opened.spec), *([] if quick else adversaries(opened.spec))]
         certificates = certify(
             opened,
@@ -108,7 +108,7 @@ def run_measure(
             axes=not quick,
             missing=None if named else missing,
             report=lambda line: click.echo(line, err=True),
-            listener=(lambda *_: None) if exhibits is None else exhibits.listen,
+            listener=(lambda *_: None) if showcase is None else showcase.listen,
         )
         if not certificates:
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
@@ -116,10 +116,10 @@ def run_measure(
         evidence = store(opened, certificates)
     if signer is not None:
         signer.sign(opened)
-    _tell(opened, certificates, gates, missing, evidence, exhibits, outputs)
+    _tell(opened, certificates, gates, missing, evidence, showcase, outputs)
 
 
-def _is_meant(certificate: Certificate, model: Model, runs: Sequence[Run], named: bool) -> bool:
+def _is_meant(certificate: Certificate, model: Model, runs: Sequence[Candidate], named: bool) -> bool:
     """Whether it is of a file that the bundle holds now, and of a backend that was named, if any was."""
     assert model.bundle is not None  # or there is no evidence
     held = {entry.sha256 for entry in model.bundle.files.values()}
@@ -133,11 +133,11 @@ def runs_of(
     device: str | None = None,
     threads: int | None = None,
     batch: int = 1,
-) -> tuple[list[Run], bool]:
+) -> tuple[list[Candidate], bool]:
     """What to measure, and whether the user named it."""
     from tfswa.runtime.backends import BackendOptions, backend_names, compiles, default_device, precisions_of
     from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.parity import Run
+    from tfswa.runtime.parity import Candidate
 
     if entries:
         pairs = [(name, kind or precision) for name, _, kind in (entry.partition(":") for entry in entries)]
@@ -148,7 +148,7 @@ def runs_of(
     if any(name == "auto" for name, _ in pairs):
         raise UsageError("parity measures backends one by one: name them with --backend ort, openvino, ...")
     runs = [
-        Run(name, BackendOptions(kind, device or default_device(name), threads), batch)
+        Candidate(name, BackendOptions(kind, device or default_device(name), threads), batch)
         for name, kind in pairs
     ]
     return runs, bool(entries)
@@ -160,7 +160,7 @@ def _tell(
     gates: Gates,
     missing: dict[str, str],
     evidence: Path | None,
-    exhibits: Exhibits | None,
+    showcase: Showcase | None,
     outputs: Outputs,
 ) -> None:
     """Judge, print and write; raises where a gate is not met."""
@@ -190,7 +190,7 @@ def _tell(
     if outputs.report is not None:
         from tfswa.runtime.parity.report.page import page
 
-        formats.write(outputs.report, page(model.name, judged, gates, exhibits, missing=missing))
+        formats.write(outputs.report, page(model.name, judged, gates, showcase, missing=missing))
         click.echo(f"{outputs.report}: {outputs.report.stat().st_size / 1e6:.1f} MB", err=True)
     failed = [(certificate, breaches) for certificate, breaches in judged if breaches]
     if failed:

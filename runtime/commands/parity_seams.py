@@ -39,7 +39,7 @@ def run_seams(
         if path is not None and path.exists() and not force:
             raise OutputExists(f"{path} is there already: choose another name, or --force")
     if picture is not None:
-        pictures.require("leave --picture out")
+        pictures.require_matplotlib("leave --picture out")
     opened = open_model(model)
     if store and output is None and opened.bundle is not None:
         opened.bundle.check_rechunk()  # refused before the work

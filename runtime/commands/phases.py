@@ -39,7 +39,7 @@ class Phases:
             self._tasks[phase] = self._bars.add_task(phase, total=steps)
         self._bars.update(self._tasks[phase], completed=done, total=steps)
 
-    def told(self, phase: str, done: int, steps: int) -> None:
+    def announce(self, phase: str, done: int, steps: int) -> None:
         """The same for phases of minutes: where there is no terminal, their beginning is a line."""
         if phase not in self._tasks and not self._terminal:
             self.say(f"{phase}: {steps} steps")

@@ -80,7 +80,7 @@ def separate(
     from tfswa.runtime.backends.auto import why
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.model.opening import open_model
-    from tfswa.runtime.parity import describe_evidence, require
+    from tfswa.runtime.parity import describe_evidence, require_passing
     from tfswa.runtime.stream.jobs import plan_jobs
     from tfswa.runtime.stream.separator import Separator, stem_indices
 
@@ -97,7 +97,7 @@ def separate(
         opened, backend=backend, options=settings, batch=batch, on_nonfinite=on_nonfinite
     ) as separator:
         if require_parity:
-            require(opened, separator.session, settings)
+            require_passing(opened, separator.session, settings)
         evidence = describe_evidence(opened, separator.session, settings)
         if not as_json:
             reason = f" ({why(opened, settings, separator.session)})" if backend == "auto" else ""

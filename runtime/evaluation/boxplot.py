@@ -11,13 +11,13 @@ from tfswa.runtime.evaluation.scores import Score
 FIGURE, LABEL = "sdr_c_db", "SDR c of each song, dB (median over windows of 1 s)"
 
 
-def require() -> None:
+def require_boxplot() -> None:
     """See that there is something to draw with.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    pictures.require("--no-plot")
+    pictures.require_matplotlib("--no-plot")
 
 
 def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
@@ -42,15 +42,15 @@ def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
     width = 0.8 / max(1, len(drawn))
     for number, (estimator, values) in enumerate(drawn):
         places = [place + (number - (len(drawn) - 1) / 2) * width for place in range(len(stems))]
-        colour = f"C{number}"
+        color = f"C{number}"
         parts = axes.boxplot(
             values, positions=places, widths=0.85 * width, patch_artist=True, manage_ticks=False
         )
         for box in parts["boxes"]:
-            box.set(facecolor=colour, alpha=0.6)
+            box.set(facecolor=color, alpha=0.6)
         for line in parts["medians"]:
             line.set(color="black")
-        axes.plot([], [], color=colour, linewidth=8, alpha=0.6, label=estimator)
+        axes.plot([], [], color=color, linewidth=8, alpha=0.6, label=estimator)
     axes.set_xticks(range(len(stems)), stems)
     axes.set_ylabel(LABEL)
     axes.set_title(title)

@@ -21,7 +21,7 @@ MEASURES = ("sdr", "isr", "sir", "sar")
 FILTER_SAMPLES = 512  # museval's default, which all published figures use
 
 
-def require() -> None:
+def require_museval() -> None:
     """See that museval can be imported.
 
     Raises:

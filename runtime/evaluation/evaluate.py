@@ -29,7 +29,7 @@ from tfswa.runtime.errors import AudioError, NonFiniteError, TfxError, UsageErro
 from tfswa.runtime.evaluation import boxplot, bsseval, memory, results
 from tfswa.runtime.evaluation.pool import Workers
 from tfswa.runtime.evaluation.records import Records, SongResult, audio_sha256, identify
-from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summarise
+from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summarize
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.stream.separator import Separator
 from tfswa.runtime.files.staging import Staging
@@ -61,7 +61,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Progress:
+class EvaluationProgress:
     """Where an evaluation is.
 
     Attributes:
@@ -79,7 +79,7 @@ class Progress:
     finished: SongResult | None = None
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[EvaluationProgress], None]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def evaluate(
     """
     names = {song.name: _sources(song, model) for song in songs}
     if choices.plot:
-        boxplot.require()
+        boxplot.require_boxplot()
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, the results need a folder: choose another place")
     with Separator(model, backend=backend, options=options, batch=batch) as separator:
@@ -151,11 +151,11 @@ def evaluate(
         finished = records.find(songs, names)
         todo = [song for song in songs if song.name not in finished]
         if todo:
-            bsseval.require()
+            bsseval.require_museval()
             with folder(output):
                 _Run(separator, records, choices, names, report, finished, len(songs)).compute(todo)
     ordered = [finished[song.name] for song in songs]
-    summaries = summarise([song.scores for song in ordered])
+    summaries = summarize([song.scores for song in ordered])
     heading = {"model": model.name}
     files = results.write_results(output, heading, identity, ordered, summaries, plot=choices.plot)
     return Evaluation(identity, ordered, summaries, files)
@@ -266,7 +266,7 @@ class _Run:
         self.flights.remove(flight)
         shutil.rmtree(flight.folder)
         self.finished[result.song] = result
-        self.report(Progress(len(self.finished), self.total, finished=result))
+        self.report(EvaluationProgress(len(self.finished), self.total, finished=result))
 
     def _killed(self) -> TfxError:
         measured = " or ".join(flight.result.song for flight in self.flights)
@@ -275,7 +275,7 @@ class _Run:
         )
 
     def _tell(self, song: str = "", separated: float = 0.0) -> None:
-        self.report(Progress(len(self.finished), self.total, song, separated))
+        self.report(EvaluationProgress(len(self.finished), self.total, song, separated))
 
 
 def _sources(song: SongFiles, model: Model) -> list[str]:

@@ -73,7 +73,7 @@ class Summary:
         return {"stem": self.stem, "estimator": self.estimator, **self.figures}
 
 
-def summarise(songs: Sequence[Sequence[Score]]) -> list[Summary]:
+def summarize(songs: Sequence[Sequence[Score]]) -> list[Summary]:
     """Aggregate songs, estimator by estimator, stem by stem."""
     groups: dict[tuple[str, str], list[Score]] = {}
     for scores in songs:

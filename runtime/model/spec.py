@@ -3,7 +3,7 @@
 A network maps ``mixture [B, 2*C, T, F]`` to ``stems [B, S, 2*C, T, F]``. Planes are the real and the
 imaginary part per audio channel, in the order ``re(0), im(0), re(1), im(1), ...``; F = n_fft / 2 bins,
 because the host keeps the Nyquist bin to itself. STFT and iSTFT belong to the host, masks and
-normalisation to the network, so that a backend knows nothing of families.
+normalization to the network, so that a backend knows nothing of families.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StftSpec:
               0        hop      2*hop              samples
         ......|---------|---------|------- ...
         [--- frame 0 ---]
-                  [--- frame 1 ---]                each n_fft long, centred on t*hop
+                  [--- frame 1 ---]                each n_fft long, centered on t*hop
 
     The window is the periodic Hann window, at analysis and at synthesis; the overlap-add is divided by
     the sum of squared windows, so the round trip is exact.
@@ -78,7 +78,7 @@ class ChunkSpec:
     """How a long signal is cut for a network with a fixed number of frames.
 
     Of each chunk the outer ``context`` frames on both sides are discarded; what remains overlaps its
-    neighbour by ``fade`` frames, cross-faded linearly::
+    neighbor by ``fade`` frames, cross-faded linearly::
 
         chunk k    |context|<------- kept -------->|context|
         chunk k+1                        |context|<------- kept -------->|context|
@@ -88,7 +88,7 @@ class ChunkSpec:
     Attributes:
         frames: T, frames per chunk, a multiple of ``multiple``. A chunk has (T - 1) * hop samples.
         context: frames discarded at each side.
-        fade: frames over which neighbours are cross-faded.
+        fade: frames over which neighbors are cross-faded.
         multiple: T must be divisible by it, a property of the network.
     """
 
@@ -129,7 +129,7 @@ class ModelSpec:
         chunk: the chunking that the model was made for.
         nyquist_stem: the stem that receives the mixture's Nyquist bin, so that stems sum to the mixture.
         residual_stem: the stem that is replaced by mixture minus all others, or None.
-        weights_licence: licence of the weights, SPDX where there is one.
+        weights_licence: license of the weights, SPDX where there is one.
         parameters: number of weights.
         gflop_per_second: billions of floating-point operations per second of audio, chunk overlap left out.
     """
@@ -175,7 +175,7 @@ class ModelSpec:
 
     @property
     def fade_samples(self) -> int:
-        """Samples over which neighbouring chunks are cross-faded."""
+        """Samples over which neighboring chunks are cross-faded."""
         return self.chunk.fade * self.stft.hop
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:

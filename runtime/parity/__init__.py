@@ -7,9 +7,9 @@ from tfswa.runtime.parity.certificate import passes as passes
 from tfswa.runtime.parity.certificate import passing as passing
 from tfswa.runtime.parity.certificate import read_certificates as read_certificates
 from tfswa.runtime.parity.certificate import read_evidence as read_evidence
-from tfswa.runtime.parity.certificate import require as require
+from tfswa.runtime.parity.certificate import require_passing as require_passing
 from tfswa.runtime.parity.certificate import store as store
-from tfswa.runtime.parity.compare import Run as Run
+from tfswa.runtime.parity.compare import Candidate as Candidate
 from tfswa.runtime.parity.compare import certify as certify
 from tfswa.runtime.parity.compare import compare as compare
 from tfswa.runtime.parity.corpus import Item as Item

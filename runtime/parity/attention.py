@@ -81,7 +81,7 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
             f"{model} is an exported file, attention is seen in the eager network alone: "
             "name the bundle that it came from"
         )
-    pictures.require()
+    pictures.require_matplotlib()
     reference: Any = load_reference("torch")(opened)
     found = load_song(song, opened.spec)
     start, chunk = loudest_chunk(found.mixture, opened.spec)
@@ -107,7 +107,7 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
     }
 
 
-def kind_of(module: str) -> str:
+def module_kind(module: str) -> str:
     """Kind of attention: the last word of a module's name that is no number."""
     words = [word for word in module.split(".") if not word.isdecimal()]
     return words[-1] if words else module
@@ -117,7 +117,7 @@ def plan_pictures(maps: Maps, folder: Path) -> list[Picture]:
     """An overview ``<kind>.png`` per kind, then ``<module>.png`` per module."""
     kinds: dict[str, list[str]] = {}
     for module in maps:
-        kinds.setdefault(kind_of(module), []).append(module)
+        kinds.setdefault(module_kind(module), []).append(module)
     overviews = [
         Picture(folder / f"{kind}.png", kind, modules, overview=True) for kind, modules in kinds.items()
     ]
@@ -125,7 +125,7 @@ def plan_pictures(maps: Maps, folder: Path) -> list[Picture]:
     taken = {picture.path.stem for picture in overviews}
     single = [module for module in maps if module not in taken]
     return overviews + [
-        Picture(folder / f"{module}.png", kind_of(module), [module], overview=False) for module in single
+        Picture(folder / f"{module}.png", module_kind(module), [module], overview=False) for module in single
     ]
 
 
@@ -143,7 +143,7 @@ def scale_of(
     stft = spec.stft
     if kind == "time":
         frame = stft.hop / stft.sample_rate
-        first = start_seconds - frame / 2  # frames are centred on their time
+        first = start_seconds - frame / 2  # frames are centered on their time
         return "time / s", first, first + spec.chunk.frames * frame, 0.0
     if kind == "frequency":
         top = stft.sample_rate / 2000

@@ -284,7 +284,7 @@ def passes(certificate: Certificate, gates: Gates | None = None) -> bool:
         return False
 
 
-def require(model: Model, session: Session, options: BackendOptions) -> None:
+def require_passing(model: Model, session: Session, options: BackendOptions) -> None:
     """See that this combination has passed parity.
 
     Raises:

@@ -40,7 +40,7 @@ AXIS_CHUNKS = 3  # of the song that axes are measured on
 
 
 @dataclass(frozen=True)
-class Run:
+class Candidate:
     """One artifact to measure: a backend, and how it is run."""
 
     backend: str
@@ -64,14 +64,14 @@ def compare(
     axes: bool = True,
 ) -> Certificate:
     """Measure one artifact; see ``certify``."""
-    (found,) = certify(model, corpus, [Run(backend, options, batch)], reference=reference, axes=axes)
+    (found,) = certify(model, corpus, [Candidate(backend, options, batch)], reference=reference, axes=axes)
     return found
 
 
 def certify(
     model: Model,
     corpus: Sequence[Item],
-    runs: Sequence[Run],
+    runs: Sequence[Candidate],
     *,
     reference: str = FULL,
     axes: bool = True,
@@ -134,7 +134,7 @@ def certify(
 
 
 def _opened(
-    model: Model, runs: Sequence[Run], missing: dict[str, str] | None, stack: ExitStack
+    model: Model, runs: Sequence[Candidate], missing: dict[str, str] | None, stack: ExitStack
 ) -> Iterator[_Measured]:
     for run in runs:
         try:
@@ -188,7 +188,7 @@ class _Referee:
 class _Measured:
     """One artifact in the real separator, and what was found of it."""
 
-    def __init__(self, model: Model, run: Run):
+    def __init__(self, model: Model, run: Candidate):
         self.run, self._model = run, model
         self._separator = Separator(model, backend=run.backend, options=run.options, batch=run.batch)
         self._session = _Counting(self._separator.session)

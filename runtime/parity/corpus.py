@@ -101,7 +101,7 @@ def _signals(spec: ModelSpec, seed: int) -> Iterator[tuple[str, NDArray[np.float
 
     yield "silence", both(np.zeros(kept))
     yield "square wave of full scale", both(np.where(np.sin(2 * np.pi * 110 / rate * time) >= 0, 1.0, -1.0))
-    yield f"sine at the centre of bin {_BIN}", both(np.sin(_BIN * bins))
+    yield f"sine at the center of bin {_BIN}", both(np.sin(_BIN * bins))
     yield f"sine at the edge of bin {_BIN}", both(np.sin((_BIN + 0.5) * bins))
     yield "direct current", both(np.ones(kept))
     yield "white noise", random.uniform(-1.0, 1.0, (spec.channels, kept)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Localise: the first layer of an exported graph that loses more than it may.
+"""Localize: the first layer of an exported graph that loses more than it may.
 
 The eager network and the artifact take the same chunk, and what each module gives is compared. Both sides
 are asked for a few values at a time, so that memory is bounded whatever the network's size::
@@ -118,7 +118,7 @@ class Located:
     operator: Step | None
 
 
-def localise(
+def localize(
     instrument: Instrument,
     reference: Reference,
     planes: NDArray[np.float32],

@@ -30,7 +30,7 @@ DPI = 100
 N_FFT = 2048  # of a spectrogram, in samples
 COLUMNS = 1200  # of a spectrogram, at most: more are not seen
 RANGE_DB = 80.0  # of a spectrogram, from the loudest bin down
-SPREAD = (1.25, 16.0)  # of an attention map's colours around the uniform weight, at least and at most
+SPREAD = (1.25, 16.0)  # of an attention map's colors around the uniform weight, at least and at most
 COARSE, FINE = (0.0625, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16), (0.5, 0.65, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2)
 
 
@@ -51,7 +51,7 @@ class Scale:
     tick: float = 0.0
 
 
-def require(otherwise: str = "") -> None:
+def require_matplotlib(otherwise: str = "") -> None:
     """See that pictures can be made, before hours are spent on what they should show.
 
     Args:
@@ -72,7 +72,7 @@ def spectrograms(rate: int, audio: Mapping[str, Audio], *, loudest_db: float | N
     Args:
         rate: samples per second.
         audio: by name, at least one, ``[C, N]``, N above 0; channels are averaged in power.
-        loudest_db: level of the brightest colour; that of the loudest bin if left out.
+        loudest_db: level of the brightest color; that of the loudest bin if left out.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
@@ -103,7 +103,7 @@ def spectrogram(
     *,
     start: float = 0.0,
     loudest_db: float | None = None,
-    colours: str = "magma",
+    colors: str = "magma",
 ) -> Figure:
     """Draw one small spectrogram, as quiet as the signal may be.
 
@@ -111,8 +111,8 @@ def spectrogram(
         rate: samples per second.
         signal: ``[C, N]``, N above 0; channels are averaged in power.
         start: of the signal, in seconds, for the axis.
-        loudest_db: level of the brightest colour; that of the loudest bin if left out.
-        colours: name of a colour map.
+        loudest_db: level of the brightest color; that of the loudest bin if left out.
+        colors: name of a color map.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
@@ -129,7 +129,7 @@ def spectrogram(
         extent=(start, start + signal.shape[1] / rate, 0, rate / 2000),
         vmin=top - RANGE_DB,
         vmax=top,
-        cmap=colours,
+        cmap=colors,
     )
     axis.set(xlabel="time / s", ylabel="frequency / kHz")
     axis.locator_params(axis="x", nbins=3)
@@ -177,7 +177,7 @@ def loss_curves(
         axis.grid(alpha=0.3)
         if names != ["lr"]:
             axis.legend(fontsize="small")
-    axes[-1].set_xlabel("optimiser step")
+    axes[-1].set_xlabel("optimizer step")
     return figure
 
 
@@ -299,7 +299,7 @@ def panels(
             finite = [value if math.isfinite(value) else math.nan for value in values]
             axis.plot(x, finite, label=name, marker="." if len(x) <= 200 else "", linewidth=1)
         if panel.level is not None:
-            axis.axhline(panel.level, color="grey", linewidth=1, linestyle=":")
+            axis.axhline(panel.level, color="gray", linewidth=1, linestyle=":")
         for index, (name, place) in enumerate((marks or {}).items()):
             axis.axvline(place, color=f"C{index + 3}", linewidth=1, linestyle="--", label=name)
         axis.set_ylabel(panel.label)
@@ -323,7 +323,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def small_png(figure: Figure) -> bytes:
-    """A figure as PNG of 256 colours, a third of the size: for many pictures on one page."""
+    """A figure as PNG of 256 colors, a third of the size: for many pictures on one page."""
     from PIL import Image  # matplotlib brings it
 
     coded = io.BytesIO()
@@ -367,6 +367,6 @@ def _size(count: int) -> tuple[float, float]:
 
 
 def _spread(shares: Iterable[NDArray[Any]]) -> float:
-    """Largest ratio to the uniform weight that colours tell apart; outliers aside."""
+    """Largest ratio to the uniform weight that colors tell apart; outliers aside."""
     ratios = [np.quantile(np.abs(np.log(share)), 0.995) for share in shares]
     return float(np.clip(np.exp(max(ratios)), *SPREAD))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tfswa.runtime.audio.reading import model_blocks, open_audio, output_channels
 from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
-from tfswa.runtime.stream.pipeline import Behind, Prefetch
+from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
 from tfswa.runtime.stream.separator import Separator, stem_indices
 
 Progress = Callable[[float, float | None], None]
@@ -94,7 +94,7 @@ def separate_file(
         ) as files:
             engine, done = separator.stream(), 0
             blocks = model_blocks(audio, rate, spec.channels)
-            with Prefetch(blocks) as decoded, Behind(files.write) as encoder:
+            with Prefetch(blocks) as decoded, BackgroundWorker(files.write) as encoder:
                 for block in decoded:
                     stems = engine.push(block)
                     if stems.shape[-1]:

@@ -46,7 +46,7 @@ class ChunkPlan:
     Attributes:
         chunk_samples: length of a chunk.
         context_samples: discarded at each side of a chunk.
-        fade_samples: overlap of neighbouring kept parts, at most ``step``, so that only two ever meet.
+        fade_samples: overlap of neighboring kept parts, at most ``step``, so that only two ever meet.
     """
 
     chunk_samples: int
@@ -113,7 +113,7 @@ class OverlapAdd:
         stems: names in the order of ``process``'s output.
         chunk_samples: length of a chunk.
         context_samples: discarded at each side of a chunk.
-        fade_samples: overlap of neighbouring kept parts, cross-faded linearly.
+        fade_samples: overlap of neighboring kept parts, cross-faded linearly.
         batch: chunks per call of ``process``.
         redo: computes a chunk again, in float32, that came back with NaN or Inf from ``process``; None
             raises at once.
@@ -230,7 +230,7 @@ class OverlapAdd:
         steps = []
         for index in range(count):
             output = outputs[index]
-            if not finite(output):
+            if not all_finite(output):
                 output = self._again(index, output)
             steps.append(self._blend(output))
         used = count * self.plan.step
@@ -283,7 +283,7 @@ class OverlapAdd:
         except NonFiniteError as error:
             raise NonFiniteError(f"{said}: {error}") from error
         self.redone.append(bad)
-        if not finite(output):
+        if not all_finite(output):
             raise NonFiniteError(f"{said}, in float32 too: check the model")
         return output
 
@@ -292,7 +292,7 @@ class OverlapAdd:
         return tuple(name for name, stem in named if not np.isfinite(stem).all())
 
 
-def finite(values: NDArray[np.float32]) -> bool:
+def all_finite(values: NDArray[np.float32]) -> bool:
     """Whether all values are finite, in one pass without a mask in the common case."""
     # A sum that is finite has no NaN and no Inf among its terms; one that is not may only have overflowed.
     with np.errstate(over="ignore", invalid="ignore"):

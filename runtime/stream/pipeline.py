@@ -77,7 +77,7 @@ class Prefetch(Generic[T]):
             self._queue.put(_End())
 
 
-class Behind(Generic[T]):
+class BackgroundWorker(Generic[T]):
     """Calls ``work`` on items in a thread, in order; a context manager.
 
     Leaving the ``with`` normally waits for all items; leaving it by an exception drops those that wait.

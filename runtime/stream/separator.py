@@ -20,7 +20,7 @@ from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.stream.codec import Codec
 from tfswa.runtime.stream.fallback import Fallback
-from tfswa.runtime.stream.overlap import OverlapAdd, finite
+from tfswa.runtime.stream.overlap import OverlapAdd, all_finite
 
 if TYPE_CHECKING:
     from tfswa.runtime.stream.files import FileResult, Progress
@@ -167,7 +167,7 @@ class Stream(OverlapAdd):
         codec = self._separator.codec
         spectra = codec.spectra(chunks)
         out = self._infer(self._separator.session, codec.planes(spectra))
-        self._finite = [] if self._separator.fallback is None else [finite(item) for item in out]
+        self._finite = [] if self._separator.fallback is None else [all_finite(item) for item in out]
         return np.stack([codec.stems(*chunk) for chunk in zip(chunks, spectra, out, strict=True)])
 
     def _recompute(self, chunk: Audio, place: int) -> Audio:

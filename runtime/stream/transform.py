@@ -25,7 +25,7 @@ _BLOCK_SAMPLES = 1 << 18
 class Stft:
     """The transform of a ``StftSpec``, in float32.
 
-    Frames are centred on multiples of the hop, and what lies outside the signal is zero. A signal of N
+    Frames are centered on multiples of the hop, and what lies outside the signal is zero. A signal of N
     samples has T = ``spec.frames(N)`` frames. With n_fft = 4 * hop and N a little above 3 * hop, T = 5::
 
         zeros          |<------- signal, N ------->| zeros
@@ -36,7 +36,7 @@ class Stft:
                                         [----------- frame 4 ----------]
         |<-- n_fft/2 ->|                               |<-- n_fft/2 ->|
 
-    Every sample of the signal lies at or between two frame centres, where the sum of squared windows is
+    Every sample of the signal lies at or between two frame centers, where the sum of squared windows is
     at least 1/2; dividing the overlap-add by that sum is therefore well conditioned up to both ends.
 
     Results do not depend on how signals are grouped: each row of ``[..., N]`` and each frame is

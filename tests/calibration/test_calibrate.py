@@ -33,7 +33,7 @@ from tfswa.calibration.ranges import METHODS, Collector  # noqa: E402
 from tfswa.calibration.simulate import Simulator  # noqa: E402
 from tfswa.export.onnx import PLAN, export_onnx  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
-from tfswa.export.quantise import CALIBRATION, count_quantised, layers, load_ranges  # noqa: E402
+from tfswa.export.quantize import CALIBRATION, count_quantized, layers, load_ranges  # noqa: E402
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
 from tfswa.runtime.cli import tfx as group  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError  # noqa: E402
@@ -167,7 +167,7 @@ class TestWhole:
         count = sum(len(members[name].layers) for name in plan.int8 or ())
         assert count > 0
         details = model.bundle.files["model.int8.onnx"].details
-        assert (details["quantised"], details["layers"]) == (count, len(layers(full)))
+        assert (details["quantized"], details["layers"]) == (count, len(layers(full)))
         made_with = model.bundle.files[PLAN].details["calibration"]
         assert made_with == model.bundle.files[CALIBRATION].sha256
 
@@ -239,7 +239,7 @@ class TestRuns:
         assert report["corpus"]["sha256"] != whole.report["corpus"]["sha256"]
         assert load_ranges(bundle_at(exported.bundle.path)) != load_ranges(bundle_at(whole.bundle))
 
-    def test_without_sensitivity_every_layer_is_quantised(
+    def test_without_sensitivity_every_layer_is_quantized(
         self, tfx: Tfx, exported: BundleModel, song_root: Path
     ) -> None:
         done = tfx("calibrate", exported.name, "--audio", song_root, *SHORT, "--method", "minmax")
@@ -250,7 +250,7 @@ class TestRuns:
         assert row.startswith("minmax *")
         assert file.startswith(str(exported.bundle.path / "model.int8.onnx"))
         files = bundle_at(exported.bundle.path).bundle.files
-        assert files["model.int8.onnx"].details["quantised"] == 41
+        assert files["model.int8.onnx"].details["quantized"] == 41
         assert PLAN not in files
         assert list(read(exported.bundle.path, CALIBRATION)["methods"]) == ["minmax"]
 
@@ -290,7 +290,7 @@ class TestRuns:
         assert lines[-2].endswith("MB, by precision-plan.json")
         assert lines[-1] == "run it with --backend openvino --precision mixed"
 
-    def test_a_budget_of_almost_nothing_quantises_nothing(
+    def test_a_budget_of_almost_nothing_quantizes_nothing(
         self, tfx: Tfx, calibrated: BundleModel, song_root: Path
     ) -> None:
         command = ("calibrate", calibrated.name, "--audio", song_root, *SHORT, *PLANNED)
@@ -316,7 +316,7 @@ class TestRuns:
 
         def ratio(one: tuple[Path, str], two: tuple[Path, str], spec: Any) -> float:
             assert (one[0].name, one[1], two[1]) == ("model.onnx", "bf16", "bf16")
-            run.append(count_quantised(onnx.load(two[0])))
+            run.append(count_quantized(onnx.load(two[0])))
             return 1.0 + each * run[-1]
 
         monkeypatch.setattr(work.cost, "measured", lambda groups, *_: work.cost.counted(groups))
@@ -332,7 +332,7 @@ class TestRuns:
         if each == -0.01:  # else nothing gains what measuring scatters by
             assert report["plan"]["time"] == 1.0 + each * max(run)
             model = bundle_at(calibrated.bundle.path)
-            assert model.bundle.files["model.int8.onnx"].details["quantised"] == max(run)
+            assert model.bundle.files["model.int8.onnx"].details["quantized"] == max(run)
         else:
             assert (report["plan"]["int8"], report["plan"]["time"], report["file"]) == ([], 1.0, None)
 
@@ -344,7 +344,7 @@ class TestRuns:
         assert tfx(*command, "--method", "mse").code == 0
         assert (calibrated.bundle.path / CALIBRATION).read_bytes() != before
         model = bundle_at(calibrated.bundle.path)
-        assert model.bundle.files["model.int8.onnx"].details["quantised"] == 41
+        assert model.bundle.files["model.int8.onnx"].details["quantized"] == 41
         with pytest.raises(ConfigError, match="was made with another calibration"):
             export_onnx(model, precision="int8", force=True)
         assert tfx(*command[:-1], *PLANNED, "--depth", 1).code == 0  # finds a new one, with the new ranges

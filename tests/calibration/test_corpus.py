@@ -280,7 +280,7 @@ class TestHeldOut:
         assert all(starts)
         assert sorted(starts[0] + starts[1]) == [number * LENGTH for number in range(chunks)]
         assert abs(len(starts[1]) - chunks / 5) < 1 + chunks / 20
-        if chunks == 100:  # neighbours stay together
+        if chunks == 100:  # neighbors stay together
             assert sum(b - a > LENGTH for a, b in zip(starts[1], starts[1][1:], strict=False)) == 3
 
 

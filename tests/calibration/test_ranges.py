@@ -20,7 +20,7 @@ pytest.importorskip("torch", reason="torch is not installed: calibration needs i
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from tfswa.calibration.ranges import BINS, METHODS, SAMPLES, Collector  # noqa: E402
-from tfswa.export.quantise import LEVELS, item_shapes, layers  # noqa: E402
+from tfswa.export.quantize import LEVELS, item_shapes, layers  # noqa: E402
 from tfswa.runtime.errors import NonFiniteError, UsageError  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
 
@@ -132,8 +132,8 @@ class TestHistograms:
             right = np.abs(values.astype(np.float64)).ravel()
             assert made.counts[index].sum() == right.size
             assert made.peaks[index] == pytest.approx(right.max(), rel=1e-5)
-            centres = (np.arange(BINS) + 0.5) * made.widths[index]
-            mean = made.counts[index] @ centres / right.size
+            centers = (np.arange(BINS) + 0.5) * made.widths[index]
+            mean = made.counts[index] @ centers / right.size
             assert mean == pytest.approx(right.mean(), abs=made.widths[index])
 
     def test_layers_that_share_a_tensor_share_its_range(self, full: Any, exported_bundle: Path) -> None:

@@ -28,7 +28,7 @@ from tfswa.calibration.loss import SUPPOSED_SDR_DB, HeldOut, Loss  # noqa: E402
 from tfswa.calibration.search import EASY, MARGIN, Found, Search  # noqa: E402
 from tfswa.calibration.simulate import FULL, HALF, INT8  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
-from tfswa.export.quantise import layers, quantised  # noqa: E402
+from tfswa.export.quantize import layers, quantize_graph  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec  # noqa: E402
@@ -51,7 +51,7 @@ def graphs(full: Any, exported_bundle: Path, tmp_path_factory: pytest.TempPathFa
     """In float32 and all in 8 bits."""
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
     names = [layer.name for layer in layers(full)]
-    path.write_bytes(quantised(full, dict.fromkeys(names, 4.0), names).SerializeToString())
+    path.write_bytes(quantize_graph(full, dict.fromkeys(names, 4.0), names).SerializeToString())
     return exported_bundle / "model.onnx", path
 
 
@@ -87,7 +87,7 @@ class TestGroups:
         names = [layer.name for layer in layers(full)]
         for group in groups(full, depth).values():
             plan = PrecisionPlan(int8=(group.name,))
-            assert tuple(name for name in names if plan.quantises(name)) == group.layers
+            assert tuple(name for name in names if plan.quantizes(name)) == group.layers
 
 
 class TestCounted:

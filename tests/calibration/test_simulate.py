@@ -20,7 +20,7 @@ from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator  # noqa: E402
 from tfswa.export.check import check_planes  # noqa: E402
 from tfswa.export.plan import Low  # noqa: E402
 from tfswa.export.precision import rounded, typed  # noqa: E402
-from tfswa.export.quantise import KINDS, layers, quantised  # noqa: E402
+from tfswa.export.quantize import KINDS, layers, quantize_graph  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
 
@@ -68,7 +68,7 @@ def run(graph: Any, planes: Planes) -> Planes:
 
 def real(full: Any, ranges: dict[str, float], members: dict[str, Group], chosen: Collection[str]) -> Any:
     """The graph with these groups in 8 bits."""
-    return quantised(full, ranges, [name for group in chosen for name in members[group].layers])
+    return quantize_graph(full, ranges, [name for group in chosen for name in members[group].layers])
 
 
 def near(one: Planes, two: Planes) -> float:

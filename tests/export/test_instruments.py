@@ -1,4 +1,4 @@
-"""Localise: faults that are planted in a graph are found and named, and a sound graph has none."""
+"""Localize: faults that are planted in a graph are found and named, and a sound graph has none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfswa.runtime.cli import main
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
-from tfswa.runtime.parity.localize import Located, Step, localise, worst_first
+from tfswa.runtime.parity.localize import Located, Step, localize, worst_first
 from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.songs.loading import synthetic_song
 from tfswa.runtime.stream.transform import Stft, pack
@@ -70,7 +70,7 @@ def planes_of(model: BundleModel) -> NDArray[np.float32]:
 
 def find(model: BundleModel, backend: str = "ort", precision: str = "fp32", **options: Any) -> Located:
     reference = load_reference("torch")(model)
-    return localise(open_instrument(model, backend, precision), reference, planes_of(model), **options)
+    return localize(open_instrument(model, backend, precision), reference, planes_of(model), **options)
 
 
 def perturb(model: BundleModel, module: str, factor: float = 1.5) -> None:

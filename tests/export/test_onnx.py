@@ -57,7 +57,7 @@ def test_onnxruntime_gives_what_eager_gives(exported: BundleModel, batch: int) -
 
 
 def test_near_silence_keeps_its_small_constants(exported: BundleModel) -> None:
-    # sqrt(x + 1e-8): torch's own optimiser takes 1e-8 for 0, and is 20 dB off here.
+    # sqrt(x + 1e-8): torch's own optimizer takes 1e-8 for 0, and is 20 dB off here.
     planes = np.random.default_rng(0).standard_normal(exported.spec.input_shape(1), np.float32) * 1e-5
     planes = planes.astype(np.float32)
     eager = TorchSession(exported, BackendOptions()).infer(planes)

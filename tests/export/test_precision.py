@@ -242,13 +242,13 @@ def test_an_adversary_alone_is_enough(low_bundle: Path, monkeypatch: pytest.Monk
     network, planes = load_network(open_model(low_bundle)), check.check_planes(model.spec)
     assert min(check.check_graph(network, model, planes)[0].values()) > gate_for("fp16").snr_db
     loud = {"a bang": np.full(model.spec.input_shape(1), 1e30, np.float32)}
-    monkeypatch.setattr(check, "adversaries", lambda spec: loud)
+    monkeypatch.setattr(check, "adversarial_planes", lambda spec: loud)
     with pytest.raises(ExportError, match=r"fp16 graph (overflows|gives NaN or Inf) on a bang"):
         check.check_graph(network, model, planes)
 
 
 def test_adversaries_are_finite_and_loud(exported: BundleModel) -> None:
-    found = check.adversaries(exported.spec)
+    found = check.adversarial_planes(exported.spec)
     assert len(found) == 5
     for name, planes in found.items():
         assert planes.shape == exported.spec.input_shape(1)

@@ -1,4 +1,4 @@
-"""Certificates and exhibits of made-up outputs, for tests of what is made of them."""
+"""Certificates and showcase of made-up outputs, for tests of what is made of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.certificate import AxisFigures, Certificate, GraphFigures, QualityFigures
 from tfswa.runtime.parity.figures import signal_figures
-from tfswa.runtime.parity.report.excerpts import Exhibits
+from tfswa.runtime.parity.report.excerpts import Showcase
 from tfswa.runtime.songs.loading import Song
 
 Audio = NDArray[np.float32]
@@ -78,12 +78,12 @@ def certificate_of(
 
 def heard(
     spec: ModelSpec, found: Mapping[str, tuple[Song, Audio, Audio]], run: str = "ort fp32", **options: Any
-) -> Exhibits:
-    """Exhibits of one run of these songs."""
-    exhibits = Exhibits(spec, **options)
+) -> Showcase:
+    """Showcase of one run of these songs."""
+    showcase = Showcase(spec, **options)
     for song, right, estimate in found.values():
-        exhibits.listen(song, run, right, estimate)
-    return exhibits
+        showcase.listen(song, run, right, estimate)
+    return showcase
 
 
 def _quality(item: str, stem: str, true: Audio | None, right: Audio, estimate: Audio) -> QualityFigures:

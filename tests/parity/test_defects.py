@@ -165,7 +165,7 @@ DEFECTS: dict[str, tuple[Plant, str]] = {
     "shift mask missing": (in_the_network(unmask), "graph"),
     "float16 overflow": (in_the_network(overflow), "finite"),
     "artifact of older weights": (in_the_network(older), "graph"),
-    "wrong normalisation statistics": (in_the_network(statistics), "graph"),
+    "wrong normalization statistics": (in_the_network(statistics), "graph"),
 }
 
 

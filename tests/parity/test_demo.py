@@ -10,10 +10,10 @@ from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.parity import (
+    Candidate,
     Gate,
     Gates,
     Item,
-    Run,
     adversaries,
     certify,
     compare,
@@ -52,7 +52,7 @@ def test_artifacts_of_the_demo_lose_nothing(demo: BundleModel, song: Item) -> No
     from tfswa.export.torchscript import export_torchscript
 
     export_torchscript(demo)
-    runs = [Run("ort"), Run("torchscript"), Run("openvino")]
+    runs = [Candidate("ort"), Candidate("torchscript"), Candidate("openvino")]
     missing: dict[str, str] = {}
     found = certify(demo, [song, *adversaries(demo.spec)], runs, missing=missing)
     assert [certificate.backend for certificate in found][:2] == ["ort", "torchscript"]

@@ -21,12 +21,12 @@ from tfswa.train.blocks.attention import (  # noqa: E402
     rotary_tables,
 )
 from tfswa.train.blocks.conv import ResidualConv, fold, unfold  # noqa: E402
-from tfswa.train.blocks.window import WindowAttention, cut, join, relative_index, shift_masks  # noqa: E402
+from tfswa.train.blocks.window import WindowAttention, cut, join_windows, relative_index, shift_masks  # noqa: E402
 
 Tensor = Any
 
 
-def randomised(module: Any, seed: int = 0) -> Any:
+def randomized(module: Any, seed: int = 0) -> Any:
     """Weights large enough that attention is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 def in_plane(block: Any, x: Tensor) -> Tensor:
     """Window attention from plane to plane, ``[B, T, F, D]``."""
     plane = (x.shape[1] // block.size, x.shape[2] // block.size)
-    return join(block(cut(x, block.size, block.shift), *plane), block.size, block.shift, *plane)
+    return join_windows(block(cut(x, block.size, block.shift), *plane), block.size, block.shift, *plane)
 
 
 def tsa(block: Any, x: Tensor, source: Tensor | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def fsa(block: Any, x: Tensor, embedding: Tensor, source: Tensor | None = None) 
 
 
 def region(place: int, length: int, size: int, shift: int) -> int:
-    """Which run of neighbours a token of the shifted plane belongs to, along one axis.
+    """Which run of neighbors a token of the shifted plane belongs to, along one axis.
 
     The windows of the shifted plane start at ``shift``, ``shift + size``, ...; what is left of it at both
     ends shares the last window and must not mix.
@@ -94,7 +94,7 @@ def naive_window_attention(block: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3])
-def test_windows_hold_neighbours_and_join_undoes_cut(shift: int) -> None:
+def test_windows_hold_neighbors_and_join_undoes_cut(shift: int) -> None:
     t, f, size = 8, 12, 4
     x = torch.arange(2 * t * f).reshape(2, t, f, 1).float()
     windows = cut(x, size, shift)
@@ -105,38 +105,38 @@ def test_windows_hold_neighbours_and_join_undoes_cut(shift: int) -> None:
             i = (row * size + place // size + shift) % t
             j = (column * size + place % size + shift) % f
             assert windows[6 + index, place] == x[1, i, j]
-    assert torch.equal(join(windows, size, shift, 2, 3), x)
+    assert torch.equal(join_windows(windows, size, shift, 2, 3), x)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2])
 @pytest.mark.parametrize(("t", "f", "heads"), [(4, 8, 2), (8, 4, 1), (8, 12, 2), (4, 4, 3)])
 def test_window_attention_equals_the_naive_loops(shift: int, t: int, f: int, heads: int) -> None:
-    block = randomised(WindowAttention(6, heads, size=4, shift=shift))
+    block = randomized(WindowAttention(6, heads, size=4, shift=shift))
     x = noise(2, t, f, 6)
     torch.testing.assert_close(in_plane(block, x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [3, 5])
 def test_windows_of_odd_size_equal_the_naive_loops(size: int) -> None:
-    block = randomised(WindowAttention(4, 2, size=size, shift=size // 2))
+    block = randomized(WindowAttention(4, 2, size=size, shift=size // 2))
     x = noise(2, size, 2 * size, 4)
     torch.testing.assert_close(in_plane(block, x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
 
 
 def test_without_its_mask_the_shift_mixes_what_is_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_module, "MASKED", 0.0)
-    block = randomised(WindowAttention(6, 2, size=4, shift=2))
+    block = randomized(WindowAttention(6, 2, size=4, shift=2))
     x = noise(2, 8, 12, 6)
     assert (in_plane(block, x) - naive_window_attention(block, x)).abs().max() > 0.01
 
 
 def test_the_shift_lets_windows_meet() -> None:
-    """A change in one token reaches its window, and with the shift the neighbouring half-windows."""
+    """A change in one token reaches its window, and with the shift the neighboring half-windows."""
     x = noise(1, 8, 8, 6)
     changed = x.clone()
     changed[0, 3, 3, 0] += 1.0  # of one channel: the norm would take it from all
     for shift, (low, high) in {0: (0, 4), 2: (2, 6)}.items():
-        block = randomised(WindowAttention(6, 2, size=4, shift=shift))
+        block = randomized(WindowAttention(6, 2, size=4, shift=shift))
         moved = (in_plane(block, changed) - in_plane(block, x)).abs().sum(dim=-1)[0] > 1e-7
         expected = torch.zeros(8, 8, dtype=torch.bool)
         expected[low:high, low:high] = True
@@ -200,7 +200,7 @@ def naive_time_attention(block: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_time_attention_equals_the_naive_rotations(heads: int) -> None:
-    block = randomised(TimeAttention(8, heads))
+    block = randomized(TimeAttention(8, heads))
     x = noise(2, 7, 3, 8)
     ours = tsa(block, x)
     torch.testing.assert_close(ours, naive_time_attention(block, x), atol=1e-4, rtol=1e-4)
@@ -225,7 +225,7 @@ def test_time_attention_depends_on_differences_of_frames_alone() -> None:
 
 
 def test_time_attention_knows_the_order_of_frames() -> None:
-    block = randomised(TimeAttention(8, 2))
+    block = randomized(TimeAttention(8, 2))
     x = noise(1, 6, 2, 8)
     order = torch.tensor([0, 2, 1, 3, 5, 4])
     assert (tsa(block, x)[:, order] - tsa(block, x[:, order])).abs().max() > 1e-3
@@ -235,12 +235,12 @@ def test_time_attention_keeps_bins_apart_and_frequency_attention_frames() -> Non
     x = noise(2, 5, 6, 8)
     changed = x.clone()
     changed[1, 2, 3, 0] += 1.0
-    time = randomised(TimeAttention(8, 2))
+    time = randomized(TimeAttention(8, 2))
     moved = (tsa(time, changed) - tsa(time, x)).abs().sum(-1) > 1e-7
     expected = torch.zeros(2, 5, 6, dtype=torch.bool)
     expected[1, :, 3] = True
     assert torch.equal(moved, expected)
-    frequency, embedding = randomised(FrequencyAttention(8, 2)), noise(6, 8, seed=5)
+    frequency, embedding = randomized(FrequencyAttention(8, 2)), noise(6, 8, seed=5)
     moved = (fsa(frequency, changed, embedding) - fsa(frequency, x, embedding)).abs().sum(-1) > 1e-7
     expected = torch.zeros(2, 5, 6, dtype=torch.bool)
     expected[1, 2, :] = True
@@ -248,7 +248,7 @@ def test_time_attention_keeps_bins_apart_and_frequency_attention_frames() -> Non
 
 
 def test_frequency_attention_tells_bins_apart_by_the_embedding_alone() -> None:
-    block = randomised(FrequencyAttention(8, 2))
+    block = randomized(FrequencyAttention(8, 2))
     x = noise(1, 3, 6, 8)
     order = torch.tensor([3, 1, 0, 2, 5, 4])
     nothing, embedding = torch.zeros(6, 8), noise(6, 8, seed=5)
@@ -258,7 +258,7 @@ def test_frequency_attention_tells_bins_apart_by_the_embedding_alone() -> None:
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_frequency_attention_equals_the_formula(heads: int) -> None:
-    block = randomised(FrequencyAttention(8, heads))
+    block = randomized(FrequencyAttention(8, heads))
     x, embedding = noise(2, 3, 5, 8), noise(5, 8, seed=5)
     tokens = block.norm(x) + embedding
     key, value = block.key_value(tokens).chunk(2, dim=-1)
@@ -270,7 +270,7 @@ def test_frequency_attention_equals_the_formula(heads: int) -> None:
 
 def test_attention_asks_the_source_where_one_is_given() -> None:
     x, source, other = noise(1, 4, 4, 8), noise(1, 4, 4, 8, seed=2), noise(1, 4, 4, 8, seed=3)
-    time, frequency = randomised(TimeAttention(8, 2)), randomised(FrequencyAttention(8, 2))
+    time, frequency = randomized(TimeAttention(8, 2)), randomized(FrequencyAttention(8, 2))
     embedding = noise(4, 8, seed=5)
     assert (tsa(time, x, source) - tsa(time, x, other)).abs().max() > 1e-3
     assert (fsa(frequency, x, embedding, source) - fsa(frequency, x, embedding, other)).abs().max() > 1e-3

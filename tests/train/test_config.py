@@ -46,8 +46,8 @@ def test_the_shipped_configurations_load(path: Path) -> None:
     assert Path(load_config(path).data.root).is_absolute()
 
 
-def test_the_demo_whose_weights_are_shipped_names_their_licence() -> None:
-    assert load_config(CONFIGS / "demo.toml").model.licence == "CC0-1.0"
+def test_the_demo_whose_weights_are_shipped_names_their_license() -> None:
+    assert load_config(CONFIGS / "demo.toml").model.license == "CC0-1.0"
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_wrong_overrides(tmp_path: Path, override: str, match: str) -> None:
         ("[optim]\nlr = '1'", r"optim\.lr is '1', a str"),
         ("[optim]\nprecision = 'bf61'", r"optim\.precision is 'bf61': did you mean 'bf16'"),
         ("[optim]\nprecision = 16", r"optim\.precision is 16"),
-        ("[optim]\noptimiser = 'adamww'", r"optim\.optimiser is 'adamww': did you mean 'adamw'"),
+        ("[optim]\noptimizer = 'adamww'", r"optim\.optimizer is 'adamww': did you mean 'adamw'"),
         ("[optim]\nschedule = 'cosin'", r"optim\.schedule is 'cosin': did you mean 'cosine'"),
         ("[optim]\nstrategy = 'dp'", r"optim\.strategy is 'dp': did you mean 'ddp'"),
         ("[optim]\nnonfinite = 'ignore'", r"optim\.nonfinite is 'ignore': choose one of stop, skip"),

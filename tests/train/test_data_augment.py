@@ -28,7 +28,7 @@ from tfswa.train.data.augment import (
     needed,
 )
 from tfswa.train.data.chunks import Chunks
-from tfswa.train.data.songs import Song
+from tfswa.train.data.songs import TrainingSong
 
 RATE = 44_100
 SAMPLES = RATE  # of a chunk
@@ -86,7 +86,7 @@ def play(audio: Audio, motion: Motion, start: int = RATE, samples: int = SAMPLES
 
 def chunks(augment: AugmentConfig, samples: int = 4 * RATE, **sources: Audio) -> Chunks:
     """One song; every source is a stem."""
-    song = Song("A", sources or {"s": sine(440, samples / RATE)})
+    song = TrainingSong("A", sources or {"s": sine(440, samples / RATE)})
     groups = [(name,) for name in song.sources]
     return Chunks([song], groups, DataConfig(), augment, RATE, 0)
 

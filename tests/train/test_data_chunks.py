@@ -23,10 +23,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed: the trainin
 pytest.importorskip("python_stretch", reason="python-stretch is not installed: tempo and pitch need it")
 
 from tfswa.train.config import AugmentConfig, DataConfig  # noqa: E402
-from tfswa.train.data.chunks import ChunkPlan, Chunks  # noqa: E402
+from tfswa.train.data.chunks import ChunkRecipe, Chunks  # noqa: E402
 from tfswa.train.data.decode import levels_of  # noqa: E402
 from tfswa.train.data.loader import batches  # noqa: E402
-from tfswa.train.data.songs import Song, load_songs  # noqa: E402
+from tfswa.train.data.songs import TrainingSong, load_training_songs  # noqa: E402
 
 RATE = 8000
 N = 4000
@@ -51,16 +51,16 @@ def pitch(wave: Audio) -> float:
     return float(np.argmax(spectrum)) * RATE / size
 
 
-def two_songs() -> list[Song]:
+def two_songs() -> list[TrainingSong]:
     """Every source of every song has a pitch of its own."""
     return [
-        Song("A", {"a": sine(200), "b": sine(1000)}),
-        Song("B", {"a": sine(500), "b": sine(2000)}),
+        TrainingSong("A", {"a": sine(200), "b": sine(1000)}),
+        TrainingSong("B", {"a": sine(500), "b": sine(2000)}),
     ]
 
 
 def chunks(
-    songs: list[Song] | None = None,
+    songs: list[TrainingSong] | None = None,
     augment: AugmentConfig = PLAIN,
     groups: list[tuple[str, ...]] | None = None,
     data: DataConfig = ANYWHERE,
@@ -87,7 +87,7 @@ class TestChunks:
         assert not torch.equal(chunks(augment=EVERYTHING, seed=1)[0, N].stems, taken[0])
 
     def test_have_the_stems_in_order_and_sum_their_sources(self) -> None:
-        songs = [Song("A", {"a": sine(200), "b": sine(1000), "c": sine(3000)})]
+        songs = [TrainingSong("A", {"a": sine(200), "b": sine(1000), "c": sine(3000)})]
         item = chunks(songs, groups=[("b", "c"), ("a",)])[7, N]
         assert item.index == 7
         assert item.seconds > 0
@@ -114,7 +114,7 @@ class TestChunks:
 
     def test_without_remix_the_sources_are_cut_at_one_place(self) -> None:
         ramp = np.linspace(0.1, 0.9, 4 * RATE, dtype=np.float32)[None].repeat(2, axis=0)
-        song = Song("A", {"a": ramp, "b": ramp})
+        song = TrainingSong("A", {"a": ramp, "b": ramp})
         for chunk in draw(chunks([song]), 5):
             np.testing.assert_array_equal(chunk[0], chunk[1])
         remixed = draw(chunks([song], dataclasses.replace(PLAIN, remix=1.0)), 5)
@@ -129,7 +129,7 @@ class TestChunks:
     def test_speed_keeps_sources_aligned_exactly(self) -> None:
         random = np.random.default_rng(0)
         parts = random.standard_normal((2, 2, 4 * RATE)).astype(np.float32)
-        song = Song("A", {"a": parts[0], "b": parts[1], "mixture": parts[0] + parts[1]})
+        song = TrainingSong("A", {"a": parts[0], "b": parts[1], "mixture": parts[0] + parts[1]})
         for chunk in draw(chunks([song], dataclasses.replace(PLAIN, speed=1.0)), 5):
             np.testing.assert_allclose(chunk[0] + chunk[1], chunk[2], atol=1e-5)
 
@@ -158,17 +158,17 @@ class TestChunks:
         dataset = chunks(augment=EVERYTHING)
         for index in range(8):
             plan = dataset.plan(index, N)
-            assert isinstance(plan, ChunkPlan)
+            assert isinstance(plan, ChunkRecipe)
             np.testing.assert_array_equal(dataset.render(plan), dataset[index, N].stems.numpy())
 
     def test_places_reach_from_the_first_sample_to_the_last(self) -> None:
-        song = Song("A", {"s": sine(440, seconds=(N + 3) / RATE)})
+        song = TrainingSong("A", {"s": sine(440, seconds=(N + 3) / RATE)})
         for data in (ANYWHERE, DataConfig(activity_db=0.0)):  # anywhere, and where nothing counts as active
             starts = {chunks([song], data=data).plan(index, N).sources[0].start for index in range(60)}
             assert starts == {0, 1, 2, 3}
 
     def test_longer_than_a_song_are_refused_in_one_line(self) -> None:
-        songs = [Song("long", {"s": sine(440)}), Song("short", {"s": sine(440, seconds=0.5)})]
+        songs = [TrainingSong("long", {"s": sine(440)}), TrainingSong("short", {"s": sine(440, seconds=0.5)})]
         match = r"song 'short' has 4000 samples, a chunk needs 4001: lower optim\.frames"
         with pytest.raises(ConfigError, match=match):
             chunks(songs).check(4001)
@@ -185,7 +185,7 @@ class TestChunks:
         augment = dataclasses.replace(
             PLAIN, speed=1.0, speed_range=(1.3, 1.3), tempo=1.0, tempo_range=(1.2, 1.2)
         )
-        dataset = chunks([Song("A", {"s": sine(440, seconds=0.79)})], augment)
+        dataset = chunks([TrainingSong("A", {"s": sine(440, seconds=0.79)})], augment)
         for chunk in draw(dataset, 10):
             assert np.abs(chunk[0, 0, -40:]).max() > 0.1  # no silence where the song ended
 
@@ -194,10 +194,10 @@ class TestActivity:
     """Vocals that are silent 80 % of the time."""
 
     @staticmethod
-    def mostly_silent() -> Song:
+    def mostly_silent() -> TrainingSong:
         vocals = sine(440, seconds=40.0)
         sounding = (np.arange(40 * RATE) // RATE) % 10 < 2
-        return Song("A", {"vocals": vocals * sounding, "other": sine(1000, seconds=40.0)})
+        return TrainingSong("A", {"vocals": vocals * sounding, "other": sine(1000, seconds=40.0)})
 
     @staticmethod
     def share(dataset: Chunks, stem: int = 0, count: int = 200) -> float:
@@ -237,7 +237,7 @@ class TestActivity:
         assert len(seconds) == 10
 
     def test_a_song_that_is_silent_throughout_still_gives_chunks(self) -> None:
-        silent = Song("A", {"s": np.zeros((2, 4 * RATE), np.float32)})
+        silent = TrainingSong("A", {"s": np.zeros((2, 4 * RATE), np.float32)})
         assert not chunks([silent], data=DataConfig())[0, N].stems.any()
 
     def test_quieter_than_the_limit_is_silence(self) -> None:
@@ -246,7 +246,7 @@ class TestActivity:
         level = 10 * np.log10(np.square(quiet[:, :RATE]).mean())
         for limit, expected in ((level - 1, (0, 1)), (level - 21, range(8))):
             data = DataConfig(draws=2, activity_db=float(limit))
-            dataset = chunks([Song("A", {"s": quiet})], data=data)
+            dataset = chunks([TrainingSong("A", {"s": quiet})], data=data)
             seconds = {int(dataset.plan(index, 1000).sources[0].start_seconds) for index in range(100)}
             assert seconds == set(expected)
 
@@ -320,7 +320,7 @@ class TestBatches:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingSong]:
     """A real song at 44.1 kHz, out of MUSDB18's layout."""
     example = example_stem_file()
     if example is None:
@@ -328,11 +328,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
     root = tmp_path_factory.mktemp("musdb")
     (root / "train").mkdir()
     shutil.copy(example, root / "train" / "One.stem.mp4")
-    return load_songs(DataConfig(root=str(root), cache=str(root / "cache")), 44_100, 2)[0]
+    return load_training_songs(DataConfig(root=str(root), cache=str(root / "cache")), 44_100, 2)[0]
 
 
 @pytest.mark.slow
-def test_the_loader_keeps_up(real: list[Song], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_loader_keeps_up(real: list[TrainingSong], capsys: pytest.CaptureFixture[str]) -> None:
     """Audio seconds a second with one worker; the floors are a thirtieth of what a quiet core does."""
     samples, count = 3 * 44_100, 10
     groups = [("vocals",), ("drums", "bass", "other")]

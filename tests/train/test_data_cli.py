@@ -24,7 +24,7 @@ from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
 from tfswa.runtime.songs.finding import musdb_root
 from tfswa.runtime.songs.loading import example_stem_file
 from tfswa.train.data import check as check_module
-from tfswa.train.data.check import check
+from tfswa.train.data.check import check_songs
 
 RATE = 8000
 Audio = NDArray[np.float32]
@@ -45,12 +45,12 @@ def songs(tmp_path: Path, write_song: WriteSong) -> Path:
 
 
 def findings(root: Path) -> dict[str, bool]:
-    return {f"{found.song}: {found.what}": found.fatal for found in check(root).findings}
+    return {f"{found.song}: {found.what}": found.fatal for found in check_songs(root).findings}
 
 
 class TestCheck:
     def test_good_songs(self, songs: Path) -> None:
-        report = check(songs)
+        report = check_songs(songs)
         assert report.findings == ()
         assert report.trainable
         one, two = report.songs
@@ -67,17 +67,17 @@ class TestCheck:
         vocals = sine(440)
         vocals[:, RATE:] = 0
         write_song(songs / "A", {"vocals": vocals})
-        source = next(one for one in check(songs).songs[0].sources if one.source == "vocals")
+        source = next(one for one in check_songs(songs).songs[0].sources if one.source == "vocals")
         assert source.silent_share == pytest.approx(0.75, abs=0.04)
 
     def test_blocks_do_not_change_the_figures(self, songs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from tfswa.runtime.audio import reading
 
-        whole = check(songs)
+        whole = check_songs(songs)
         original = reading.AudioSource.blocks
         sizes = iter([700, 1024, 1500, 333, 5000] * 20)
         monkeypatch.setattr(reading.AudioSource, "blocks", lambda self: original(self, next(sizes)))
-        cut = check(songs)
+        cut = check_songs(songs)
         for one, two in zip(whole.songs, cut.songs, strict=True):
             assert one.sum_db == pytest.approx(two.sum_db)
             for source, other in zip(one.sources, two.sources, strict=True):
@@ -151,7 +151,7 @@ class TestCheck:
             pytest.skip("stempeg is not installed: it holds the stem file")
         (tmp_path / "train").mkdir()
         shutil.copy(example, tmp_path / "train" / "One.stem.mp4")
-        report = check(tmp_path, "train")
+        report = check_songs(tmp_path, "train")
         assert report.trainable
         assert [len(song.sources) for song in report.songs] == [5]
         assert report.songs[0].sum_db == pytest.approx(15.4, abs=0.1)
@@ -162,7 +162,7 @@ class TestCheck:
         write_song(tmp_path / "A", {"vocals": sine(440, 240.0), "mixture": sine(440, 240.0)})
         tracemalloc.start()
         try:
-            assert check(tmp_path).trainable
+            assert check_songs(tmp_path).trainable
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -204,7 +204,7 @@ class TestCheck:
         assert err.startswith("tfx: ")
         assert err.count("\n") == 1
         with pytest.raises(AudioError):
-            check_module.check(tmp_path / "nowhere")
+            check_module.check_songs(tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -235,11 +235,11 @@ class TestPreview:
 
         from tfswa.train.config import load_config
         from tfswa.train.data.chunks import Chunks
-        from tfswa.train.data.songs import load_songs
+        from tfswa.train.data.songs import load_training_songs
 
         settings = load_config(config)
         groups = list(settings.data.sources.values())
-        songs = load_songs(settings.data, RATE, 2)[0]
+        songs = load_training_songs(settings.data, RATE, 2)[0]
         chunks = Chunks(songs, groups, settings.data, settings.augment, RATE, 0)
         for index in range(3):
             folder = out / f"chunk-{index:04d}"

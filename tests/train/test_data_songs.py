@@ -20,7 +20,7 @@ from tfswa.runtime.songs.loading import example_stem_file
 from tfswa.train.config import DataConfig
 from tfswa.train.data import decode
 from tfswa.train.data.decode import LEVEL_SAMPLES, Recording, levels_of, read_decoded
-from tfswa.train.data.songs import load_songs
+from tfswa.train.data.songs import load_training_songs
 
 RATE = 8000
 Audio = NDArray[np.float32]
@@ -56,7 +56,7 @@ def stem_tree(tmp_path: Path) -> Path:
 
 
 def test_songs_are_split_and_mapped(data: DataConfig) -> None:
-    train, held_out = load_songs(data, RATE, 2)
+    train, held_out = load_training_songs(data, RATE, 2)
     assert [s.name for s in train] == ["A", "C"]
     assert [s.name for s in held_out] == ["B"]
     for one in (*train, *held_out):
@@ -70,14 +70,14 @@ def test_songs_are_split_and_mapped(data: DataConfig) -> None:
 
 
 def test_what_is_mapped_is_what_the_file_holds(song_root: Path, data: DataConfig) -> None:
-    train, _ = load_songs(data, RATE, 2)
+    train, _ = load_training_songs(data, RATE, 2)
     with open_audio(song_root / "A" / "vocals.wav") as source:
         expected = np.concatenate(list(source.blocks()), axis=1)
     np.testing.assert_array_equal(train[0].sources["vocals"], expected)
 
 
 def test_levels_are_those_of_the_audio(data: DataConfig) -> None:
-    song = load_songs(data, RATE, 2)[0][0]
+    song = load_training_songs(data, RATE, 2)[0][0]
     for source, audio in song.sources.items():
         levels = song.levels[source]
         assert len(levels) == -(-6 * RATE // LEVEL_SAMPLES)
@@ -88,20 +88,20 @@ def test_levels_are_those_of_the_audio(data: DataConfig) -> None:
 
 
 def test_chosen_songs_alone_are_trained_on(data: DataConfig) -> None:
-    train, held_out = load_songs(dataclasses.replace(data, songs=("C", "B")), RATE, 2)
+    train, held_out = load_training_songs(dataclasses.replace(data, songs=("C", "B")), RATE, 2)
     assert [s.name for s in train] == ["C"]
     assert [s.name for s in held_out] == ["B"]
 
 
 def test_progress_counts_the_sources(data: DataConfig) -> None:
     seen: list[tuple[int, int]] = []
-    load_songs(data, RATE, 2, lambda done, total: seen.append((done, total)))
+    load_training_songs(data, RATE, 2, lambda done, total: seen.append((done, total)))
     assert seen == [(done, 12) for done in range(13)]
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "One"), ("test", "Two")])
 def test_a_stem_file_tree_has_splits(stem_tree: Path, split: str, name: str) -> None:
-    train, _ = load_songs(DataConfig(root=str(stem_tree), split=split), 44_100, 2)
+    train, _ = load_training_songs(DataConfig(root=str(stem_tree), split=split), 44_100, 2)
     assert [s.name for s in train] == [name]
     stream = STEM_FILE_STREAMS.index("bass")
     with open_audio(stem_tree / split / f"{name}.stem.mp4", stream=stream) as source:
@@ -110,7 +110,9 @@ def test_a_stem_file_tree_has_splits(stem_tree: Path, split: str, name: str) -> 
 
 
 def test_the_mixture_of_a_stem_file_is_its_own_stream(stem_tree: Path) -> None:
-    song = load_songs(only(stem_tree, "mixture", "vocals", "drums", "bass", "other"), 44_100, 2)[0][0]
+    song = load_training_songs(only(stem_tree, "mixture", "vocals", "drums", "bass", "other"), 44_100, 2)[0][
+        0
+    ]
     parts = sum(song.sources[part] for part in STEM_FILE_STREAMS[1:])
     assert np.abs(song.sources["mixture"] - parts).max() > 0.01
 
@@ -118,7 +120,7 @@ def test_the_mixture_of_a_stem_file_is_its_own_stream(stem_tree: Path) -> None:
 def test_the_mixture_of_parts_is_their_sum(tmp_path: Path, write_song: WriteSong) -> None:
     parts = {"vocals": sine(440), "drums": sine(1000), "accompaniment": sine(1000)}
     write_song(tmp_path / "songs" / "A", parts)
-    mixture = load_songs(only(tmp_path / "songs", "mixture"), RATE, 2)[0][0].sources["mixture"]
+    mixture = load_training_songs(only(tmp_path / "songs", "mixture"), RATE, 2)[0][0].sources["mixture"]
     np.testing.assert_allclose(mixture, sine(440) + sine(1000), atol=1e-6)  # 24 bits
 
 
@@ -128,14 +130,14 @@ def test_parts_of_unlike_rate_and_kind_are_summed_block_by_block(
     folder = tmp_path / "songs" / "A"
     write_song(folder, {"vocals": sine(440, 20.0)})
     write_song(folder, {"drums": sine(1000, 20.0, rate=44_100)}, rate=44_100, ending=".flac")
-    mixture = load_songs(only(tmp_path / "songs", "mixture"), RATE, 2)[0][0].sources["mixture"]
+    mixture = load_training_songs(only(tmp_path / "songs", "mixture"), RATE, 2)[0][0].sources["mixture"]
     expected = sine(440, 20.0) + sine(1000, 20.0)
     np.testing.assert_allclose(mixture[:, 500:-500], expected[:, 500:-500], atol=1e-3)
 
 
 def test_loose_files_are_mixtures(tmp_path: Path, write_song: WriteSong) -> None:
     write_song(tmp_path / "songs", {"one": sine(440), "two": sine(660)})
-    train, _ = load_songs(only(tmp_path / "songs", "mixture"), RATE, 2)
+    train, _ = load_training_songs(only(tmp_path / "songs", "mixture"), RATE, 2)
     assert [s.name for s in train] == ["one.wav", "two.wav"]
     assert train[0].sources["mixture"].shape == (2, 4 * RATE)
 
@@ -145,7 +147,7 @@ def test_files_of_other_kinds_and_rates_come_out_alike(
     tmp_path: Path, write_song: WriteSong, ending: str, rate: int
 ) -> None:
     write_song(tmp_path / "songs" / "A", {"s": sine(440, rate=rate)}, rate=rate, ending=ending)
-    audio = load_songs(only(tmp_path / "songs", "s"), 44_100, 2)[0][0].sources["s"]
+    audio = load_training_songs(only(tmp_path / "songs", "s"), 44_100, 2)[0][0].sources["s"]
     expected = sine(440, rate=44_100)
     assert audio.shape == expected.shape
     np.testing.assert_allclose(audio[:, 2000:-2000], expected[:, 2000:-2000], atol=1e-3)
@@ -154,41 +156,41 @@ def test_files_of_other_kinds_and_rates_come_out_alike(
 def test_stereo_files_give_mono_where_the_model_is_mono(tmp_path: Path, write_song: WriteSong) -> None:
     write_song(tmp_path / "songs" / "A", {"s": sine(440)})
     config = only(tmp_path / "songs", "s")
-    mono = load_songs(config, RATE, 1)[0][0].sources["s"]
-    stereo = load_songs(config, RATE, 2)[0][0].sources["s"]
+    mono = load_training_songs(config, RATE, 1)[0][0].sources["s"]
+    stereo = load_training_songs(config, RATE, 2)[0][0].sources["s"]
     assert mono.shape == (1, 4 * RATE)
     assert stereo.shape == (2, 4 * RATE)  # the cache keeps them apart
     np.testing.assert_allclose(mono[0], stereo.mean(axis=0), atol=1e-6)
 
 
 def test_a_second_load_decodes_nothing(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load_songs(data, RATE, 2)
+    first = load_training_songs(data, RATE, 2)
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(decode, "open_audio", never)
-    second = load_songs(data, RATE, 2)
+    second = load_training_songs(data, RATE, 2)
     for one, two in zip(first[0], second[0], strict=True):
         np.testing.assert_array_equal(one.sources["vocals"], two.sources["vocals"])
     with pytest.raises(AssertionError, match="decoded again"):
-        load_songs(data, RATE // 2, 2)
+        load_training_songs(data, RATE // 2, 2)
 
 
 def test_a_file_that_changed_is_decoded_again(tmp_path: Path, write_song: WriteSong) -> None:
     config = only(tmp_path / "songs", "s")
     write_song(tmp_path / "songs" / "A", {"s": sine(440)})
-    load_songs(config, RATE, 2)
+    load_training_songs(config, RATE, 2)
     write_song(tmp_path / "songs" / "A", {"s": sine(880)})
     os.utime(tmp_path / "songs" / "A" / "s.wav", ns=(1, 1))
-    again = load_songs(config, RATE, 2)[0][0].sources["s"]
+    again = load_training_songs(config, RATE, 2)[0][0].sources["s"]
     np.testing.assert_allclose(again, sine(880), atol=1e-6)
 
 
 def test_the_users_cache_is_the_default(data: DataConfig, private_cache: Path, tmp_path: Path) -> None:
-    load_songs(data, RATE, 2)
+    load_training_songs(data, RATE, 2)
     assert len(list((private_cache / "tfswa" / "decoded").glob("*.npy"))) == 12
-    load_songs(dataclasses.replace(data, cache=str(tmp_path / "mine")), RATE, 2)
+    load_training_songs(dataclasses.replace(data, cache=str(tmp_path / "mine")), RATE, 2)
     assert len(list((tmp_path / "mine").glob("*.npy"))) == 12
 
 
@@ -226,7 +228,7 @@ def test_hidden_folders_and_other_files_are_no_songs(tmp_path: Path, write_song:
     write_song(root / "A", {"s": sine(440)})
     (root / ".git").mkdir()
     (root / "readme.txt").touch()
-    train, _ = load_songs(only(root, "s"), RATE, 2)
+    train, _ = load_training_songs(only(root, "s"), RATE, 2)
     assert [s.name for s in train] == ["A"]
 
 
@@ -244,7 +246,7 @@ def test_hidden_folders_and_other_files_are_no_songs(tmp_path: Path, write_song:
 )
 def test_what_cannot_be_is_named_in_one_line(data: DataConfig, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match) as caught:
-        load_songs(dataclasses.replace(data, **changes), RATE, 2)
+        load_training_songs(dataclasses.replace(data, **changes), RATE, 2)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
@@ -252,28 +254,28 @@ def test_what_cannot_be_is_named_in_one_line(data: DataConfig, changes: dict[str
 def test_a_split_that_is_not_there(stem_tree: Path) -> None:
     shutil.rmtree(stem_tree / "test")
     with pytest.raises(ConfigError, match=r"data\.root: .* has train, asked for is 'test'"):
-        load_songs(DataConfig(root=str(stem_tree), split="test"), RATE, 2)
+        load_training_songs(DataConfig(root=str(stem_tree), split="test"), RATE, 2)
 
 
 def test_all_splits_at_once(stem_tree: Path) -> None:
     both = DataConfig(root=str(stem_tree), split="", songs=("One",), validation=("Two",))
-    train, held_out = load_songs(both, 44_100, 2)
+    train, held_out = load_training_songs(both, 44_100, 2)
     assert [song.name for song in (*train, *held_out)] == ["One", "Two"]
     shutil.copy(stem_tree / "train" / "One.stem.mp4", stem_tree / "test")
     with pytest.raises(ConfigError, match=r"one name in train and test: choose one by data\.split"):
-        load_songs(both, 44_100, 2)
+        load_training_songs(both, 44_100, 2)
 
 
 def test_a_folder_without_songs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no audio"):
-        load_songs(DataConfig(root=str(tmp_path)), RATE, 2)
+        load_training_songs(DataConfig(root=str(tmp_path)), RATE, 2)
 
 
 def test_files_that_are_no_audio(tmp_path: Path, write_song: WriteSong) -> None:
     write_song(tmp_path / "songs" / "A", {"s": sine(440)})
     (tmp_path / "songs" / "A" / "s.wav").write_bytes(b"no audio")
     with pytest.raises(AudioError, match=r"s\.wav"):
-        load_songs(only(tmp_path / "songs", "s"), RATE, 2)
+        load_training_songs(only(tmp_path / "songs", "s"), RATE, 2)
 
 
 def test_sources_of_unequal_length_are_refused_and_of_nearly_equal_cut(
@@ -281,9 +283,9 @@ def test_sources_of_unequal_length_are_refused_and_of_nearly_equal_cut(
 ) -> None:
     config = only(tmp_path / "songs", "a", "b")
     write_song(tmp_path / "songs" / "A", {"a": sine(440), "b": sine(440)[:, :-100]})
-    one = load_songs(config, RATE, 2)[0][0]
+    one = load_training_songs(config, RATE, 2)[0][0]
     assert one.samples == 4 * RATE - 100
     assert {audio.shape[1] for audio in one.sources.values()} == {4 * RATE - 100}
     write_song(tmp_path / "songs" / "A", {"b": sine(440, seconds=3.0)})
     with pytest.raises(ConfigError, match=r"differ in length.*32000.*24000"):
-        load_songs(config, RATE, 2)
+        load_training_songs(config, RATE, 2)

@@ -98,9 +98,9 @@ def test_a_new_spec_is_complete(tiny_hyper: Hyper) -> None:
 
 @pytest.mark.parametrize(("mask", "normalisation", "fusion", "fold_layout"), OPTIONS)
 def test_every_parameter_learns_with_every_option(
-    tiny_spec: ModelSpec, mask: str, normalisation: str, fusion: str, fold_layout: str
+    tiny_spec: ModelSpec, mask: str, normalization: str, fusion: str, fold_layout: str
 ) -> None:
-    network = build(tiny_spec, mask=mask, normalisation=normalisation, fusion=fusion, fold_layout=fold_layout)
+    network = build(tiny_spec, mask=mask, normalisation=normalization, fusion=fusion, fold_layout=fold_layout)
     out = network(noise(tiny_spec, 2))
     assert out.shape == tiny_spec.output_shape(2)
     assert out.dtype == torch.float32
@@ -115,9 +115,9 @@ def test_every_parameter_learns_with_every_option(
 @pytest.mark.parametrize("mask", ["complex", "magnitude", "direct"])
 @pytest.mark.parametrize("normalisation", ["fixed", "instance"])
 def test_silence_and_loud_sound_have_finite_outputs_and_gradients(
-    tiny_spec: ModelSpec, scale: float, mask: str, normalisation: str
+    tiny_spec: ModelSpec, scale: float, mask: str, normalization: str
 ) -> None:
-    network = build(tiny_spec, mask=mask, normalisation=normalisation)
+    network = build(tiny_spec, mask=mask, normalisation=normalization)
     out = network(noise(tiny_spec) * scale)
     assert torch.isfinite(out).all()
     out.abs().mean().backward()
@@ -129,9 +129,9 @@ def test_silence_and_loud_sound_have_finite_outputs_and_gradients(
 @pytest.mark.parametrize("normalisation", ["fixed", "instance"])
 @pytest.mark.parametrize("fusion", ["serial", "cross"])
 def test_items_of_a_batch_never_meet(
-    tiny_spec: ModelSpec, training: bool, normalisation: str, fusion: str
+    tiny_spec: ModelSpec, training: bool, normalization: str, fusion: str
 ) -> None:
-    network = build(tiny_spec, normalisation=normalisation, fusion=fusion, mask="complex").train(training)
+    network = build(tiny_spec, normalisation=normalization, fusion=fusion, mask="complex").train(training)
     batch = noise(tiny_spec, 3)
     other = batch.clone()
     other[0], other[2] = 100.0, noise(tiny_spec, seed=9)[0]
@@ -199,13 +199,13 @@ def test_direct_output_is_in_the_scale_of_each_bin(tiny_spec: ModelSpec) -> None
     torch.testing.assert_close(stems, (2 * std).expand(stems.shape))
 
 
-def test_fixed_statistics_normalise_each_bin(tiny_spec: ModelSpec) -> None:
+def test_fixed_statistics_normalize_each_bin(tiny_spec: ModelSpec) -> None:
     network = build(tiny_spec, mask="complex").eval().requires_grad_(False)
     mixture, mean, std = noise(tiny_spec), torch.linspace(-1, 1, 256), torch.linspace(0.1, 4.0, 256)
-    plain = network._normalise(mixture)
+    plain = network._normalize(mixture)
     torch.testing.assert_close(plain, mixture)
     network.set_statistics(mean, std)
-    torch.testing.assert_close(network._normalise(mixture), (mixture - mean) / std)
+    torch.testing.assert_close(network._normalize(mixture), (mixture - mean) / std)
     network.set_statistics(mean, torch.zeros(256))  # a bin that is always silent
     assert torch.isfinite(network(mixture)).all()
 
@@ -218,9 +218,9 @@ def test_statistics_travel_with_the_weights(tiny_spec: ModelSpec) -> None:
     torch.testing.assert_close(one(mixture), two(mixture))
 
 
-def test_instance_normalisation_takes_each_bins_own(tiny_spec: ModelSpec) -> None:
+def test_instance_normalization_takes_each_bins_own(tiny_spec: ModelSpec) -> None:
     network = build(tiny_spec, mask="complex", normalisation="instance")
-    x = network._normalise(noise(tiny_spec, 2) * torch.linspace(1, 100, 256) + 5)
+    x = network._normalize(noise(tiny_spec, 2) * torch.linspace(1, 100, 256) + 5)
     assert x.mean(dim=(1, 2)).abs().max() < 1e-4
     torch.testing.assert_close(x.square().mean(dim=(1, 2)), torch.ones(2, 256), atol=1e-3, rtol=0)
 
@@ -277,7 +277,7 @@ def test_frames_and_bins_must_suit_the_windows(
         ({"mask": "magnitud"}, "mask.*did you mean 'magnitude'"),
         ({"normalisation": "batch"}, "normalisation.*choose one of fixed, instance"),
         ({"fusion": "crossed"}, "fusion.*did you mean 'cross'"),
-        ({"fold_layout": "neighbours"}, "fold_layout"),
+        ({"fold_layout": "neighbors"}, "fold_layout"),
         ({"window": "8"}, "window.*str.*int"),
         ({"window": 4.0}, "window.*float.*int"),
         ({"window": True}, "window.*bool.*int"),

@@ -220,7 +220,7 @@ def test_checkpointing_gives_the_same_gradients_and_running_statistics(spec: Mod
     assert {layer.norm.momentum for layer in network.unets[0].decoder} == {0.01}
 
 
-def test_statistics_normalise_magnitudes_and_travel_with_the_weights(spec: ModelSpec) -> None:
+def test_statistics_normalize_magnitudes_and_travel_with_the_weights(spec: ModelSpec) -> None:
     one, two, mixture = build(spec).eval(), build(spec, seed=1).eval(), noise(spec)
     features = one.features(mixture)
     torch.testing.assert_close(features[:, 1], torch.hypot(mixture[:, 2], mixture[:, 3]))

@@ -36,7 +36,7 @@ EVERY = 2  # steps between checkpoints
 @pytest.fixture
 def config(song_root: Path, tiny_family: str, tiny_hyper: dict[str, Any], private_cache: Path) -> TrainConfig:
     return TrainConfig(
-        model=ModelConfig(family=tiny_family, hyper=tiny_hyper, licence="MIT"),
+        model=ModelConfig(family=tiny_family, hyper=tiny_hyper, license="MIT"),
         data=DataConfig(root=str(song_root), validation=("C",), cache=str(private_cache), workers=1),
         augment=AugmentConfig(),
         loss=LossConfig(multi_resolution_stft=0.0),

@@ -119,7 +119,7 @@ def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
     assert out.is_dir()
 
 
-def test_a_neighbour_that_came_meanwhile_is_no_error(tmp_path: Path) -> None:
+def test_a_neighbor_that_came_meanwhile_is_no_error(tmp_path: Path) -> None:
     """It would hide what the training failed of."""
     with RunLock(tmp_path / "runs" / "one"):
         (tmp_path / "runs" / "two").mkdir()

@@ -35,8 +35,8 @@ from tfswa.train.config import (  # noqa: E402
     RunConfig,
     TrainConfig,
 )
-from tfswa.train.data.songs import load_songs  # noqa: E402
-from tfswa.train.loop import Progress, train  # noqa: E402
+from tfswa.train.data.songs import load_training_songs  # noqa: E402
+from tfswa.train.loop import TrainingProgress, train  # noqa: E402
 from tfswa.train.reference import separate_whole  # noqa: E402
 from tfswa.train.schedule import Schedule  # noqa: E402
 from tfswa.train.tasks import Separation  # noqa: E402
@@ -51,7 +51,7 @@ Make = Callable[..., TrainConfig]
 def config(song_root: Path, tiny_family: str, tiny_hyper: dict[str, Any], private_cache: Path) -> TrainConfig:
     """Six steps, validated after the third and the sixth."""
     return TrainConfig(
-        model=ModelConfig(family=tiny_family, hyper=tiny_hyper, licence="MIT"),
+        model=ModelConfig(family=tiny_family, hyper=tiny_hyper, license="MIT"),
         data=DataConfig(root=str(song_root), validation=("C",), cache=str(private_cache)),
         augment=AugmentConfig(remix=0.5, speed=1.0, speed_range=(0.9, 1.1), silence=0.05),
         loss=LossConfig(windows=(128, 512), waveform_l1=0.1),
@@ -77,10 +77,10 @@ class Recorder:
     """Takes reports; raises after a step, as Ctrl-C or a full disk would."""
 
     def __init__(self, stop_after: int = -1):
-        self.reports: list[Progress] = []
+        self.reports: list[TrainingProgress] = []
         self.stop_after = stop_after
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         self.reports.append(progress)
         if progress.step == self.stop_after:
             raise KeyboardInterrupt
@@ -161,7 +161,7 @@ def test_a_tiny_network_learns(config: TrainConfig, tmp_path: Path) -> None:
     losses = np.array(list(told.losses.values()))
     assert losses[-10:].mean() < 0.75 * losses[:5].mean()
     assert scores.keys() == {"vocals", "accompaniment"}
-    song = load_songs(config.data, 8000, 2)[1][0]
+    song = load_training_songs(config.data, 8000, 2)[1][0]
     vocals = song.sources["vocals"]
     rest = song.sources["drums"] + song.sources["bass"] + song.sources["other"]
     for stem, true in (("vocals", vocals), ("accompaniment", rest)):
@@ -197,7 +197,7 @@ def test_bundles_open_and_score_what_was_logged(config: TrainConfig, tmp_path: P
     train(config, out, device=CPU, report=told)
     validated = [report.scores for report in told.reports if report.scores]
     best = max(validated, key=lambda scores: np.mean(list(scores.values())))
-    song = load_songs(config.data, 8000, 2)[1][0]
+    song = load_training_songs(config.data, 8000, 2)[1][0]
     middle = slice((song.samples - 8000) // 2, (song.samples - 8000) // 2 + 8000)
     sources = {name: audio[:, middle] for name, audio in song.sources.items()}
     true = {
@@ -234,7 +234,7 @@ def test_the_average_is_the_recurrence(config: TrainConfig, tmp_path: Path) -> N
     each = changed(config, run={"validate_every": 1})
     seen: list[tuple[Any, Any]] = []
 
-    def look(progress: Progress) -> None:
+    def look(progress: TrainingProgress) -> None:
         state = trainer_state(out)
         seen.append((state["network"]["head.bias"], state["average"]["head.bias"]))
 

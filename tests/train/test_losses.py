@@ -45,7 +45,7 @@ def shape_of(name: str) -> tuple[int, ...]:
 
 
 def numpy_stft(wave: Any, length: int, hop: int) -> Any:
-    """``[B, S, C, N] -> [B, S, C, T, F]``, centred, zeros outside."""
+    """``[B, S, C, N] -> [B, S, C, T, F]``, centered, zeros outside."""
     padded = np.pad(wave, ((0, 0),) * 3 + ((length // 2, length // 2),))
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
     starts = range(0, padded.shape[-1] - length + 1, hop)

@@ -140,7 +140,7 @@ def refused(name: str | Path, match: str) -> None:
 def test_log_mel_of_a_sine_peaks_in_its_band_at_its_level() -> None:
     rate, band = 44_100, 40
     mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), 82)[band + 1]
-    frequency = round(700 * (10 ** (mel / 2595) - 1) * 2048 / rate) * rate / 2048  # the bin at its centre
+    frequency = round(700 * (10 ** (mel / 2595) - 1) * 2048 / rate) * rate / 2048  # the bin at its center
     time = torch.arange(rate, dtype=torch.float64) / rate
     sine = torch.sin(2 * torch.pi * frequency * time).float().expand(1, 2, -1)
     (layer,) = perceptual_network("log_mel", rate, CPU)(sine)
@@ -249,13 +249,13 @@ def test_the_loss_learns_through_a_user_network(module: Callable[[str], str]) ->
     )
     loss = SeparationLoss(config, RATE, CPU)
     wave, truth = noise(1, 1, 2, 500).requires_grad_(), noise(1, 1, 2, 500, seed=1)
-    optimiser = torch.optim.Adam([wave], lr=0.01)
+    optimizer = torch.optim.Adam([wave], lr=0.01)
     values = []
     for _ in range(30):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total, parts = loss(planes, planes, wave, truth)
         total.backward()
-        optimiser.step()
+        optimizer.step()
         values.append(float(parts["perceptual"]))
     assert values[-1] < 0.3 * values[0]
 

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: the referen
 from tfswa.train.backend import load_network  # noqa: E402
 from tfswa.train.families import build_network  # noqa: E402
 from tfswa.train.reference import TorchReference, separate_whole  # noqa: E402
-from tfswa.train.spectral import TorchStft  # noqa: E402
+from tfswa.train.spectral import DifferentiableStft  # noqa: E402
 
 AGREEMENT_DB = 100.0  # two float32 hosts around one network: rounding lies near 120 dB
 LENGTHS = [0, 1, 127, 128, 1407, 1408, 1409, 1920, 4001, 20_011]
@@ -162,7 +162,7 @@ def test_the_reference_of_a_bundle(network_bundle: Bundle) -> None:
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
 def test_the_transform_inverts_and_equals_the_runtimes(tiny_spec: ModelSpec, lead: tuple[int, ...]) -> None:
     signal = np.random.default_rng(0).uniform(-1, 1, (*lead, 2, 1920)).astype(np.float32)
-    ours = TorchStft(tiny_spec.stft)
+    ours = DifferentiableStft(tiny_spec.stft)
     planes, nyquist = ours.forward(torch.from_numpy(signal))
     assert planes.shape == (*lead, 4, 16, 256)
     assert nyquist.shape == (*lead, 2, 16)
@@ -173,7 +173,7 @@ def test_the_transform_inverts_and_equals_the_runtimes(tiny_spec: ModelSpec, lea
 
 
 def test_gradients_flow_through_the_transform(tiny_spec: ModelSpec) -> None:
-    stft = TorchStft(tiny_spec.stft)
+    stft = DifferentiableStft(tiny_spec.stft)
     planes = torch.zeros(1, 4, 16, 256, requires_grad=True)
     stft.inverse(planes, torch.zeros(1, 2, 16, dtype=torch.complex64), 1920).sum().backward()
     assert torch.isfinite(planes.grad).all()

@@ -27,7 +27,7 @@ TOLERANCE = 1e-5  # relative: the mean of two means is rounded elsewhere than th
 CONFIG = """
 [model]
 family = "tfswa_lite"
-licence = "MIT"
+license = "MIT"
 hyper = {{dims = [8, 16], depths = [1, 1], decoder_depths = [1], heads = [1, 2], window = 4, fold = 16}}
 [data]
 root = "{root}"

@@ -35,15 +35,15 @@ from tfswa.train.config import (  # noqa: E402
     TrainConfig,
 )
 from tfswa.train.data.loader import Batch  # noqa: E402
-from tfswa.train.data.songs import Song  # noqa: E402
+from tfswa.train.data.songs import TrainingSong  # noqa: E402
 from tfswa.train.families import build_network  # noqa: E402
-from tfswa.train.loop import Progress, Run, train  # noqa: E402
+from tfswa.train.loop import Run, TrainingProgress, train  # noqa: E402
 from tfswa.train.scale import new_fabric  # noqa: E402
 from tfswa.train.tasks import (  # noqa: E402
     PRETRAINED,
     Reconstruction,
     Separation,
-    initialise,
+    initialize,
     new_task,
 )
 from tfswa.train.trainer import Trainer  # noqa: E402
@@ -59,12 +59,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def song_of(samples: int, silent: str = "") -> Song:
+def song_of(samples: int, silent: str = "") -> TrainingSong:
     sources = {
         name: np.zeros((2, samples), np.float32) if name == silent else noise(2, samples, seed=seed).numpy()
         for seed, name in enumerate(SOURCES)
     }
-    return Song("song", sources)
+    return TrainingSong("song", sources)
 
 
 def copies(network: Any) -> dict[str, Tensor]:
@@ -403,14 +403,14 @@ def init(path: Path, *skip: str) -> ModelConfig:
 
 def test_all_weights_are_given(network: Any, weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights, tmp_path / PRETRAINED)
-    assert initialise(network, init(tmp_path / PRETRAINED)) == sorted(weights)
+    assert initialize(network, init(tmp_path / PRETRAINED)) == sorted(weights)
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
 def test_what_is_skipped_stays_as_it_was(network: Any, weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(weights, tmp_path / PRETRAINED)
     before = copies(network)
-    given = initialise(network, init(tmp_path / PRETRAINED, "head.", "mean"))
+    given = initialize(network, init(tmp_path / PRETRAINED, "head.", "mean"))
     skipped = {"head.weight", "head.bias", "mean"}
     assert set(given) == weights.keys() - skipped
     for name, value in network.state_dict().items():
@@ -424,7 +424,7 @@ def test_a_bundle_gives_its_weights(
 ) -> None:
     arrays = {name: value.numpy() for name, value in weights.items()}
     Bundle.create(tmp_path / "a.tfx", tiny_spec, arrays, precision=precision)
-    assert initialise(network, init(tmp_path / "a.tfx")) == sorted(weights)
+    assert initialize(network, init(tmp_path / "a.tfx")) == sorted(weights)
     for name, value in network.state_dict().items():
         assert value.dtype == torch.float32
         rounded = weights[name].half().float() if precision == "fp16" else weights[name]
@@ -450,10 +450,10 @@ def test_weights_that_do_not_fit_are_one_line_and_change_nothing(
     save_file({**weights, **change}, tmp_path / PRETRAINED)
     before = copies(network)
     with pytest.raises(ConfigError, match=match) as error:
-        initialise(network, init(tmp_path / PRETRAINED))
+        initialize(network, init(tmp_path / PRETRAINED))
     assert "\n" not in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    initialise(network, init(tmp_path / PRETRAINED, *change))
+    initialize(network, init(tmp_path / PRETRAINED, *change))
 
 
 def test_weights_that_would_stay_random_are_named(
@@ -462,9 +462,9 @@ def test_weights_that_would_stay_random_are_named(
     fewer = {name: value for name, value in weights.items() if not name.startswith("head.")}
     save_file(fewer, tmp_path / PRETRAINED)
     with pytest.raises(ConfigError, match=r"lacks 2 of the \d+ weights of tiny, head\.\w+ first") as error:
-        initialise(network, init(tmp_path / PRETRAINED))
+        initialize(network, init(tmp_path / PRETRAINED))
     assert "\n" not in str(error.value)
-    assert initialise(network, init(tmp_path / PRETRAINED, "head.")) == sorted(fewer)
+    assert initialize(network, init(tmp_path / PRETRAINED, "head.")) == sorted(fewer)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_what_is_no_weights_file_is_one_line(
     with pytest.raises(
         ConfigError, match=r"model\.init .*x\.safetensors cannot be read \(.+\): name a bundle or pretrained"
     ) as error:
-        initialise(network, init(path))
+        initialize(network, init(path))
     assert "\n" not in str(error.value)
 
 
@@ -494,7 +494,7 @@ def test_what_is_no_weights_file_is_one_line(
 @pytest.fixture
 def config(song_root: Path, tiny_family: str, tiny_hyper: dict[str, Any], private_cache: Path) -> TrainConfig:
     return TrainConfig(
-        model=ModelConfig(family=tiny_family, hyper=tiny_hyper, licence="MIT"),
+        model=ModelConfig(family=tiny_family, hyper=tiny_hyper, license="MIT"),
         data=DataConfig(
             root=str(song_root),
             validation=("C",),
@@ -524,7 +524,7 @@ def fine_tuning(config: TrainConfig, init: Path, *skip: str) -> TrainConfig:
 
 @pytest.mark.slow
 def test_a_pretraining_is_fine_tuned(config: TrainConfig, tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     scores = train(config, tmp_path / "pre", device=CPU, report=told.append)
     assert scores.keys() == {"reconstruction"}
     assert scores["reconstruction"] < 0
@@ -565,7 +565,7 @@ def test_statistics_that_are_skipped_are_taken_from_the_data(
 def test_a_resumed_pretraining_equals_one_that_was_not_interrupted(
     config: TrainConfig, tmp_path: Path
 ) -> None:
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         if progress.step == 3:
             raise KeyboardInterrupt
 

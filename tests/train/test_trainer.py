@@ -22,7 +22,7 @@ from tfswa.train.config import LossConfig, OptimConfig, TrainConfig  # noqa: E40
 from tfswa.train.data.loader import Batch  # noqa: E402
 from tfswa.train.families import build_network  # noqa: E402
 from tfswa.train.scale import new_fabric  # noqa: E402
-from tfswa.train.spectral import TorchStft  # noqa: E402
+from tfswa.train.spectral import DifferentiableStft  # noqa: E402
 from tfswa.train.tasks import Separation  # noqa: E402
 from tfswa.train.trainer import NotFinite, Trainer  # noqa: E402
 
@@ -40,7 +40,7 @@ class Weighing:
     """
 
     groups: Sequence[tuple[str, ...]] = ()
-    stft: TorchStft
+    stft: DifferentiableStft
 
     def __init__(self, factor: float = 1.0, half: bool = False):
         self.factor, self.half = factor, half
@@ -104,13 +104,13 @@ def gradients_of(trainer: Trainer, step: int = 0) -> tuple[dict[str, float], lis
 
 
 def at_the_step(trainer: Trainer) -> list[list[Tensor]]:
-    """Gradients as each optimiser step finds them."""
+    """Gradients as each optimizer step finds them."""
     seen: list[list[Tensor]] = []
 
-    def look(optimiser: Any, given: Any, named: Any) -> None:
+    def look(optimizer: Any, given: Any, named: Any) -> None:
         seen.append([parameter.grad.clone() for parameter in trainer.network.parameters()])
 
-    trainer._optimiser.register_step_pre_hook(look)
+    trainer._optimizer.register_step_pre_hook(look)
     return seen
 
 
@@ -242,12 +242,12 @@ def test_the_task_hears_the_band_alone(new_trainer: New) -> None:
 def test_adamw_decays_apart_from_the_gradient_and_adam_as_part_of_it(new_trainer: New) -> None:
     """Without a gradient: AdamW shrinks by rate x decay; Adam's first step is the rate, however small."""
     rate, decay = 1e-2, 0.5
-    trainer = new_trainer(Weighing(0.0), optimiser="adamw", weight_decay=decay)
+    trainer = new_trainer(Weighing(0.0), optimizer="adamw", weight_decay=decay)
     before = copies(trainer)
     trainer.train(batch_of(0), rate)
     for old, new in zip(before, copies(trainer), strict=True):
         torch.testing.assert_close(new, old * (1 - rate * decay), rtol=1e-6, atol=0)
-    trainer = new_trainer(Weighing(0.0), optimiser="adam", weight_decay=decay)
+    trainer = new_trainer(Weighing(0.0), optimizer="adam", weight_decay=decay)
     before = copies(trainer)
     trainer.train(batch_of(0), rate)
     for old, new in zip(before, copies(trainer), strict=True):

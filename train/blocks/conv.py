@@ -1,6 +1,6 @@
 """Convolutions between and around the attention blocks, on ``[B, D, T, F]``.
 
-There is no batch normalisation: it couples the items of a batch while training, so that a loss curve
+There is no batch normalization: it couples the items of a batch while training, so that a loss curve
 depends on how a batch is spread over processes. A residual branch that starts small (SkipInit, De and
 Smith 2020) trains as well here, and leaves nothing to fold away at export.
 """
@@ -36,7 +36,7 @@ def fold(x: Tensor, factor: int, layout: str) -> Tensor:
     Args:
         x: planes.
         factor: bins that share one position.
-        layout: ``adjacent`` puts neighbouring bins into one position, ``contiguous`` bins of equal rank
+        layout: ``adjacent`` puts neighboring bins into one position, ``contiguous`` bins of equal rank
             in ``factor`` sub-bands (TFSWA-ResUNet, MDX23C).
     """
     b, p, t, f = x.shape

@@ -87,7 +87,7 @@ def cut(x: Tensor, size: int, shift: int) -> Tensor:
     return x.reshape(-1, size * size, d)
 
 
-def join(windows: Tensor, size: int, shift: int, rows: int, columns: int) -> Tensor:
+def join_windows(windows: Tensor, size: int, shift: int, rows: int, columns: int) -> Tensor:
     """Undo ``cut``: ``[B*rows*columns, size^2, D] -> [B, T, F, D]``."""
     x = windows.reshape(-1, rows, columns, size, size, windows.shape[-1]).transpose(2, 3)
     x = x.reshape(-1, rows * size, columns * size, windows.shape[-1])

@@ -30,7 +30,7 @@ LEAST_SUM_DB = 10.0  # mixtures that were mastered apart come to 15
 
 
 @dataclass(frozen=True)
-class Finding:
+class DataFault:
     """Something wrong.
 
     Attributes:
@@ -90,7 +90,7 @@ class Report:
     """All songs, and what is wrong with them."""
 
     songs: tuple[SongFacts, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[DataFault, ...]
 
     @property
     def trainable(self) -> bool:
@@ -102,7 +102,9 @@ class Report:
         return {**asdict(self), "trainable": self.trainable}
 
 
-def check(root: Path, split: str | None = None, report: Callable[[str], None] = lambda song: None) -> Report:
+def check_songs(
+    root: Path, split: str | None = None, report: Callable[[str], None] = lambda song: None
+) -> Report:
     """Read every song of a folder.
 
     Args:
@@ -123,19 +125,19 @@ def check(root: Path, split: str | None = None, report: Callable[[str], None] = 
         lacks = [source for source in count if source not in files.sources]
         if lacks:
             named = ", ".join(f"{source} (in {count[source]} of {len(found)} songs)" for source in lacks)
-            wrong.append(Finding(files.name, f"lacks {named}", fatal=True))
+            wrong.append(DataFault(files.name, f"lacks {named}", fatal=True))
         findings += wrong
     return Report(tuple(songs), tuple(findings))
 
 
-def _read(files: SongFiles) -> tuple[SongFacts, list[Finding]]:
+def _read(files: SongFiles) -> tuple[SongFacts, list[DataFault]]:
     """Read all sources of a song side by side."""
     meters: dict[str, _Meter] = {}
     findings = []
 
     def failed(source: str, error: TfxError) -> None:
         meters.pop(source, None)
-        findings.append(Finding(files.name, f"{source}: {error}", fatal=True))
+        findings.append(DataFault(files.name, f"{source}: {error}", fatal=True))
 
     with ExitStack() as stack:
         for source, (path, stream) in files.sources.items():
@@ -160,34 +162,34 @@ def _read(files: SongFiles) -> tuple[SongFacts, list[Finding]]:
     return SongFacts(files.name, files.split, tuple(facts), sum_db), findings
 
 
-def _of_source(song: str, facts: SourceFacts) -> list[Finding]:
+def _of_source(song: str, facts: SourceFacts) -> list[DataFault]:
     found = []
     if facts.seconds == 0:
-        found.append(Finding(song, f"{facts.source} is empty", fatal=True))
+        found.append(DataFault(song, f"{facts.source} is empty", fatal=True))
     elif facts.seconds is not None and (facts.level_dbfs is None or facts.level_dbfs < SILENT_DB):
-        found.append(Finding(song, f"{facts.source} is silent throughout", fatal=False))
+        found.append(DataFault(song, f"{facts.source} is silent throughout", fatal=False))
     if facts.clipped_share is not None and facts.clipped_share > MOST_FLAT:
         share = 100 * facts.clipped_share
-        found.append(Finding(song, f"{facts.source} is clipped: {share:.3g} % of its samples", fatal=False))
+        found.append(DataFault(song, f"{facts.source} is clipped: {share:.3g} % of its samples", fatal=False))
     return found
 
 
-def _of_song(song: str, facts: Sequence[SourceFacts], sum_db: float | None) -> list[Finding]:
+def _of_song(song: str, facts: Sequence[SourceFacts], sum_db: float | None) -> list[DataFault]:
     found = []
     seconds = {one.source: one.seconds for one in facts if one.seconds is not None}
     if max(seconds.values()) - min(seconds.values()) > MOST_DIFFERENCE_SECONDS:
         each = ", ".join(f"{source} {length:.3f} s" for source, length in seconds.items())
         parts = [length for source, length in seconds.items() if source not in MIXTURES] or [0.0]
         fatal = max(parts) - min(parts) > MOST_DIFFERENCE_SECONDS  # a mixture file is not trained on
-        found.append(Finding(song, f"sources differ in length: {each}", fatal))
+        found.append(DataFault(song, f"sources differ in length: {each}", fatal))
     for word, unit in (("sample_rate", " Hz"), ("channels", "")):
         values = {one.source: getattr(one, word) for one in facts}
         if len(set(values.values())) > 1:
             each = ", ".join(f"{source} {value}{unit}" for source, value in values.items())
-            found.append(Finding(song, f"sources differ in {word.replace('_', ' ')}: {each}", fatal=False))
+            found.append(DataFault(song, f"sources differ in {word.replace('_', ' ')}: {each}", fatal=False))
     if sum_db is not None and sum_db < LEAST_SUM_DB:
         what = f"its mixture file is not the sum of its parts: {sum_db:z.1f} dB, the sum is trained on"
-        found.append(Finding(song, what, fatal=False))
+        found.append(DataFault(song, what, fatal=False))
     return found
 
 

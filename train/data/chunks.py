@@ -35,12 +35,12 @@ from tfswa.train.data.augment import (
     stretcher,
 )
 from tfswa.train.data.places import Places
-from tfswa.train.data.songs import Song
+from tfswa.train.data.songs import TrainingSong
 
 Audio = NDArray[np.float32]
 
 
-class Item(NamedTuple):
+class LoadedChunk(NamedTuple):
     """A chunk that was loaded.
 
     Attributes:
@@ -84,7 +84,7 @@ class SourcePlan:
 
 
 @dataclass(frozen=True)
-class ChunkPlan:
+class ChunkRecipe:
     """Everything random about a chunk.
 
     Attributes:
@@ -104,7 +104,7 @@ class ChunkPlan:
         return dataclasses.asdict(self)
 
 
-class Chunks(Dataset[Item]):
+class Chunks(Dataset[LoadedChunk]):
     """An endless set of true stems.
 
     Args:
@@ -121,7 +121,7 @@ class Chunks(Dataset[Item]):
 
     def __init__(
         self,
-        songs: Sequence[Song],
+        songs: Sequence[TrainingSong],
         groups: Sequence[tuple[str, ...]],
         data: DataConfig,
         augment: AugmentConfig,
@@ -150,13 +150,13 @@ class Chunks(Dataset[Item]):
                     "lower optim.frames, or leave the song out of data.songs"
                 )
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
+    def __getitem__(self, key: tuple[int, int]) -> LoadedChunk:
         """Draw and render chunk ``(index, samples)``."""
         begun = time.perf_counter()
         stems = torch.from_numpy(self.render(self.plan(*key)))
-        return Item(stems, key[0], time.perf_counter() - begun)
+        return LoadedChunk(stems, key[0], time.perf_counter() - begun)
 
-    def plan(self, index: int, samples: int) -> ChunkPlan:
+    def plan(self, index: int, samples: int) -> ChunkRecipe:
         """Make every draw of a chunk.
 
         Raises:
@@ -175,9 +175,9 @@ class Chunks(Dataset[Item]):
                 song, start = place
                 name, seconds = self.songs[song].name, start / self.sample_rate
                 sources.append(SourcePlan(stem, source, song, name, start, seconds, motion, change))
-        return ChunkPlan(index, samples, remix, tuple(sources))
+        return ChunkRecipe(index, samples, remix, tuple(sources))
 
-    def render(self, plan: ChunkPlan) -> Audio:
+    def render(self, plan: ChunkRecipe) -> Audio:
         """Make the stems of a plan, ``[S, C, N]``."""
         stems = np.zeros((len(self.groups), self.channels, plan.samples), np.float32)
         together: dict[tuple[int, int, Motion], list[SourcePlan]] = {}

@@ -29,7 +29,7 @@ def check(root: Path, split: str | None, as_json: bool) -> None:
     """
     import json
 
-    from tfswa.train.data.check import check as run
+    from tfswa.train.data.check import check_songs as run
 
     found = run(root, split, lambda song: click.echo(f"reading {song}", err=True))
     if as_json:
@@ -103,7 +103,7 @@ def preview(
 )
 @options.as_json
 def musdb(download: bool, output: Path | None, as_json: bool) -> None:
-    """Fetch MUSDB18's free excerpts: 7 s of each song, with the licence of MUSDB18."""
+    """Fetch MUSDB18's free excerpts: 7 s of each song, with the license of MUSDB18."""
     import json
 
     from tfswa.runtime.errors import UsageError

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tfswa.runtime.audio.decoders import one_line
 from tfswa.runtime.errors import TfxError, TrainingError
-from tfswa.train.data.chunks import Chunks, Item
+from tfswa.train.data.chunks import Chunks, LoadedChunk
 
 AHEAD = 2  # batches a worker
 
@@ -68,6 +68,6 @@ def batches(
         raise TrainingError(f"{reason}: lower data.workers, or see to memory and /dev/shm") from error
 
 
-def _collated(items: list[Item]) -> Batch:
+def _collated(items: list[LoadedChunk]) -> Batch:
     seconds = sum(item.seconds for item in items) / len(items)
     return Batch(torch.stack([item.stems for item in items]), tuple(item.index for item in items), seconds)

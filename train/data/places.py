@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.train.data.decode import LEVEL_SAMPLES, levels_of
-from tfswa.train.data.songs import Song
+from tfswa.train.data.songs import TrainingSong
 
 
 class Places:
@@ -24,7 +24,9 @@ class Places:
         draws: in all; 1 takes any place.
     """
 
-    def __init__(self, songs: Sequence[Song], sources: Sequence[str], activity_db: float, draws: int) -> None:
+    def __init__(
+        self, songs: Sequence[TrainingSong], sources: Sequence[str], activity_db: float, draws: int
+    ) -> None:
         self.songs, self.draws = songs, draws
         self.threshold = 10 ** (activity_db / 10)
         self._power = [{source: _cumulated(song, source) for source in sources} for song in songs]
@@ -69,7 +71,7 @@ class Places:
         return count
 
 
-def _cumulated(song: Song, source: str) -> NDArray[np.float64]:
+def _cumulated(song: TrainingSong, source: str) -> NDArray[np.float64]:
     levels = song.levels.get(source)
     if levels is None:
         levels = levels_of(song.sources[source])

@@ -13,8 +13,8 @@ import soundfile
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.songs.finding import MIXTURE
 from tfswa.train.config import TrainConfig
-from tfswa.train.data.chunks import ChunkPlan, Chunks
-from tfswa.train.data.songs import load_songs
+from tfswa.train.data.chunks import ChunkRecipe, Chunks
+from tfswa.train.data.songs import load_training_songs
 from tfswa.train.families import get_family
 
 CHANNELS = 2
@@ -34,7 +34,7 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         The plan of each chunk, and its files, as in ``preview.json``.
 
     Raises:
-        ConfigError: see ``load_songs`` and ``Chunks.plan``.
+        ConfigError: see ``load_training_songs`` and ``Chunks.plan``.
         AudioError: a song cannot be decoded, or there is no room.
         OutputExists: files are there and ``force`` is false.
     """
@@ -53,7 +53,7 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
     staging = Staging(paths | texts, force=force, source=None)
     stale = _listed(out) - set(paths.values())
     try:
-        songs, _ = load_songs(config.data, stft.sample_rate, CHANNELS)
+        songs, _ = load_training_songs(config.data, stft.sample_rate, CHANNELS)
         chunks = Chunks(
             songs, list(groups.values()), config.data, config.augment, stft.sample_rate, config.optim.seed
         )
@@ -106,11 +106,11 @@ def _folder(index: int) -> str:
     return f"chunk-{index:04d}"
 
 
-def _entry(plan: ChunkPlan, out: Path, names: list[str]) -> dict[str, Any]:
+def _entry(plan: ChunkRecipe, out: Path, names: list[str]) -> dict[str, Any]:
     files = {name: str(out / _folder(plan.index) / f"{name}.wav") for name in names}
     return {**plan.to_dict(), "files": files}
 
 
-def _text(plan: ChunkPlan) -> str:
+def _text(plan: ChunkRecipe) -> str:
     kind = "from different songs" if plan.remix else "from one place"
     return "\n".join([f"{_folder(plan.index)}, {kind}", *(f"  {source}" for source in plan.sources), ""])

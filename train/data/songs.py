@@ -19,7 +19,7 @@ MOST_DIFFERENCE_SECONDS = 0.1  # between the sources of a song
 
 
 @dataclass(frozen=True)
-class Song:
+class TrainingSong:
     """One song's sources, all of equal length.
 
     Attributes:
@@ -38,12 +38,12 @@ class Song:
         return int(next(iter(self.sources.values())).shape[1])
 
 
-def load_songs(
+def load_training_songs(
     config: DataConfig,
     sample_rate: int,
     channels: int,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[Song], list[Song]]:
+) -> tuple[list[TrainingSong], list[TrainingSong]]:
     """Open the songs to train on and those held out.
 
     Args:
@@ -127,12 +127,12 @@ def parts_of(song: SongFiles) -> list[str]:
     return [source for source in parts if source != REST] if finer and REST in parts else parts
 
 
-def _song(name: str, audio: Mapping[str, Decoded], sample_rate: int) -> Song:
+def _song(name: str, audio: Mapping[str, Decoded], sample_rate: int) -> TrainingSong:
     lengths = {source: each.audio.shape[1] for source, each in audio.items()}
     shortest, longest = min(lengths.values()), max(lengths.values())
     if longest - shortest > MOST_DIFFERENCE_SECONDS * sample_rate:
         raise ConfigError(f"song {name!r}: sources differ in length, samples {lengths}: cut them alike")
-    return Song(
+    return TrainingSong(
         name,
         {source: each.audio[:, :shortest] for source, each in audio.items()},
         {source: each.levels for source, each in audio.items()},

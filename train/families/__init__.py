@@ -36,13 +36,13 @@ class SeparationNetwork(Protocol):
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Fix the input normalisation: mean and standard deviation of the features per bin, ``[F]``."""
+        """Fix the input normalization: mean and standard deviation of the features per bin, ``[F]``."""
 
     def features(self, mixture: Tensor) -> Tensor:
-        """Return what is normalised, ``[B, P, T, F]``."""
+        """Return what is normalized, ``[B, P, T, F]``."""
 
     def reconstruct(self, mixture: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Guess normalised features of which the network does not see those that are hidden.
+        """Guess normalized features of which the network does not see those that are hidden.
 
         Args:
             mixture: ``[B, 2*C, T, F]``.
@@ -126,7 +126,7 @@ def new_spec(
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
-    """Build the network of a spec, weights freshly initialised, in train mode.
+    """Build the network of a spec, weights freshly initialized, in train mode.
 
     Raises:
         ConfigError: unknown family or hyper-parameter, or shapes the family cannot make.

@@ -156,12 +156,12 @@ class Spleeter(nn.Module):
         self.unets = nn.ModuleList(UNet(spec.channels, hyper) for _ in spec.stems)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Fix the input normalisation: mean and standard deviation of the features per bin, ``[F]``."""
+        """Fix the input normalization: mean and standard deviation of the features per bin, ``[F]``."""
         self.mean.copy_(mean)
         self.std.copy_(std.clamp_min(1e-4))
 
     def features(self, mixture: Tensor) -> Tensor:
-        """Return what is normalised: magnitudes, ``[B, C, T, F]``."""
+        """Return what is normalized: magnitudes, ``[B, C, T, F]``."""
         b, _, t, f = mixture.shape
         return torch.sqrt(mixture.square().reshape(b, self.channels, 2, t, f).sum(dim=2) + TINY)
 
@@ -198,7 +198,7 @@ class Spleeter(nn.Module):
                 module.momentum = momentum
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Normalised magnitudes ``[B, C, T, bins]`` to logits ``[B, S, C, T, bins]``."""
+        """Normalized magnitudes ``[B, C, T, bins]`` to logits ``[B, S, C, T, bins]``."""
         if self.checkpointing and self.training:
             each = [checkpoint(unet, x, use_reentrant=False) for unet in self.unets]
         else:

@@ -3,7 +3,7 @@
 After TFSWA-ResUNet (EURASIP J. Adv. Signal Process. 2025:39), made complex, folded and pre-normed::
 
     mixture [B, 2C, T, F]
-      | features, per-bin normalisation, fold            F -> F / fold
+      | features, per-bin normalization, fold            F -> F / fold
       | 3x3 stem                                         dims[0]
       | stage 0 ------------ 1x1 ---------------------- + -- stage 0' -- 3x3 head -- unfold -- mask
       |   2x2 stride 2                                  | 2x2 transposed
@@ -38,7 +38,7 @@ from tfswa.train.blocks.attention import (
     over_frames,
 )
 from tfswa.train.blocks.conv import ResidualConv, fold, unfold
-from tfswa.train.blocks.window import WindowAttention, cut, join
+from tfswa.train.blocks.window import WindowAttention, cut, join_windows
 from tfswa.train.families import Family
 
 TINY = 1e-8
@@ -117,7 +117,7 @@ class Block(nn.Module):
         size, shift = self.window.size, self.window.shift
         plane = (t // size, f // size)
         windows = self.window_mlp(self.window(cut(x, size, shift), *plane))
-        return join(windows, size, shift, *plane)
+        return join_windows(windows, size, shift, *plane)
 
 
 class Stage(nn.Module):
@@ -187,15 +187,15 @@ class TfswaUnet(nn.Module):
         )
         self.skip = nn.ModuleList(nn.Conv2d(fine, fine, 1) for fine, _ in reversed(pairs))
         self.head = nn.Conv2d(hyper.dims[0], self.stems * planes * hyper.fold, 3, padding=1)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Fix the input normalisation: mean and standard deviation of the features per bin, ``[F]``."""
+        """Fix the input normalization: mean and standard deviation of the features per bin, ``[F]``."""
         self.mean.copy_(mean)
         self.std.copy_(std.clamp_min(1e-4))
 
     def features(self, mixture: Tensor) -> Tensor:
-        """Return what is normalised: the mixture's planes, or log-compressed magnitudes, ``[B, P, T, F]``."""
+        """Return what is normalized: the mixture's planes, or log-compressed magnitudes, ``[B, P, T, F]``."""
         if self.hyper.mask != "magnitude":
             return mixture
         b, _, t, f = mixture.shape
@@ -204,11 +204,11 @@ class TfswaUnet(nn.Module):
 
     def forward(self, mixture: Tensor) -> Tensor:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        return self._apply_mask(mixture, self._planes(self._normalise(self.features(mixture))))
+        return self._apply_mask(mixture, self._planes(self._normalize(self.features(mixture))))
 
     def reconstruct(self, mixture: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Guess hidden features; see ``SeparationNetwork``."""
-        truth = self._normalise(self.features(mixture))
+        truth = self._normalize(self.features(mixture))
         out = self._planes(truth.masked_fill(hidden, 0.0))
         b, _, t, f = out.shape
         return out.reshape(b, self.stems, -1, t, f), truth[:, None]
@@ -224,7 +224,7 @@ class TfswaUnet(nn.Module):
             stage.checkpointing = on
 
     def _planes(self, x: Tensor) -> Tensor:
-        """Normalised features ``[B, P, T, F]`` to the network's output ``[B, S*P, T, F]``."""
+        """Normalized features ``[B, P, T, F]`` to the network's output ``[B, S*P, T, F]``."""
         x = self.stem(fold(x, self.hyper.fold, self.hyper.fold_layout))
         skips = []
         for stage, down in zip(self.encoder, self.down, strict=False):
@@ -236,7 +236,7 @@ class TfswaUnet(nn.Module):
             x = stage(up(x) + skip(skips.pop()))
         return unfold(self.head(x), self.hyper.fold, self.hyper.fold_layout)
 
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         if self.hyper.normalisation == "fixed":
             return (x - self.mean) / self.std
         mean = x.mean(dim=(1, 2), keepdim=True)
@@ -247,7 +247,7 @@ class TfswaUnet(nn.Module):
         """Network output ``[B, S*P, T, F]`` to stems ``[B, S, 2*C, T, F]``."""
         b, _, t, f = out.shape
         if self.hyper.mask == "direct":
-            # Undo the normalisation's scale, so that the head works in units near 1.
+            # Undo the normalization's scale, so that the head works in units near 1.
             return out.reshape(b, self.stems, 2 * self.channels, t, f) * self.std
         mixed = mixture.reshape(b, 1, self.channels, 2, t, f)
         if self.hyper.mask == "magnitude":
@@ -260,7 +260,7 @@ class TfswaUnet(nn.Module):
         return stems.reshape(b, self.stems, 2 * self.channels, t, f)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

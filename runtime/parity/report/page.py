@@ -17,7 +17,7 @@ from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.gates import Gates
 from tfswa.runtime.parity.report import tables
 from tfswa.runtime.parity.report.charts import snr_chart
-from tfswa.runtime.parity.report.excerpts import DIFFERENCE, Excerpt, Exhibit, Exhibits, Second
+from tfswa.runtime.parity.report.excerpts import DIFFERENCE, Excerpt, Second, Showcase, SongExcerpts
 from tfswa.runtime.parity.report.formats import Judged, decibels
 from tfswa.runtime.parity.report.markup import Markup, element, join
 
@@ -40,7 +40,7 @@ def page(
     model: str,
     judged: Judged,
     gates: Gates,
-    exhibits: Exhibits | None,
+    showcase: Showcase | None,
     *,
     missing: Mapping[str, str] | None = None,
 ) -> str:
@@ -50,7 +50,7 @@ def page(
         model: its name.
         judged: certificates with their breaches, at least one.
         gates: that they were judged by.
-        exhibits: pictures and players; None where nothing was measured for this page.
+        showcase: pictures and players; None where nothing was measured for this page.
         missing: why others were not measured, by name.
     """
     names = _names([certificate for certificate, _ in judged])
@@ -58,8 +58,8 @@ def page(
         "verdict": tables.verdicts(judged, names, gates, missing or {}),
         "stems": tables.stems(judged, names),
         "time": _over_time(judged, names, gates),
-        "seconds": _seconds(judged, exhibits),
-        "players": _players(judged, exhibits),
+        "seconds": _seconds(judged, showcase),
+        "players": _players(judged, showcase),
         "difficult": tables.difficult(judged, names),
         "axes": tables.axes(judged, names),
         "graph": tables.graph(judged, names),
@@ -157,15 +157,15 @@ def _over_time(judged: Judged, names: Sequence[str], gates: Gates) -> Markup:
     return join(*parts) if parts else element("p", "No song was separated to the end.")
 
 
-def _seconds(judged: Judged, exhibits: Exhibits | None) -> Markup:
+def _seconds(judged: Judged, showcase: Showcase | None) -> Markup:
     """Spectrograms of the worst second of each stem and run."""
-    if exhibits is None:
+    if showcase is None:
         return _not_measured("pictures")
-    parts: list[Markup] = [_which(exhibits)]
-    for item, exhibit in _shown(judged, exhibits):
+    parts: list[Markup] = [_which(showcase)]
+    for item, excerpts in _shown(judged, showcase):
         parts.append(element("h3", item))
-        stems = list(dict.fromkeys(stem for _, stem in exhibit.seconds))
-        for second in sorted(exhibit.seconds.values(), key=lambda one: stems.index(one.stem)):
+        stems = list(dict.fromkeys(stem for _, stem in excerpts.seconds))
+        for second in sorted(excerpts.seconds.values(), key=lambda one: stems.index(one.stem)):
             parts.append(_second(item, second))
     return join(*parts)
 
@@ -184,7 +184,7 @@ def _second(item: str, second: Second) -> Markup:
                 width=360,
                 height=270,
             ),
-            element("span", name if name != DIFFERENCE else f"{name}, colours of its own"),
+            element("span", name if name != DIFFERENCE else f"{name}, colors of its own"),
             class_="picture",
         )
         for name, png in second.pictures.items()
@@ -193,10 +193,10 @@ def _second(item: str, second: Second) -> Markup:
     return element("figure", element("figcaption", caption), inside)
 
 
-def _players(judged: Judged, exhibits: Exhibits | None) -> Markup:
-    if exhibits is None:
+def _players(judged: Judged, showcase: Showcase | None) -> Markup:
+    if showcase is None:
         return _not_measured("players")
-    if not exhibits.audio:
+    if not showcase.audio:
         return element("p", "Left out (--no-audio): the page holds no part of the songs' sound.")
     parts = [
         element(
@@ -208,17 +208,17 @@ def _players(judged: Judged, exhibits: Exhibits | None) -> Markup:
         element(
             "p",
             element("strong", "These are parts of the songs: "),
-            "see that their licence lets you pass this page on, or make it with ",
+            "see that their license lets you pass this page on, or make it with ",
             element("code", "--no-audio"),
             ".",
         ),
-        _which(exhibits),
+        _which(showcase),
     ]
-    for item, exhibit in _shown(judged, exhibits):
+    for item, excerpts in _shown(judged, showcase):
         parts.append(element("h3", item))
-        if exhibit.gain_db < 0:
-            parts.append(element("p", f"Beyond full scale: all turned down by {-exhibit.gain_db:.1f} dB."))
-        parts += [_player(item, excerpt) for excerpt in exhibit.excerpts]
+        if excerpts.gain_db < 0:
+            parts.append(element("p", f"Beyond full scale: all turned down by {-excerpts.gain_db:.1f} dB."))
+        parts += [_player(item, excerpt) for excerpt in excerpts.excerpts]
     return join(*parts)
 
 
@@ -249,19 +249,19 @@ def _player(item: str, excerpt: Excerpt) -> Markup:
     )
 
 
-def _shown(judged: Judged, exhibits: Exhibits) -> Iterator[tuple[str, Exhibit]]:
-    """Songs that exhibits hold, in the order of the corpus."""
+def _shown(judged: Judged, showcase: Showcase) -> Iterator[tuple[str, SongExcerpts]]:
+    """Songs that showcase hold, in the order of the corpus."""
     seen = set()
     for certificate, _ in judged:
         for item in certificate.corpus:
-            exhibit = exhibits.of(certificate, item)
-            if exhibit is not None and item not in seen:
+            excerpts = showcase.of(certificate, item)
+            if excerpts is not None and item not in seen:
                 seen.add(item)
-                yield item, exhibit
+                yield item, excerpts
 
 
-def _which(exhibits: Exhibits) -> Markup:
-    kept, heard = exhibits.kept, exhibits.heard
+def _which(showcase: Showcase) -> Markup:
+    kept, heard = showcase.kept, showcase.heard
     if not kept:
         return element("p", "No song was separated to the end.")
     if kept == heard:

@@ -178,7 +178,7 @@ class TestExactness:
         step = 2.0**-23
         block = np.array([[0.0, step, -step, 1.0, -1.0, 2.0, -2.0, 0.5 + step]], np.float32)
         expected = [0, 1, -1, 2**23 - 1, -(2**23), 2**23 - 1, -(2**23), 2**22 + 1]
-        np.testing.assert_array_equal(encoders.quantised(block, 24), [expected])
+        np.testing.assert_array_equal(encoders.to_integers(block, 24), [expected])
 
     @settings(max_examples=20, deadline=None)
     @given(cuts=st.lists(st.integers(0, 9000), max_size=5), rate=st.sampled_from([RATE, 48_000]))

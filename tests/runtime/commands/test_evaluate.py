@@ -29,8 +29,8 @@ Tfx = Callable[..., tuple[str, str]]
 @pytest.fixture
 def ready() -> None:
     try:
-        bsseval.require()
-        boxplot.require()
+        bsseval.require_museval()
+        boxplot.require_boxplot()
     except BackendUnavailable as error:
         pytest.skip(str(error))
 

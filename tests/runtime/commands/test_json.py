@@ -194,8 +194,8 @@ def test_evaluate(ask: Ask, bundle: Bundle, song_root: Path, tmp_path: Path) -> 
     from tfswa.runtime.evaluation import boxplot, bsseval
 
     try:
-        bsseval.require()
-        boxplot.require()
+        bsseval.require_museval()
+        boxplot.require_boxplot()
     except BackendUnavailable as error:
         pytest.skip(str(error))
     where = ("--data", song_root, "--songs", "A", "-o", tmp_path / "out", "--backend", "torch")

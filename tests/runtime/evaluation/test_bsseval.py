@@ -27,7 +27,7 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 @pytest.fixture
 def museval() -> Any:
     try:
-        bsseval.require()
+        bsseval.require_museval()
     except BackendUnavailable as error:
         pytest.skip(str(error))
     return bsseval._metrics()
@@ -137,12 +137,12 @@ class TestBssEval:
         pytest.importorskip("museval", reason="museval is not installed")
         monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else f"/bin/{name}")
         with pytest.raises(BackendUnavailable, match=rf"museval needs {missing} on PATH"):
-            bsseval.require()
+            bsseval.require_museval()
 
     def test_no_museval(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(BackendUnavailable, match=r"tfswa\[eval\]"):
-            bsseval.require()
+            bsseval.require_museval()
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(BackendUnavailable, match=r"tfswa\[plots\].*, or --no-plot"):
-            boxplot.require()
+            boxplot.require_boxplot()

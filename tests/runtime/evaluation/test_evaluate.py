@@ -23,7 +23,7 @@ from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
 from tfswa.runtime.evaluation import bsseval, evaluate, memory
 from tfswa.runtime.evaluation.bsseval import MEASURES
-from tfswa.runtime.evaluation.evaluate import Choices, Progress
+from tfswa.runtime.evaluation.evaluate import Choices, EvaluationProgress
 from tfswa.runtime.evaluation.scores import FIGURES, Score, score_song
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.opening import BundleModel, Model, open_model
@@ -44,7 +44,7 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 @pytest.fixture
 def museval() -> None:
     try:
-        bsseval.require()
+        bsseval.require_museval()
     except BackendUnavailable as error:
         pytest.skip(str(error))
 
@@ -170,7 +170,7 @@ class TestRuns:
         assert [song.reused for song in second.songs] == [True] * 3
 
     def test_a_run_goes_on_where_one_was_stopped(self, measure: Measure, tmp_path: Path) -> None:
-        def stop(now: Progress) -> None:
+        def stop(now: EvaluationProgress) -> None:
             if now.song == "C":
                 raise KeyboardInterrupt
 
@@ -248,7 +248,7 @@ class TestRuns:
         assert len(tree(tmp_path / "est")) == 6
 
     def test_progress(self, measure: Measure) -> None:
-        told: list[Progress] = []
+        told: list[EvaluationProgress] = []
         measure(report=told.append)
         assert [now.finished.song for now in told if now.finished] == ["A", "B", "C"]
         assert all(now.total == 3 for now in told)
@@ -400,7 +400,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[evaluate.Evaluation,
     quiet window by 1e-5 dB.
     """
     try:
-        bsseval.require()
+        bsseval.require_museval()
     except BackendUnavailable as error:
         pytest.skip(str(error))
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

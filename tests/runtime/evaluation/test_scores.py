@@ -14,7 +14,7 @@ from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.evaluation import bsseval
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline, ratio_mask
 from tfswa.runtime.evaluation.bsseval import MEASURES
-from tfswa.runtime.evaluation.scores import FIGURES, MEANS, MEDIANS, WINDOWS, Score, score_song, summarise
+from tfswa.runtime.evaluation.scores import FIGURES, MEANS, MEDIANS, WINDOWS, Score, score_song, summarize
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 
@@ -34,7 +34,7 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 @pytest.fixture
 def museval() -> Any:
     try:
-        bsseval.require()
+        bsseval.require_museval()
     except BackendUnavailable as error:
         pytest.skip(str(error))
     return bsseval._metrics()
@@ -160,12 +160,12 @@ class TestScores:
         def song(value: float | None) -> list[Score]:
             return [Score("vocals", name, dict.fromkeys(FIGURES, value), {}) for name in ("oracle", "model")]
 
-        first, second = summarise([song(1.0), song(2.0), song(None), song(9.0)])
+        first, second = summarize([song(1.0), song(2.0), song(None), song(9.0)])
         assert (first.estimator, second.estimator) == ("model", "oracle")
         assert all(first.figures[name] == 2.0 for name in MEDIANS)
         assert all(first.figures[name] == 4.0 for name in MEANS)
         assert first.to_dict() == {"stem": "vocals", "estimator": "model", **first.figures}
-        assert set(summarise([song(None)])[0].figures.values()) == {None}
+        assert set(summarize([song(None)])[0].figures.values()) == {None}
 
     def test_names_tell_the_conventions_apart(self) -> None:
         assert set(FIGURES) == {

@@ -26,7 +26,7 @@ SaveOnnx = Callable[..., Path]
 
 @pytest.fixture
 def save_onnx(tmp_path: Path) -> SaveOnnx:
-    """``save_onnx(metadata, weights)``: a graph of one Add with an initialiser of that many weights."""
+    """``save_onnx(metadata, weights)``: a graph of one Add with an initializer of that many weights."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: it makes the files that are read here")
 
     def save(metadata: dict[str, str], weights: int = 4, name: str = "model.onnx") -> Path:

@@ -169,8 +169,8 @@ def test_another_version_is_refused(tiny_spec: ModelSpec, version: object) -> No
 @pytest.mark.parametrize("place", ["", "stft", "chunk"])
 def test_unknown_fields_are_refused_by_name(tiny_spec: ModelSpec, place: str) -> None:
     data = tiny_spec.to_dict()
-    (data[place] if place else data)["colour"] = 1
-    with pytest.raises(BundleError, match="colour") as error:
+    (data[place] if place else data)["color"] = 1
+    with pytest.raises(BundleError, match="color") as error:
         ModelSpec.from_dict(data)
     refusal(error)
 

@@ -15,7 +15,7 @@ from command_line import Done, Tfx
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity import attention
-from tfswa.runtime.parity.attention import kind_of, plan_pictures, scale_of
+from tfswa.runtime.parity.attention import module_kind, plan_pictures, scale_of
 
 RATE = 8000
 MODULES = [
@@ -81,7 +81,7 @@ def test_without_matplotlib_the_extra_is_named(
     ],
 )
 def test_the_kind_is_the_last_word(module: str, kind: str) -> None:
-    assert kind_of(module) == kind
+    assert module_kind(module) == kind
 
 
 def test_every_picture_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tfswa.runtime.parity import (
     judge,
     passes,
     read_evidence,
-    require,
+    require_passing,
     store,
 )
 from tfswa.runtime.parity import certificate as module
@@ -138,7 +138,7 @@ class TestDescription:
     def test_of_a_combination_that_passed(self, model: BundleModel) -> None:
         store(model, [of(model)])
         assert describe_evidence(model, Fixed(), CPU) == "parity passed (120 dB SNR, 2026-11-22)"
-        require(model, Fixed(), CPU)
+        require_passing(model, Fixed(), CPU)
         store(model, [of(model, signal=[signal(None, identical=True)])])
         assert describe_evidence(model, Fixed(), CPU) == "parity passed (identical, 2026-11-22)"
 
@@ -146,7 +146,7 @@ class TestDescription:
         advice = f": run `tfx parity {model.name} --backend fixed`"
         assert describe_evidence(model, Fixed(), CPU) == f"no passing parity evidence here{advice}"
         with pytest.raises(GateError, match=r"model\.fixed of .* holds no passing certificate") as caught:
-            require(model, Fixed(), CPU)
+            require_passing(model, Fixed(), CPU)
         assert str(caught.value).endswith(advice)
         assert caught.value.exit_code == 3
         other = BackendOptions("fp16", "cuda")
@@ -156,7 +156,7 @@ class TestDescription:
         store(model, [of(model, **FAILED)])
         assert describe_evidence(model, Fixed(), CPU).startswith("no passing parity evidence")
         with pytest.raises(GateError):
-            require(model, Fixed(), CPU)
+            require_passing(model, Fixed(), CPU)
 
     def test_a_precision_without_gates_never_passes(self, model: BundleModel) -> None:
         store(model, [of(model, precision="fp8")])
@@ -203,4 +203,4 @@ class TestDescription:
         text = describe_evidence(model, Fixed(), CPU)
         assert text == f"the parity evidence is damaged: run `tfx parity {model.name} --backend fixed`"
         with pytest.raises(BundleError):
-            require(model, Fixed(), CPU)
+            require_passing(model, Fixed(), CPU)

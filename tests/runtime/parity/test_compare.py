@@ -14,7 +14,7 @@ from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity import Certificate, Item, Run, adversaries, certify, compare, judge, songs
+from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify, compare, judge, songs
 from tfswa.runtime.parity import reference as reference_module
 from tfswa.runtime.parity.corpus import seam_samples
 from tfswa.runtime.parity.gates import default_gates
@@ -107,7 +107,7 @@ class TestTheRealReference:
         assert compare(network, corpus, backend="torch").reference_rounding_db == {}
 
     def test_several_artifacts_are_measured_beside_one_reference(self, network: BundleModel) -> None:
-        runs = [Run("torch"), Run("torch", BackendOptions("bf16")), Run("ort")]
+        runs = [Candidate("torch"), Candidate("torch", BackendOptions("bf16")), Candidate("ort")]
         missing: dict[str, str] = {}
         seen: list[tuple[str, str]] = []
         found = certify(
@@ -182,7 +182,7 @@ class TestFigures:
         from tfswa.runtime.evaluation import bsseval
 
         try:
-            bsseval.require()
+            bsseval.require_museval()
         except BackendUnavailable as error:
             pytest.skip(str(error))
         found = measure(Fixed(), [synthetic_song(model.spec, seconds=2.0)])

@@ -12,7 +12,7 @@ import pytest
 
 from tfswa.runtime.errors import NonFiniteError, UsageError
 from tfswa.runtime.parity.graph import Graph, Node, module_values
-from tfswa.runtime.parity.localize import Located, localise
+from tfswa.runtime.parity.localize import Located, localize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -74,7 +74,7 @@ class Eager:
 
 
 def find(instrument: Any, reference: Any = None, **options: Any) -> Located:
-    return localise(instrument, reference or Eager(), np.zeros((1, 1)), **options)
+    return localize(instrument, reference or Eager(), np.zeros((1, 1)), **options)
 
 
 def test_values_of_modules_are_what_leaves_them() -> None:

@@ -24,7 +24,7 @@ from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.gates import Breach, default_gates, judge
 from tfswa.runtime.parity.report import excerpts as exhibits_module
 from tfswa.runtime.parity.report.charts import STEPS, snr_chart, thin
-from tfswa.runtime.parity.report.excerpts import DIFFERENCE_PEAK_DB, SONGS, Exhibits
+from tfswa.runtime.parity.report.excerpts import DIFFERENCE_PEAK_DB, SONGS, Showcase
 from tfswa.runtime.parity.report.markup import Markup, element, join
 from tfswa.runtime.parity.report.page import page
 from tfswa.runtime.songs.loading import Song
@@ -191,7 +191,7 @@ class TestThePage:
     def test_nothing_but_a_verdict_where_no_song_came_through(self, tiny_spec: ModelSpec) -> None:
         empty = certificate_of(tiny_spec, {}, signal=[], graph=[], axes=[], non_finite={"song": 5})
         judged = [(empty, judge(empty, default_gates()))]
-        found = Page(page("tiny", judged, default_gates(), Exhibits(tiny_spec)))
+        found = Page(page("tiny", judged, default_gates(), Showcase(tiny_spec)))
         assert "count of NaN and Inf on song is 5" in found.text
         assert "No song was separated to the end" in found.text
 
@@ -304,7 +304,7 @@ class TestExhibits:
             wrong[:, :, second * RATE + 3] += np.float32(0.4)
             return wrong
 
-        shown = Exhibits(tiny_spec)
+        shown = Showcase(tiny_spec)
         for run, second in (("one", 4), ("two", 3), ("three", 7)):
             shown.listen(song, run, right, spoilt(second))
         certificate = certificate_of(tiny_spec, {"song": (song, right, right)})
@@ -344,8 +344,8 @@ class TestExhibits:
         pytest.importorskip("matplotlib", reason="matplotlib is not installed: it is asked for first")
         monkeypatch.setattr(soundfile, "check_format", lambda *_: False)
         with pytest.raises(BackendUnavailable, match="or add --no-audio"):
-            Exhibits(tiny_spec)
-        Exhibits(tiny_spec, audio=False)
+            Showcase(tiny_spec)
+        Showcase(tiny_spec, audio=False)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 2 / RATE, 1.0, 1.0 + 1 / RATE])

@@ -30,7 +30,7 @@ STFT = StftSpec(n_fft=512, hop=128, sample_rate=8000)
 CHUNK = ChunkSpec(frames=32, context=5, fade=2, multiple=4)
 Run = Callable[..., tuple[int, str, str]]
 
-OVERLAP = STFT.n_fft // STFT.hop - 1  # frames that a sample's neighbours reach by the transform alone
+OVERLAP = STFT.n_fft // STFT.hop - 1  # frames that a sample's neighbors reach by the transform alone
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def tone(hertz: float, seconds: float = 1.0, amplitude: float = 1.0, channels: i
 
 
 def panels(figure: Any) -> list[Any]:
-    """Axes that hold data, colour bars left out."""
+    """Axes that hold data, color bars left out."""
     return [axis for axis in figure.axes if axis.get_visible() and axis.get_label() != "<colorbar>"]
 
 
@@ -76,11 +76,11 @@ def test_a_small_spectrogram_of_what_lies_below_the_floor() -> None:
     assert level[:, level.shape[1] // 2].max() == pytest.approx(-160, abs=0.1)
     assert image.get_extent() == [3.0, 4.0, 0, 4.0]
     assert image.get_clim()[1] == pytest.approx(float(level.max()))
-    beside = pictures.spectrogram(RATE, 0 * tone(1000), loudest_db=-10.0, colours="viridis")
+    beside = pictures.spectrogram(RATE, 0 * tone(1000), loudest_db=-10.0, colors="viridis")
     assert panels(beside)[0].images[0].get_clim() == (-10.0 - pictures.RANGE_DB, -10.0)
 
 
-def test_a_small_png_is_the_figure_in_256_colours() -> None:
+def test_a_small_png_is_the_figure_in_256_colors() -> None:
     image_of = pytest.importorskip("PIL.Image", reason="pillow is not installed: it codes small pictures")
     figure = pictures.spectrogram(RATE, tone(1000))
     coded = pictures.small_png(figure)
@@ -106,7 +106,7 @@ def test_loss_curves_hold_losses_scores_and_the_rate() -> None:
     np.testing.assert_array_equal(rate.lines[0].get_ydata(), train["lr"])
     np.testing.assert_array_equal(losses.lines[1].get_xdata(), train["step"])
     assert losses.get_yscale() == "log"
-    assert rate.get_xlabel() == "optimiser step"
+    assert rate.get_xlabel() == "optimizer step"
     to_pixels(figure)
 
 
@@ -190,7 +190,11 @@ def test_a_png_replaces_the_old_one_at_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for draw in (pictures.require, lambda: loss_curves({}, {}), lambda: spectrograms(RATE, {"a": tone(1)})):
+    for draw in (
+        pictures.require_matplotlib,
+        lambda: loss_curves({}, {}),
+        lambda: spectrograms(RATE, {"a": tone(1)}),
+    ):
         with pytest.raises(BackendUnavailable, match=r"matplotlib: pip install 'tfswa\[plots\]'"):
             draw()
 

@@ -69,7 +69,7 @@ def identity(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def awkward(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Depends on the place in the chunk and on all of the chunk, so neighbours disagree; stems sum to it."""
+    """Depends on the place in the chunk and on all of the chunk, so neighbors disagree; stems sum to it."""
     stems = np.empty((chunks.shape[0], 2, *chunks.shape[1:]), np.float32)
     gain = np.cos(np.arange(chunks.shape[-1], dtype=np.float32) * np.float32(0.37))
     for chunk, pair in zip(chunks, stems, strict=True):
@@ -223,7 +223,7 @@ def test_context_is_discarded(layout: Layout, samples: int, batch: int) -> None:
     np.testing.assert_array_equal(at_once(layout.engine(dirty, batch), signal), clean)
 
 
-def test_chunks_hold_the_real_neighbourhood() -> None:
+def test_chunks_hold_the_real_neighborhood() -> None:
     layout = Layout(step=10, fade=2, context=3)
     seen: list[NDArray[np.float32]] = []
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tfswa.runtime.stream.pipeline import DEPTH, Behind, Prefetch
+from tfswa.runtime.stream.pipeline import DEPTH, BackgroundWorker, Prefetch
 
 # Room for a busy machine; a deadlock would last forever.
 PROMPT_SECONDS = 2.0
@@ -154,11 +154,11 @@ class TestPrefetch:
         assert 0.1 <= items.cpu_seconds < 0.25
 
 
-class TestBehind:
+class TestBackgroundWorker:
     @pytest.mark.parametrize("count", [0, 1, DEPTH, DEPTH + 1, 10_000])
     def test_does_every_item_in_order_before_it_ends(self, count: int) -> None:
         done: list[int] = []
-        with Behind(done.append) as behind:
+        with BackgroundWorker(done.append) as behind:
             for number in range(count):
                 behind.put(number)
         assert done == list(range(count))
@@ -172,7 +172,7 @@ class TestBehind:
             time.sleep(0.01)
             done.append(number)
 
-        with Behind(slow, depth) as behind:
+        with BackgroundWorker(slow, depth) as behind:
             for number in range(12):
                 behind.put(number)
                 ahead.append(number + 1 - len(done))
@@ -181,7 +181,7 @@ class TestBehind:
 
     def test_work_is_done_in_the_thread(self) -> None:
         names: list[str] = []
-        with Behind(lambda _: names.append(threading.current_thread().name)) as behind:
+        with BackgroundWorker(lambda _: names.append(threading.current_thread().name)) as behind:
             behind.put(0)
         assert names == ["encode"]
 
@@ -191,7 +191,7 @@ class TestBehind:
                 raise Broken(f"item {number}")
 
         put = 0
-        with pytest.raises(Broken, match="item 2"), Behind(fail) as behind:
+        with pytest.raises(Broken, match="item 2"), BackgroundWorker(fail) as behind:
             for put in range(1_000_000):
                 behind.put(put)
         assert put <= 2 + DEPTH + 2
@@ -202,7 +202,7 @@ class TestBehind:
             if number == 2:
                 raise Broken("the last")
 
-        with pytest.raises(Broken, match="the last"), Behind(fail) as behind:
+        with pytest.raises(Broken, match="the last"), BackgroundWorker(fail) as behind:
             for number in range(3):
                 behind.put(number)
 
@@ -213,7 +213,7 @@ class TestBehind:
             seen.append(number)
             raise Broken
 
-        with pytest.raises(Broken), Behind(fail) as behind:
+        with pytest.raises(Broken), BackgroundWorker(fail) as behind:
             for number in range(100):
                 behind.put(number)
         assert seen == [0]
@@ -227,7 +227,7 @@ class TestBehind:
             done.append(number)
 
         start = time.monotonic()
-        with pytest.raises(kind), Behind(slow, 50) as behind:
+        with pytest.raises(kind), BackgroundWorker(slow, 50) as behind:
             for number in range(50):
                 behind.put(number)
             raise kind
@@ -238,7 +238,7 @@ class TestBehind:
         def fail(number: int) -> None:
             raise Broken("theirs")
 
-        with pytest.raises(ZeroDivisionError), Behind(fail) as behind:
+        with pytest.raises(ZeroDivisionError), BackgroundWorker(fail) as behind:
             behind.put(1)
             time.sleep(0.05)
             raise ZeroDivisionError
@@ -252,7 +252,7 @@ class TestBehind:
 
         timer = threading.Timer(0.15, interrupt_main)
         start = time.monotonic()
-        with pytest.raises(KeyboardInterrupt), Behind(slow, 100) as behind:
+        with pytest.raises(KeyboardInterrupt), BackgroundWorker(slow, 100) as behind:
             for number in range(100):
                 behind.put(number)
             timer.start()
@@ -264,13 +264,13 @@ class TestBehind:
     def test_ends_at_once(self) -> None:
         start = time.monotonic()
         for _ in range(50):
-            with Behind(lambda _: None) as behind:
+            with BackgroundWorker(lambda _: None) as behind:
                 behind.put(1)
                 time.sleep(0.005)
         assert time.monotonic() - start < 1.5
 
     def test_measures_the_cpu_time_of_its_thread_alone(self) -> None:
-        with Behind(lambda _: burn(0.1)) as behind:
+        with BackgroundWorker(lambda _: burn(0.1)) as behind:
             behind.put(1)
             burn(0.3)
         assert 0.1 <= behind.cpu_seconds < 0.25
@@ -293,7 +293,7 @@ def test_both_together_keep_order_whichever_is_slow(slow_end: str) -> None:
         pause("encode")
         done.append(number)
 
-    with Prefetch(produce()) as items, Behind(write) as behind:
+    with Prefetch(produce()) as items, BackgroundWorker(write) as behind:
         for number in items:
             pause("caller")
             behind.put(2 * number)
@@ -309,7 +309,7 @@ def test_an_error_at_either_end_stops_the_other() -> None:
     with (
         pytest.raises(Broken, match="encoder"),
         Prefetch(counted(1_000_000, taken)) as items,
-        Behind(fail) as behind,
+        BackgroundWorker(fail) as behind,
     ):
         for number in items:
             behind.put(number)
@@ -317,7 +317,7 @@ def test_an_error_at_either_end_stops_the_other() -> None:
     with (
         pytest.raises(Broken, match="item 3"),
         Prefetch(counted(10, [], 3)) as items,
-        Behind(lambda _: None) as behind,
+        BackgroundWorker(lambda _: None) as behind,
     ):
         for number in items:
             behind.put(number)

@@ -27,15 +27,15 @@ from tfswa.export.check import check_planes  # noqa: E402
 from tfswa.export.onnx import PLAN, export_onnx  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.precision import typed  # noqa: E402
-from tfswa.export.quantise import (  # noqa: E402
+from tfswa.export.quantize import (  # noqa: E402
     CALIBRATION,
     KINDS,
     LEVELS,
-    count_quantised,
+    count_quantized,
     item_shapes,
     layers,
     load_ranges,
-    quantised,
+    quantize_graph,
     rounded_weight,
 )
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
@@ -148,9 +148,9 @@ def failure(command: Any, *arguments: Any) -> TfxError:
 class TestPlacement:
     def test_only_the_chosen_layers_get_pairs(self, full: Any, ranges: dict[str, float]) -> None:
         names = ["stem/Conv", "up.0/ConvTranspose", f"{SHARED}.out/MatMul"]
-        made = quantised(full, ranges, names)
+        made = quantize_graph(full, ranges, names)
         made_by = makers(made)
-        assert count_quantised(made) == 3
+        assert count_quantized(made) == 3
         for node in made.graph.node:
             if node.op_type in KINDS:
                 given = [made_by[name].op_type for name in node.input[:2] if name in made_by]
@@ -159,7 +159,7 @@ class TestPlacement:
         assert (kinds["QuantizeLinear"], kinds["DequantizeLinear"]) == (3, 6)  # weights are 8 bits already
 
     def test_none_chosen_is_the_float_graph(self, full: Any, ranges: dict[str, float]) -> None:
-        made = quantised(full, ranges, [])
+        made = quantize_graph(full, ranges, [])
         assert made.graph == full.graph
 
     def test_what_is_no_layer_is_neither_given_nor_gives_8_bits(self, calibrated_bundle: Path) -> None:
@@ -172,25 +172,25 @@ class TestPlacement:
             given = {made_by[name].op_type for name in node.input if name in made_by}
             if node.op_type not in (*KINDS, "DequantizeLinear"):
                 assert "DequantizeLinear" not in given, node.name  # Add, LayerNormalization, Softmax, ...
-            if node.op_type == "DequantizeLinear":  # of a weight, or of what was quantised just before
+            if node.op_type == "DequantizeLinear":  # of a weight, or of what was quantized just before
                 assert given <= {"QuantizeLinear"}
             if node.op_type == "MatMul" and "DequantizeLinear" not in given:
                 assert not set(node.input) & set(weights_of(graph))  # queries by keys: no weights
 
-    def test_every_layer_with_weights_can_be_quantised(self, calibrated_bundle: Path, full: Any) -> None:
+    def test_every_layer_with_weights_can_be_quantized(self, calibrated_bundle: Path, full: Any) -> None:
         made = onnx.load(calibrated_bundle / "model.int8.onnx")
         count = len([node for node in full.graph.node if set(node.input[1:2]) & set(weights_of(full))])
         whole = [layer.name for layer in layers(full)]
-        assert len(whole) == count_quantised(made) > 30
+        assert len(whole) == count_quantized(made) > 30
         assert count >= len(whole)
         details = open_bundle(calibrated_bundle).bundle.files["model.int8.onnx"].details
-        assert (details["quantised"], details["layers"]) == (len(whole), len(whole))
+        assert (details["quantized"], details["layers"]) == (len(whole), len(whole))
 
     def test_q_k_and_v_share_a_pair_of_the_widest_range(self, full: Any, ranges: dict[str, float]) -> None:
         names = [layer.name for layer in layers(full) if layer.name.startswith(f"{SHARED}/")]
         assert len(names) == 3
         wide = {**ranges, names[1]: 7.5}
-        made = quantised(full, wide, names)
+        made = quantize_graph(full, wide, names)
         made_by = makers(made)
         given = {node.input[0] for node in made.graph.node if node.name in names}
         assert len(given) == 1
@@ -199,7 +199,7 @@ class TestPlacement:
         assert scale == pytest.approx(7.5 / LEVELS)
 
     def test_what_others_are_given_too_is_theirs_in_float(self, full: Any, ranges: dict[str, float]) -> None:
-        made = quantised(full, ranges, ["down.0/Conv"])
+        made = quantize_graph(full, ranges, ["down.0/Conv"])
         before = {node.name: node for node in full.graph.node}
         after = {node.name: node for node in made.graph.node}
         assert before["down.0/Conv"].input[0] == before["skip.0/Conv"].input[0]
@@ -219,7 +219,7 @@ class TestPlacement:
         toy = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         x = np.array([[0.11, 0.22, 0.33, 1.0]], np.float32)
         for chosen in (["one/MatMul"], ["two/MatMul"], ["one/MatMul", "two/MatMul"]):
-            made = inferred(quantised(inferred(toy), {"one/MatMul": 1.0, "two/MatMul": 2.0}, chosen))
+            made = inferred(quantize_graph(inferred(toy), {"one/MatMul": 1.0, "two/MatMul": 2.0}, chosen))
             onnx.checker.check_model(made, full_check=True)
             nodes = {node.name: node for node in made.graph.node}
             for name, inputs in (("one/Add", ["a", "x"]), ("two/Add", ["c", "b"])):
@@ -248,11 +248,11 @@ class TestPlacement:
             graph = onnx.load(calibrated_bundle / name)
             onnx.checker.check_model(graph, full_check=True)  # sorted, typed, no duplicates
             assert [entry.domain for entry in graph.opset_import] == [""]
-        onnx.checker.check_model(inferred(quantised(full, ranges, ["head/Conv"])), full_check=True)
+        onnx.checker.check_model(inferred(quantize_graph(full, ranges, ["head/Conv"])), full_check=True)
 
     def test_what_it_is_given_stays_as_it_was(self, full: Any, ranges: dict[str, float]) -> None:
         before = full.SerializeToString(deterministic=True)
-        quantised(full, ranges, ["head/Conv"])
+        quantize_graph(full, ranges, ["head/Conv"])
         layers(full)
         assert full.SerializeToString(deterministic=True) == before
 
@@ -343,7 +343,7 @@ class TestNumbers:
                 right[3] = 0
                 tensor.CopyFrom(numpy_helper.from_array(right, tensor.name))
         names = {"head/Conv": ranges["head/Conv"], "skip.0/Conv": 1e-3}
-        made = quantised(inferred(typed(small, "fp16")), names, list(names))
+        made = quantize_graph(inferred(typed(small, "fp16")), names, list(names))
         held, made_by = weights_of(made), makers(made)
         nodes = {node.name: node for node in made.graph.node}
         levels, scale, _ = (held[name] for name in made_by[nodes["head/Conv"].input[1]].input)
@@ -436,7 +436,7 @@ class TestRunning:
         right = run(full, {"mixture": planes})
         losses = []
         for factor in (1.0, 0.1):
-            made = quantised(full, {**ranges, "head/Conv": factor * ranges["head/Conv"]}, ["head/Conv"])
+            made = quantize_graph(full, {**ranges, "head/Conv": factor * ranges["head/Conv"]}, ["head/Conv"])
             losses.append(snr_db(right, run(made, {"mixture": planes})) or 0)
         assert losses[0] > 40
         assert losses[1] < 20
@@ -464,14 +464,14 @@ class TestRunning:
 
         calibrated.bundle.add("model.int8.onnx", write, kind="onnx", precision="int8")
         error = failure(cli.build_engine, calibrated.name, "--precision", "int8", "--flavor", "rtx")
-        assert "is recorded as int8, nothing in it is quantised: export it again" in str(error)
+        assert "is recorded as int8, nothing in it is quantized: export it again" in str(error)
 
 
 class TestPlans:
     def test_a_plan_names_the_layers(self, calibrated: BundleModel) -> None:
         plan = PrecisionPlan(int8=("encoder.0.conv", "head"))
         made = export_onnx(calibrated, precision="int8", plan=plan, force=True)
-        assert (made.details["quantised"], made.details["layers"]) == (3, 41)
+        assert (made.details["quantized"], made.details["layers"]) == (3, 41)
         graph = onnx.load(made.file)
         made_by = makers(graph)
         for node in graph.graph.node:
@@ -480,21 +480,21 @@ class TestPlans:
                 kind = made_by.get(node.input[0])
                 assert (kind is not None and kind.op_type == "DequantizeLinear") == chosen, node.name
 
-    def test_without_a_list_of_its_own_a_plan_quantises_all_but_what_stays_float32(
+    def test_without_a_list_of_its_own_a_plan_quantizes_all_but_what_stays_float32(
         self, calibrated: BundleModel
     ) -> None:
         plan = PrecisionPlan(fp32=("head", "encoder.1.blocks.0.time"))
         for precision in ("int8", "mixed"):
             made = export_onnx(calibrated, precision=precision, plan=plan, force=True)
-            assert made.details["quantised"] == 41 - 1 - 4
+            assert made.details["quantized"] == 41 - 1 - 4
             nodes = {node.name: node for node in onnx.load(made.file).graph.node}
             assert not nodes["head/Conv"].input[0].endswith("DequantizeLinear_Output")
 
     def test_the_bundles_own_plan_is_the_default(self, calibrated: BundleModel) -> None:
         model = own_plan(calibrated, int8=["down.0"], source=calibrated.bundle.digest)
-        assert export_onnx(model, precision="int8", force=True).details["quantised"] == 1
+        assert export_onnx(model, precision="int8", force=True).details["quantized"] == 1
         everything = PrecisionPlan()
-        assert export_onnx(model, precision="int8", plan=everything, force=True).details["quantised"] == 41
+        assert export_onnx(model, precision="int8", plan=everything, force=True).details["quantized"] == 41
 
     def test_a_mixed_graph_keeps_its_plans_float32(self, calibrated: BundleModel) -> None:
         model = own_plan(calibrated, int8=["down.0"], fp32=["head"])
@@ -518,7 +518,7 @@ class TestPlans:
         assert f"{PLAN} of {model.bundle.path} was made with another calibration" in str(error)
         assert contents(model.bundle.path) == before
         named = PrecisionPlan(int8=("down.0",))
-        assert export_onnx(model, precision="int8", plan=named, force=True).details["quantised"] == 1
+        assert export_onnx(model, precision="int8", plan=named, force=True).details["quantized"] == 1
 
     @pytest.mark.parametrize("own", [True, False])
     def test_a_plan_of_another_model_is_refused(
@@ -558,24 +558,24 @@ class TestPlans:
         (tmp_path / "plan.json").write_text(json.dumps(content))
         plan = PrecisionPlan.load(tmp_path / "plan.json")
         assert plan == PrecisionPlan(("head",), (), "abc")
-        assert not plan.quantises("stem/Conv")
+        assert not plan.quantizes("stem/Conv")
 
 
 class TestRefusals:
     def test_a_layer_that_is_not_there(self, full: Any, ranges: dict[str, float]) -> None:
         for name in ("nowhere/Conv", "encoder.0.blocks.0.window/Softmax", "head"):
             with pytest.raises(ConfigError, match=f"{name} is to be computed in int8, the graph has no such"):
-                quantised(full, ranges, ["head/Conv", name])
+                quantize_graph(full, ranges, ["head/Conv", name])
 
     def test_a_layer_without_a_range(self, full: Any) -> None:
         with pytest.raises(ConfigError, match=r"stem/Conv is to be computed in int8, no range of it was"):
-            quantised(full, {"head/Conv": 1.0}, ["head/Conv", "stem/Conv"])
+            quantize_graph(full, {"head/Conv": 1.0}, ["head/Conv", "stem/Conv"])
 
     @pytest.mark.parametrize("limit", [float("nan"), float("inf"), 0.0, -1.0])
     def test_a_range_that_is_none(self, full: Any, ranges: dict[str, float], limit: float) -> None:
         tensor = next(layer.activation for layer in layers(full) if layer.name == "head/Conv")
         with pytest.raises(ExportError, match=f"the range of {tensor} is .*: calibrate on other audio"):
-            quantised(full, {**ranges, "head/Conv": limit}, ["head/Conv"])
+            quantize_graph(full, {**ranges, "head/Conv": limit}, ["head/Conv"])
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_a_weight_that_is_none(self, full: Any, ranges: dict[str, float], value: float) -> None:
@@ -587,8 +587,8 @@ class TestRefusals:
                 weight[1, 0, 0, 0] = value
                 tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
         with pytest.raises(ExportError, match=r"weight head\.weight holds NaN or Inf: train"):
-            quantised(broken, ranges, ["head/Conv"])
-        assert count_quantised(quantised(broken, ranges, ["stem/Conv"])) == 1
+            quantize_graph(broken, ranges, ["head/Conv"])
+        assert count_quantized(quantize_graph(broken, ranges, ["stem/Conv"])) == 1
 
     def test_a_bundle_that_was_not_calibrated(
         self, exported: BundleModel, contents: Callable[[Path], dict[str, bytes]]
@@ -626,4 +626,4 @@ class TestRefusals:
     def test_half_precision_that_holds_no_such_range(self, full: Any, ranges: dict[str, float]) -> None:
         half = inferred(typed(full, "fp16"))
         with pytest.raises(ExportError, match=r"the range of .* is 1e\+06, float16 holds no such number"):
-            quantised(half, {**ranges, "head/Conv": 1e6}, ["head/Conv"])
+            quantize_graph(half, {**ranges, "head/Conv": 1e6}, ["head/Conv"])

@@ -7,8 +7,8 @@ QuantizeLinear and DequantizeLinear, which ONNX Runtime, OpenVINO and TensorRT a
                    layer ── (+ bias, float) ── ...
     weight int8 ─ DQ ┘
 
-- only layers with weights: Conv, ConvTranspose and MatMul. Their inputs are quantised and not their
-  outputs, so that residual sums, normalisations and softmax stay as they were (quantised, they are what
+- only layers with weights: Conv, ConvTranspose and MatMul. Their inputs are quantized and not their
+  outputs, so that residual sums, normalizations and softmax stay as they were (quantized, they are what
   ruins networks like these)
 - activations: symmetric, one scale a tensor, from a range that was calibrated; TensorRT takes no zero point
 - weights: symmetric, one scale an output channel; biases stay float
@@ -96,7 +96,7 @@ def layers(graph: onnx.ModelProto) -> list[Layer]:
     """Layers of a graph that have weights of their own, in its order.
 
     Args:
-        graph: float32 or float16, not quantised.
+        graph: float32 or float16, not quantized.
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     shapes = item_shapes(graph)
@@ -132,7 +132,9 @@ def item_shapes(graph: onnx.ModelProto) -> dict[str, list[int]]:
     }
 
 
-def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]) -> onnx.ModelProto:
+def quantize_graph(
+    graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]
+) -> onnx.ModelProto:
     """Put Q/DQ pairs before layers of a graph.
 
     Args:
@@ -200,7 +202,7 @@ def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collec
         )
         quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
-    _give_back(made.graph, graph.graph, wanted)
+    _restore_other_users(made.graph, graph.graph, wanted)
     _sort(made.graph)
     for entry in list(made.opset_import):
         if entry.domain:  # ONNX Runtime's own operators, none of which is used
@@ -208,14 +210,14 @@ def quantised(graph: onnx.ModelProto, ranges: Mapping[str, float], names: Collec
     return made
 
 
-def count_quantised(graph: onnx.ModelProto) -> int:
+def count_quantized(graph: onnx.ModelProto) -> int:
     """Layers of a graph whose input comes through a Q/DQ pair."""
     pairs = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
     return sum(node.op_type in KINDS and pairs.issuperset(node.input[:2]) for node in graph.graph.node)
 
 
 def rounded_weight(weight: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
-    """Weights as a quantised layer has them: rounded to 8 bits by output channel, as float32.
+    """Weights as a quantized layer has them: rounded to 8 bits by output channel, as float32.
 
     Args:
         weight: of a layer of that kind, in ONNX's layout.
@@ -240,10 +242,10 @@ def weight_scales(weight: NDArray[np.float32], kind: str) -> tuple[int, NDArray[
     return axis, np.where(scale > 0, scale, np.float32(1))
 
 
-def _give_back(made: onnx.GraphProto, graph: onnx.GraphProto, chosen: Collection[str]) -> None:
+def _restore_other_users(made: onnx.GraphProto, graph: onnx.GraphProto, chosen: Collection[str]) -> None:
     """Give nodes that were not chosen what they were given before.
 
-    ONNX Runtime's quantiser has all users of a tensor take it from behind its pair, residual sums too.
+    ONNX Runtime's quantizer has all users of a tensor take it from behind its pair, residual sums too.
     """
     before = {node.name: node for node in graph.node}
     used = set()
