@@ -10,7 +10,8 @@ from keyword import iskeyword
 
 import click
 
-from tfswa.runtime.errors import BackendUnavailable, TfxError
+from tfswa.runtime.errors import BackendUnavailable, TfxError, did_you_mean
+from tfswa.runtime.escape import escaped_output, shown
 
 # name -> (module, what it does): nothing is imported until a command runs.
 COMMANDS = {
@@ -55,6 +56,14 @@ class LazyGroup(click.Group):
             raise _missing(cmd_name, error) from error
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a name that is not in the table is answered with the nearest that is."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing anything."""
         with formatter.section("Commands"):
@@ -73,28 +82,51 @@ def main() -> None:
     SIGTERM unwinds like Ctrl-C, so that a stopped service leaves no half file either, and exits with 143.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with escaped_output():
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """The command line to its exit code; whatever is raised is told on stderr."""
     try:
-        sys.exit(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
+        return int(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:
-        click.echo(f"tfx: {error}", err=True)
-        sys.exit(error.exit_code)
+        return _tell(error, error.exit_code)
     except ModuleNotFoundError as error:
-        missing = _missing("this command", error)
-        click.echo(f"tfx: {missing}", err=True)
-        sys.exit(missing.exit_code)
+        try:
+            missing = _missing("this command", error)
+        except ModuleNotFoundError:
+            return report_bug(error)
+        return _tell(missing, missing.exit_code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("tfx: interrupted", err=True)
-        sys.exit(130)
+        return _tell("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(1)
+        return 1
     except OSError as error:  # a path too long, a folder that may not be read: the system's words will do
         place = "" if error.filename is None else f"{error.filename}: "
-        click.echo(f"tfx: {place}{error.strerror or error}", err=True)
-        sys.exit(1)
+        return _tell(f"{place}{error.strerror or error}", 1)
+    except MemoryError:
+        return _tell("out of memory: lower --batch, or give the process more", 1)
+    except Exception as error:
+        return report_bug(error)
+
+
+def report_bug(error: Exception) -> int:
+    """Show where an error of our own came from, and ask for a report; the exit code is 1."""
+    import traceback
+
+    click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+    asked = "please report it with the lines above and what `tfx doctor --json` prints"
+    return _tell(f"{type(error).__name__}: this is a fault in tfx, not in your files: {asked}", 1)
+
+
+def _tell(what: object, code: int) -> int:
+    click.echo(f"tfx: {shown(what)}", err=True)
+    return code
 
 
 def _missing(what: str, error: ModuleNotFoundError) -> TfxError:

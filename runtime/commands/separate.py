@@ -11,6 +11,7 @@ import click
 
 from tfswa.runtime.commands import options
 from tfswa.runtime.errors import TfxError
+from tfswa.runtime.escape import shown
 
 if TYPE_CHECKING:
     from tfswa.runtime.stream.files import FileResult
@@ -212,7 +213,7 @@ class _Bar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task(name, total=None, seconds="?", speed="-")
+        self.task = self.bar.add_task(shown(name), total=None, seconds="?", speed="-")
 
     def __enter__(self) -> _Bar:
         self.bar.start()
