@@ -11,7 +11,6 @@ import click
 
 from tfswa.runtime.commands import options
 from tfswa.runtime.errors import TfxError
-from tfswa.runtime.escape import shown
 
 if TYPE_CHECKING:
     from tfswa.runtime.stream.files import FileResult
@@ -202,6 +201,8 @@ class _Bar:
     def __init__(self, name: str):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from tfswa.runtime.escape import shown
 
         console = Console(stderr=True)
         self.bar = Progress(
