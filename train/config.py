@@ -48,6 +48,20 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SetConfig:
+    """Songs that are drawn from by share.
+
+    Attributes:
+        songs: names, or patterns of the shell (``sung-*``); a song belongs to the first set that names it.
+        shares: per stem, of the remixed chunks whose source or stem comes from here; a stem that is not named
+            has 0. What the sets give to one stem counts in proportion, among the sets that have the source.
+    """
+
+    songs: tuple[str, ...]
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the audio is, and how it is read.
 
@@ -59,6 +73,9 @@ class DataConfig:
         sources: per stem the sources that are summed to it.
         validation: names of the songs held out.
         songs: names of the songs to train on; empty for all that are not held out.
+        partial: songs may lack sources (a voice alone, an accompaniment alone). Remixing draws each source
+            from the songs that have it; a chunk from one place is of a song that has every stem.
+        sets: by which share remixing draws songs; none for every song alike.
         cache: folder for decoded audio; empty for the user's cache.
         cache_gb: limit of that folder, shared by all runs that use it.
         activity_db: a chunk of a source quieter than this (dBFS, RMS) is drawn again, up to ``draws`` times.
@@ -73,6 +90,8 @@ class DataConfig:
     )
     validation: tuple[str, ...] = ()
     songs: tuple[str, ...] = ()
+    partial: bool = False
+    sets: tuple[SetConfig, ...] = ()
     cache: str = ""
     cache_gb: float = 64.0
     activity_db: float = -45.0
@@ -89,6 +108,13 @@ class AugmentConfig:
 
     Attributes:
         remix: that the sources of a chunk come from different songs and places.
+        remix_sources: that every source of a remixed chunk is drawn on its own; otherwise the sources of a
+            stem stay together, and stems are drawn.
+        without: per stem, that all of it is left out of the chunk.
+        balance: that the level of one stem against the sum of the others is set.
+        balance_stem: which stem.
+        balance_db: its RMS over that of the others, in dB, uniform; silence stays, and no gain is above 18 dB
+            or below -18 dB.
         tempo: that the tempo changes, pitch kept (Signalsmith Stretch).
         tempo_range: factor, uniform; above 1 is faster.
         pitch: that the pitch changes, tempo kept.
@@ -106,6 +132,11 @@ class AugmentConfig:
     """
 
     remix: float = 0.5
+    remix_sources: float = 1.0
+    without: Mapping[str, float] = field(default_factory=dict)
+    balance: float = 0.0
+    balance_stem: str = "vocals"
+    balance_db: tuple[float, float] = (-14.0, 4.0)
     tempo: float = 0.0
     tempo_range: tuple[float, float] = (0.9, 1.1)
     pitch: float = 0.0

@@ -139,7 +139,10 @@ class Run:
         with self.fabric.rank_zero_first(local=True):  # one process decodes, the others find it decoded
             songs, self.held_out = load_training_songs(config.data, rate, self.spec.channels)
         self.task = new_task(config, self.spec, self.device)
-        self.chunks = Chunks(songs, self.task.groups, config.data, config.augment, rate, optim.seed)
+        names = tuple(config.data.sources) if config.pretrain.share else self.spec.stems
+        self.chunks = Chunks(
+            songs, self.task.groups, config.data, config.augment, rate, optim.seed, stems=names
+        )
         self.epoch_steps = _epoch_steps(songs, self.curriculum.samples, optim.batch)
         self.curriculum.fix(self.epoch_steps)
         self.chunks.check(self.curriculum.longest)

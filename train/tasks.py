@@ -95,13 +95,17 @@ class Separation:
         return separate_whole(network, self.spec, mixture, self.device).numpy()
 
     def excerpt(self, song: TrainingSong, seconds: float = math.inf) -> NDArray[np.float32]:
-        """True stems ``[S, C, N]`` from the middle of a song."""
+        """True stems ``[S, C, N]`` from the middle of a song; a source that it lacks is silent."""
         wanted = min(seconds, self.seconds) * self.spec.stft.sample_rate
         length = int(min(song.samples, wanted))
         start = (song.samples - length) // 2
         cut = slice(start, start + length)
-        stems = [np.sum([song.sources[source][:, cut] for source in group], axis=0) for group in self.groups]
-        return np.stack(stems).astype(np.float32)
+        stems = np.zeros((len(self.groups), self.spec.channels, length), np.float32)
+        for stem, group in zip(stems, self.groups, strict=True):
+            for source in group:
+                if source in song.sources:
+                    stem += song.sources[source][:, cut]
+        return stems
 
     def save(
         self, out: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any], best: bool
@@ -146,9 +150,10 @@ class Reconstruction:
         length = (self.spec.chunk.frames - 1) * self.spec.stft.hop
         wanted = max(length, self.seconds * self.spec.stft.sample_rate)  # a chunk at least
         chunks = min(8, int(min(song.samples, wanted)) // length)
-        if chunks == 0:
+        there = [source for source in self.groups[0] if source in song.sources]
+        if chunks == 0 or not there:
             return {}
-        mixture = np.sum([song.sources[source][:, : chunks * length] for source in self.groups[0]], axis=0)
+        mixture = np.sum([song.sources[source][:, : chunks * length] for source in there], axis=0)
         signals = torch.from_numpy(mixture.astype(np.float32).reshape(-1, chunks, length))
         with torch.no_grad():
             values = [

@@ -21,8 +21,11 @@ def data() -> None:
 @data.command()
 @click.argument("root", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--split", help="train or test, where DIR has the two; default: all there is.")
+@click.option(
+    "--partial", is_flag=True, help="Songs may lack sources, as with data.partial = true; default: an error."
+)
 @options.as_json
-def check(root: Path, split: str | None, as_json: bool) -> None:
+def check(root: Path, split: str | None, partial: bool, as_json: bool) -> None:
     """Read every song below DIR, and say what is wrong.
 
     Exit code 1 if there is something that makes training impossible.
@@ -31,7 +34,7 @@ def check(root: Path, split: str | None, as_json: bool) -> None:
 
     from tfswa.train.data.check import check_songs as run
 
-    found = run(root, split, lambda song: click.echo(f"reading {song}", err=True))
+    found = run(root, split, lambda song: click.echo(f"reading {song}", err=True), partial=partial)
     if as_json:
         click.echo(json.dumps({"root": str(root), **found.to_dict()}))
     else:
