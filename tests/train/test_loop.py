@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from tfswa.train.config import (  # noqa: E402
     ModelConfig,
     OptimConfig,
     RunConfig,
+    SetConfig,
     TrainConfig,
 )
 from tfswa.train.data.songs import load_training_songs  # noqa: E402
@@ -275,6 +277,24 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     assert {**halves.losses, **rest.losses} == whole.losses
     assert scores == whole.reports[-1].scores
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_songs_that_lack_sources_train_and_resume_exactly(config: TrainConfig, tmp_path: Path) -> None:
+    held_out = Path(config.data.root) / "C"
+    for name, sources in (("voice", ("vocals",)), ("band", ("drums", "bass")), ("C", ())):
+        (tmp_path / "songs" / name).mkdir(parents=True)
+        for source in sources or ("vocals", "other"):
+            shutil.copy(held_out / f"{source}.wav", tmp_path / "songs" / name)
+    sets = tuple(SetConfig((name,), {"vocals": 1.0, "accompaniment": 1.0}) for name in ("voice", "band"))
+    given = {"accompaniment": ("drums", "bass"), "vocals": ("vocals",)}
+    data = {"root": str(tmp_path / "songs"), "partial": True, "sets": sets, "sources": given}
+    config = changed(config, data=data, augment={"remix": 1.0, "balance": 0.5, "without": {"vocals": 0.2}})
+    scores = train(config, tmp_path / "whole", device=CPU)
+    assert scores.keys() == {"vocals"}  # of C's accompaniment there is nothing to compare with
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", device=CPU, report=Recorder(stop_after=3))
+    train(config, tmp_path / "cut", device=CPU, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_better_score_of_before_is_not_forgotten(
