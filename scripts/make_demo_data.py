@@ -5,7 +5,7 @@
     OUT/sectoid-Feelings/other.flac                         a band without a singer, in one piece
     OUT/freedoom-e1m1/{drums,bass,other}.flac               MIDI songs, rendered by fluidsynth
     OUT/dev-house_e-War_of_freedom/{vocals,other}.flac      held out, as free-5.Rubidium is
-    OUT/SOURCES.md                                          where each set is from, and its licence
+    OUT/SOURCES.md                                          where each set is from, and its license
 
 A song that is there is not made again, so a run that was stopped goes on where it was. Runs at the lowest
 priority. Nothing of it belongs into the repository.
@@ -51,13 +51,13 @@ class Source:
     Attributes:
         sets: names of its songs begin with one of these.
         what: title and makers.
-        licence: of the audio, and where it is stated.
+        license: of the audio, and where it is stated.
         duty: what whoever ships weights has to do.
     """
 
     sets: str
     what: str
-    licence: str
+    license: str
     duty: str
 
 
@@ -240,9 +240,9 @@ def table(names: list[str]) -> str:
         "Made by `scripts/make_demo_data` of tfx. The last column says what weights that were trained on it",
         "have to be shipped with.",
         "",
-        "| songs | what | licence | duty |",
+        "| songs | what | license | duty |",
         "| --- | --- | --- | --- |",
-        *(f"| {row.sets} | {row.what} | {row.licence} | {row.duty} |" for row in SOURCES),
+        *(f"| {row.sets} | {row.what} | {row.license} | {row.duty} |" for row in SOURCES),
         "",
         f"Held out: {', '.join(HELD_OUT)}.",
         "",

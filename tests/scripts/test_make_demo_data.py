@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 import sys
@@ -172,29 +171,26 @@ def test_a_set_that_is_absent_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.count("is not there: the set goes on without it") == 3
 
 
-def test_the_table_gives_every_set_its_licence() -> None:
+def test_the_table_gives_every_set_its_license() -> None:
     text = make_demo_data.table(["free-1", "freedoom-e1m1"])
     for words in ("CC0-1.0", "MIT", "BSD-3-Clause", "free-5.Rubidium, dev-house_e-War_of_freedom"):
         assert words in text
 
 
-def refused(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPTS / "make_demo_data.py"), *arguments],
-        env={**os.environ, "PATH": path},
+def test_the_repository_is_no_place_for_audio() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "make_demo_data.py"), str(SCRIPTS.parent / "data")],
         capture_output=True,
         text=True,
     )
-
-
-def test_the_repository_is_no_place_for_audio(tmp_path: Path) -> None:
-    done = refused(str(SCRIPTS.parent / "data"), path=str(tmp_path))
     assert done.returncode == 2
     assert "is inside the repository" in done.stderr
 
 
-def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(tmp_path: Path) -> None:
-    done = refused(str(tmp_path / "data"), path=str(tmp_path))
-    assert done.returncode == 4
-    assert "apt-get install --no-install-recommends freedoom fluidsynth" in done.stderr
-    assert not (tmp_path / "data").exists()
+def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="4"):
+        make_demo_data.require_packages()
+    assert "apt-get install --no-install-recommends freedoom fluidsynth" in capsys.readouterr().err

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: the trainin
 
 from tfswa.train.config import AugmentConfig, DataConfig, SetConfig  # noqa: E402
 from tfswa.train.data.chunks import ChunkRecipe, Chunks  # noqa: E402
-from tfswa.train.data.songs import Song  # noqa: E402
+from tfswa.train.data.songs import TrainingSong  # noqa: E402
 
 RATE, N, COUNT = 8000, 2000, 800
 PLAIN = AugmentConfig(remix=1.0, gain=0.0, channel_swap=0.0)

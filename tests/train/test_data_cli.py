@@ -144,7 +144,7 @@ class TestCheck:
             "A: lacks bass (in 1 of 2 songs): add it, or train with data.partial = true": True,
             "B: lacks drums (in 1 of 2 songs): add it, or train with data.partial = true": True,
         }
-        report = check(songs, partial=True)
+        report = check_songs(songs, partial=True)
         assert {finding.what: finding.fatal for finding in report.findings} == {
             "lacks bass (in 1 of 2 songs)": False,
             "lacks drums (in 1 of 2 songs)": False,
