@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends import backend_names, compiles, default_device, precisions_of
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
+from tfswa.runtime.gates import gate_for
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.gates import gate_for
 from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.songs.loading import Song
 
