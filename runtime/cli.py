@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -82,8 +83,15 @@ def main() -> None:
     SIGTERM unwinds like Ctrl-C, so that a stopped service leaves no half file either, and exits with 143.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with escaped_output():
-        sys.exit(_run())
+    try:
+        with escaped_output():
+            code = _run()
+    except BrokenPipeError:  # nobody reads on, maybe not even an error: what is left to write goes nowhere
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        code = 1
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -104,8 +112,7 @@ def _run() -> int:
     except (click.Abort, KeyboardInterrupt):
         return _tell("interrupted", 130)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        raise
     except OSError as error:  # a path too long, a folder that may not be read: the system's words will do
         place = "" if error.filename is None else f"{error.filename}: "
         return _tell(f"{place}{error.strerror or error}", 1)

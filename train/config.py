@@ -307,22 +307,39 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> TrainConfig:
     """Read a TOML file and apply ``section.key=value`` overrides, values in TOML's syntax.
 
-    Paths in the file are relative to it, paths in overrides to the working directory.
+    Args:
+        path: the file.
+        overrides: paths in them are relative to the working directory.
+        base: what paths in the file are relative to; None for its own folder.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, impossible value.
     """
+    return config_of(read_toml(path, overrides), overrides, base or path.parent)
+
+
+def config_of(values: Mapping[str, Any], overrides: Sequence[str], base: Path) -> TrainConfig:
+    """Build and check a configuration; paths become absolute.
+
+    Args:
+        values: the file's content, overrides applied.
+        overrides: paths in them are relative to the working directory.
+        base: what the other paths are relative to.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
     from tfswa.train.bounds import check_bounds  # which needs the classes of this module
 
-    config = config_from_dict(TrainConfig, read_toml(path, overrides))
+    config = config_from_dict(TrainConfig, values)
     typed = {override.partition("=")[0].strip() for override in overrides}
 
     def absolute(key: str, name: str) -> str:
-        base = Path.cwd() if key in typed else path.parent
-        return str((base / name).resolve()) if name else ""
+        place = Path.cwd() if key in typed else base
+        return str((place / name).resolve()) if name else ""
 
     data, model, loss = config.data, config.model, config.loss
     features = loss.perceptual_network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import resource
 import shutil
 import subprocess
@@ -567,3 +568,34 @@ def test_a_place_below_a_file_is_a_usage_error(config: TrainConfig, tmp_path: Pa
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UsageError, match=r"file.*choose another -o"):
             train(config, out, device=CPU)
+
+
+def test_silence_does_not_choose_the_best(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two songs are held out, vocals of one are at -80 dBFS: left out, counted, and said in the bundle."""
+    real = Separation.excerpt
+
+    def excerpt(self: Separation, song: Any, seconds: float = math.inf) -> Any:
+        stems = real(self, song, seconds)
+        if song.name == "C":
+            stems[0] *= 1e-4
+        return stems
+
+    monkeypatch.setattr(Separation, "excerpt", excerpt)
+    both = changed(config, data={"validation": ("B", "C")})
+    told = Recorder()
+    scores = train(both, tmp_path / "run", device=CPU, report=told)
+    assert scores["vocals"] > -30  # that of B alone
+    assert told.reports[-1].left_out == {"vocals": 1}
+    assert Bundle.open(tmp_path / "run" / "best.tfx").provenance["validation_left_out"] == {"vocals": 1}
+
+
+def test_a_score_that_is_no_number_is_never_the_best(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter(({"vocals": 1.0}, {"vocals": math.nan}, {"vocals": 0.5}))
+    monkeypatch.setattr(Separation, "validate", lambda *_: next(scores))
+    each = changed(config, optim={"length": 3}, run={"validate_every": 1})
+    train(each, tmp_path / "run", device=CPU)
+    assert Bundle.open(tmp_path / "run" / "best.tfx").provenance["step"] == 1

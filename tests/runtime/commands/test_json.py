@@ -261,7 +261,8 @@ def test_train(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     from tfswa.train import config, loop
 
     # What a run scores is the loop's to test; here it is told, without one song held out too.
-    monkeypatch.setattr(config, "load_config", lambda *_: None)
+    monkeypatch.setattr(config, "load_config", lambda *_, **__: None)
+    (tmp_path / "config.toml").touch()
     for scores in ({"vocals": 6.5}, {}):
         monkeypatch.setattr(loop, "train", lambda *_, scores=scores, **__: scores)
         printed = ask("train", tmp_path / "config.toml", "-o", tmp_path / "run")
