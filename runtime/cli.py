@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -75,14 +74,21 @@ class LazyGroup(click.Group):
 @click.version_option(version("tfswa"), prog_name="tfx")
 def tfx() -> None:
     """Train, export, build and stream music-separation networks, and prove what it cost in dB."""
+    from tfswa.runtime.files.sweeping import own_temporary, sweep_all
+
+    sweep_all()
+    click.get_current_context().with_resource(own_temporary())
 
 
 def main() -> None:
     """Run ``tfx``: 0 done, 1 failure, 2 usage, 3 gate not met, 4 backend or device missing, 130 Ctrl-C.
 
-    SIGTERM unwinds like Ctrl-C, so that a stopped service leaves no half file either, and exits with 143.
+    SIGTERM, SIGHUP and SIGQUIT unwind like Ctrl-C, so that a stopped service or a closed terminal leaves no
+    half file either, and exit with 143, 129 and 131.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    from tfswa.runtime.files.signals import end_cleanly
+
+    end_cleanly()
     try:
         with escaped_output():
             code = _run()

@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from tfswa.runtime.errors import ConfigError, TrainingError
-from tfswa.runtime.files.atomic import sweep, writing
+from tfswa.runtime.files.atomic import writing
+from tfswa.runtime.files.publish import sweep
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.plots import pictures
 from tfswa.train import checkpoint

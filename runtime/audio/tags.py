@@ -241,7 +241,7 @@ def _flac_picture(tags: Tags) -> bytes:
 
 def _rebuild(path: Path, head: bytes, skip: int) -> None:
     """Replace the first ``skip`` bytes of a file by ``head``."""
-    new = path.with_name(path.name + "-tagged")
+    new = path.with_name("tagged")  # in the work folder, which nobody else can enter
     try:
         with path.open("rb") as old, new.open("wb") as file:
             old.seek(skip)

@@ -23,7 +23,7 @@ from tfswa.runtime.audio.reading import open_audio, resampled
 from tfswa.runtime.audio.tags import Tags, read_tags
 from tfswa.runtime.audio.writing import StemFiles, WriteReport
 from tfswa.runtime.errors import AudioError, NonFiniteError, OutputExists, UsageError
-from tfswa.runtime.files import staging
+from tfswa.runtime.files import publish, staging
 
 Array = NDArray[np.float32]
 LOSSLESS = [name for name, format in FORMATS.items() if format.lossless]
@@ -246,7 +246,7 @@ class TestAtomicity:
         with self.files(tmp_path) as files:
             files.write(noise(2, 2, 100_000))
             assert all(name.startswith(".") for name in everything(tmp_path))
-            assert f".vocals.wav.partial-{os.getpid()}-" in "".join(everything(tmp_path))
+            assert ".vocals.wav.partial-" in "".join(everything(tmp_path))
             files.finish(100_000)
         assert everything(tmp_path) == ["other.wav", "vocals.wav"]
 
@@ -347,14 +347,14 @@ class TestAtomicity:
 
     def test_failure_of_the_last_rename(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = itertools.count()
-        real = os.replace
+        real = publish.rename_flagged
 
-        def replace(source: Path, target: Path) -> None:
+        def rename(*given: Any) -> bool:
             if next(calls):
                 raise OSError(5, "Input/output error")
-            real(source, target)
+            return real(*given)
 
-        monkeypatch.setattr(staging.os, "replace", replace)
+        monkeypatch.setattr(publish, "rename_flagged", rename)
         with pytest.raises(AudioError, match="Input/output error"):
             write(destinations(tmp_path, "wav"), noise(2, 2, 10))
         assert everything(tmp_path) == []
