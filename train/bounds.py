@@ -35,20 +35,21 @@ _FROM_0 = {
     ),
 }
 _PROBABILITIES = (
-    *(
-        "remix",
-        "remix_sources",
-        "balance",
-        "tempo",
-        "pitch",
-        "speed",
-        "gain",
-        "frequency_mask",
-        "time_mask",
-        "channel_swap",
-        "silence",
-    ),
+    *("remix", "remix_sources", "balance", "tempo", "pitch", "speed", "gain", "frequency_mask", "time_mask"),
+    *("channel_swap", "silence", "formant", "equalizer", "compression", "clipping", "doubling", "delay"),
+    *("reverb", "width", "mono", "codec"),
 )
+# Of augment: least and most that a range may hold.
+_RANGES = {
+    "compression_ratio": (1.0, 100.0),
+    "clipping_db": (0.0, 60.0),
+    "delay_seconds": (0.001, 10.0),
+    "reverb_seconds": (0.01, 20.0),
+    "reverb_share": (0.0, 1.0),
+    "width_range": (0.0, 4.0),
+    "codec_kbits": (24.0, 320.0),
+    "balance_db": (-60.0, 60.0),
+}
 _DURATIONS = {
     "optim": ("length", "decay_every"),
     "run": ("log_every", "validate_every", "checkpoint_every"),
@@ -102,9 +103,15 @@ def _check_augment(augment: AugmentConfig) -> None:
     for name, value in augment.without.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"augment.without.{name} {value} is not a probability")
-    low, high = augment.balance_db
-    if not -60 <= low <= high <= 60:
-        raise ConfigError(f"augment.balance_db [{low}, {high}] must rise, and be between -60 and 60")
+    for name, (least, most) in _RANGES.items():
+        low, high = getattr(augment, name)
+        if not least <= low <= high <= most:
+            raise ConfigError(
+                f"augment.{name} [{low}, {high}] must rise, and be between {least:g} and {most:g}"
+            )
+    for name, most in (("formant_semitones", 12.0), ("equalizer_db", 24.0)):
+        if not 0 <= getattr(augment, name) <= most:
+            raise ConfigError(f"augment.{name} {getattr(augment, name)} must be between 0 and {most:g}")
     for name, least in (("tempo_range", 0.25), ("speed_range", 0.25), ("gain_range", 0.0)):
         low, high = getattr(augment, name)
         if not least <= low <= high < math.inf or (least and high > 1 / least):

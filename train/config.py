@@ -129,6 +129,25 @@ class AugmentConfig:
         time_mask_seconds: longest span, uniform from 0.
         channel_swap: that left and right change places.
         silence: that the source is left out.
+        formant: that the spectral envelope moves, pitch kept: another size of the singer.
+        formant_semitones: largest shift either way, uniform.
+        equalizer: that five bands get gains.
+        equalizer_db: largest gain of a band either way, uniform.
+        compression: that what is louder than the source's RMS is lowered.
+        compression_ratio: uniform.
+        clipping: that peaks are cut off.
+        clipping_db: below the source's peak, uniform.
+        doubling: that a copy sounds 8 to 35 ms later, its channels exchanged.
+        delay: that it has echoes.
+        delay_seconds: between two of them, uniform.
+        reverb: that it sounds in a room.
+        reverb_seconds: until that has decayed by 60 dB, uniform.
+        reverb_share: of the room in the sound, uniform.
+        width: that the difference between left and right gets a gain.
+        width_range: that gain, uniform.
+        mono: that left and right become equal.
+        codec: that it is coded as MP3 or AAC.
+        codec_kbits: per second, uniform.
     """
 
     remix: float = 0.5
@@ -151,6 +170,25 @@ class AugmentConfig:
     time_mask_seconds: float = 0.3
     channel_swap: float = 0.5
     silence: float = 0.0
+    formant: float = 0.0
+    formant_semitones: float = 4.0
+    equalizer: float = 0.0
+    equalizer_db: float = 6.0
+    compression: float = 0.0
+    compression_ratio: tuple[float, float] = (1.5, 6.0)
+    clipping: float = 0.0
+    clipping_db: tuple[float, float] = (3.0, 12.0)
+    doubling: float = 0.0
+    delay: float = 0.0
+    delay_seconds: tuple[float, float] = (0.1, 0.5)
+    reverb: float = 0.0
+    reverb_seconds: tuple[float, float] = (0.2, 2.5)
+    reverb_share: tuple[float, float] = (0.05, 0.5)
+    width: float = 0.0
+    width_range: tuple[float, float] = (0.3, 1.5)
+    mono: float = 0.0
+    codec: float = 0.0
+    codec_kbits: tuple[float, float] = (48.0, 128.0)
 
 
 @dataclass(frozen=True)

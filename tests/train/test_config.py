@@ -262,6 +262,13 @@ def test_wrong_keys_and_types(tmp_path: Path, text: str, match: str) -> None:
         ("optim.batch=-1", r"optim\.batch -1"),
         ("augment.without={vocals=1.5}", r"augment\.without\.vocals 1\.5 is not a probability"),
         ("augment.balance=2", r"augment\.balance 2\.0 is not a probability"),
+        (
+            "augment.reverb_share=[0.5, 1.5]",
+            r"augment\.reverb_share \[0\.5, 1\.5\] must rise, and be between 0 and 1",
+        ),
+        ("augment.codec_kbits=[8, 64]", r"augment\.codec_kbits \[8\.0, 64\.0\] must .* between 24 and 320"),
+        ("augment.equalizer_db=30", r"augment\.equalizer_db 30\.0 must be between 0 and 24"),
+        ("augment.formant=-1", r"augment\.formant -1\.0 is not a probability"),
         ("augment.balance_db=[4, -14]", r"augment\.balance_db \[4\.0, -14\.0\] must rise"),
         ("data.sets=[{songs=[],shares={}}]", r"data\.sets\[0\]\.songs is empty"),
         ("data.sets=[{songs=['a'],shares={vocals=-1}}]", r"data\.sets\[0\]\.shares\.vocals -1\.0 must be 0"),

@@ -1,7 +1,7 @@
 """What is done to the sources of a training chunk: drawn here as numbers, done here to audio.
 
-    source in the song ──> speed ──> tempo, pitch ──> channels, gain ──> frequency mask ──> time mask
-                           └──── Motion ────┘         └─────────────── Change ───────────────┘
+    in the song ──> speed ──> tempo, pitch ──> effects ──> channels, gain ──> frequency mask ──> time mask
+                    └────── Motion ──────┘    effects.py   └────────────────── Change ──────────────────┘
 
 Sources that belong together move together, as channels of one signal: what moves them keeps the phases
 between channels, so their sum is still the song.

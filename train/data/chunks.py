@@ -37,6 +37,7 @@ from tfswa.train.data.augment import (
     stretcher,
 )
 from tfswa.train.data.candidates import Candidates, by_share, complete, members_of
+from tfswa.train.data.effects import Effects, affected, draw_effects
 from tfswa.train.data.places import Places
 from tfswa.train.data.songs import TrainingSong
 
@@ -69,7 +70,8 @@ class SourcePlan:
         start: first sample in the song.
         start_seconds: the same in seconds.
         motion: how time runs.
-        change: what is done then.
+        effects: what a studio does then.
+        change: what is done last.
     """
 
     stem: int
@@ -79,10 +81,11 @@ class SourcePlan:
     start: int
     start_seconds: float
     motion: Motion
+    effects: Effects
     change: Change
 
     def __str__(self) -> str:
-        what = ", ".join(_words(self.motion, self.change)) or "as it is"
+        what = ", ".join(_words(self.motion, self.effects, self.change)) or "as it is"
         return f"{self.source}: {self.song_name!r} at {self.start_seconds:.3f} s, {what}"
 
 
@@ -186,6 +189,7 @@ class Chunks(Dataset[LoadedChunk]):
         mixing = draw_mixing(np.random.default_rng((self.seed, index, 2)), self.augment, self.stems)
         if self._whole is not None:
             motion, place = self._draw_place(random, self.groups, samples, self._whole)
+        studio = np.random.default_rng((self.seed, index, 3))
         sources = []
         for stem, group in enumerate(self.groups):
             if remix and not mixing.by_source:
@@ -195,12 +199,15 @@ class Chunks(Dataset[LoadedChunk]):
                     alone = (source,)
                     motion, place = self._draw_place(random, [alone], samples, self._candidates[stem, alone])
                 change = draw_change(random, self.augment, samples, self.sample_rate)
+                effects = draw_effects(studio, self.augment)
                 if stem in mixing.without:
                     change = dataclasses.replace(change, silence=True)
                 song, start = place
                 if source in self.songs[song].sources:
                     name, seconds = self.songs[song].name, start / self.sample_rate
-                    sources.append(SourcePlan(stem, source, song, name, start, seconds, motion, change))
+                    sources.append(
+                        SourcePlan(stem, source, song, name, start, seconds, motion, effects, change)
+                    )
         return ChunkRecipe(index, samples, remix, mixing.balance_db, tuple(sources))
 
     def render(self, plan: ChunkRecipe) -> Audio:
@@ -216,7 +223,8 @@ class Chunks(Dataset[LoadedChunk]):
             audio = np.concatenate([_cut(self.songs[song].sources[n], start - before, length) for n in names])
             audio = moved(audio, motion, plan.samples, self.sample_rate)  # [sources * C, N]
             for source, each in zip(sources, audio.reshape(len(names), self.channels, -1), strict=True):
-                stems[source.stem] += changed(each, source.change, self.sample_rate)
+                heard = affected(each, source.effects, self.sample_rate)
+                stems[source.stem] += changed(heard, source.change, self.sample_rate)
         if plan.balance_db is not None:
             balance(stems, self.stems.index(self.augment.balance_stem), plan.balance_db)
         return stems
@@ -260,7 +268,7 @@ def _cut(audio: Audio, start: int, length: int) -> Audio:
     return out
 
 
-def _words(motion: Motion, change: Change) -> list[str]:
+def _words(motion: Motion, effects: Effects, change: Change) -> list[str]:
     """What is done, for people."""
     if change.silence:
         return ["left out"]
@@ -271,6 +279,7 @@ def _words(motion: Motion, change: Change) -> list[str]:
         words.append(f"tempo {motion.tempo:.3f}")
     if motion.semitones:
         words.append(f"pitch {motion.semitones:+.2f} semitones")
+    words += effects.words()
     if change.gain != 1:
         words.append(f"gain {change.gain:.3f}")
     if change.channel_swap:
