@@ -35,6 +35,13 @@ _PRECISION_SLIPS = {
     **dict.fromkeys(("i8", "8", "uint8", "quantized", "quantised"), "int8"),
     **{name: name for name in PRECISIONS},  # in capitals
 }
+_BACKEND_SLIPS = {
+    "onnx": "ort",
+    "onnxruntime": "ort",
+    "tensorrt": "trt",
+    "pytorch": "torch",
+    "jit": "torchscript",
+}
 _DEVICE_SLIPS = {**dict.fromkeys(("gpu", "nvidia", "cude", "cuda0"), "cuda"), **{n: n for n in DEVICES}}
 
 
@@ -196,9 +203,9 @@ def _point(backend: str) -> EntryPoint:
         if point.name == backend:
             return point
     names = ("auto", *backend_names())
-    raise UsageError(
-        f"unknown backend {backend!r}{did_you_mean(backend, names) or ':'} choose one of {', '.join(names)}"
-    )
+    meant = _BACKEND_SLIPS.get(backend.lower(), backend)
+    close = did_you_mean(meant, names) or ":"
+    raise UsageError(f"unknown backend {backend!r}{close} choose one of {', '.join(names)}")
 
 
 def _load(point: EntryPoint) -> type[Session]:

@@ -7,12 +7,15 @@ source -> decode -> channels, rate -> stream engine and network -> encode -> fil
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfswa.runtime.audio.reading import model_blocks, open_audio, output_channels
 from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
+from tfswa.runtime.backends.running import of_library
+from tfswa.runtime.errors import TfxError, reason
 from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
 from tfswa.runtime.stream.separator import Separator, stem_indices
 
@@ -65,9 +68,11 @@ class FileResult:
         return self.audio_seconds / self.wall_seconds
 
 
-def separate_file(
-    separator: Separator, job: FileJob, progress: Progress = lambda done, total: None
-) -> FileResult:
+def _silent(done: float, total: float | None) -> None:
+    """Nobody asked."""
+
+
+def separate_file(separator: Separator, job: FileJob, progress: Progress = _silent) -> FileResult:
     """Do one file job.
 
     Raises:
@@ -114,3 +119,58 @@ def separate_file(
         own + decoded.cpu_seconds + encoder.cpu_seconds,
         tuple((chunk.start / rate, chunk.stop / rate) for chunk in engine.redone),
     )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one of several jobs ended: with a result, or with an error.
+
+    Attributes:
+        job: what was asked for.
+        result: what came of it; None where it failed.
+        error: why it failed; a TfxError says it in one line, see ``told`` for the others.
+    """
+
+    job: FileJob
+    result: FileResult | None = None
+    error: Exception | None = None
+
+    @property
+    def told(self) -> str:
+        """The error in one line that names the file."""
+        error = self.error
+        if isinstance(error, MemoryError):
+            line = "out of memory: use a smaller --batch, or close other programs"
+        elif isinstance(error, (TfxError, OSError)) or (error is not None and of_library(error)):
+            line = reason(error) if isinstance(error, OSError) else str(error)
+        else:
+            line = f"{type(error).__name__}: {error}: a fault in tfx"
+        return line if str(self.job.source) in line else f"{self.job.source}: {line}"
+
+    @property
+    def fault(self) -> bool:
+        """Whether the error is a fault of our own, whose traceback is worth a report."""
+        known = isinstance(self.error, (TfxError, OSError))
+        return not known and self.error is not None and not of_library(self.error)
+
+
+def separate_files(
+    separator: Separator,
+    jobs: Iterable[FileJob],
+    progress: Callable[[FileJob], AbstractContextManager[Progress]] = lambda job: nullcontext(_silent),
+) -> Iterator[Outcome]:
+    """Do file jobs one after another; whatever ends one of them costs the others nothing.
+
+    Args:
+        separator: does them all.
+        jobs: what is asked for.
+        progress: gives each job's callback, inside a ``with``.
+    """
+    for job in jobs:
+        try:
+            with progress(job) as report:
+                result = separate_file(separator, job, report)
+        except Exception as error:
+            yield Outcome(job, error=error)
+        else:
+            yield Outcome(job, result)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.audio.writing import Clip
 from tfswa.runtime.backends import BackendOptions, Session, open_session, resolved
 from tfswa.runtime.backends.running import infer
-from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
+from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError, did_you_mean
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.stream.codec import Codec, Spectrum
 from tfswa.runtime.stream.fallback import Fallback
@@ -244,5 +244,6 @@ def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:
     known = model.spec.stems
     for stem in stems:
         if stem not in known:
-            raise UsageError(f"{model.name} has no stem {stem!r}: it has {', '.join(known)}")
+            close = did_you_mean(stem, known) or ":"
+            raise UsageError(f"{model.name} has no stem {stem!r}{close} it has {', '.join(known)}")
     return [known.index(stem) for stem in stems]
