@@ -159,13 +159,12 @@ def parity(
             as_json=as_json,
         )
         return
-    from tfswa.runtime.commands.parity_measure import Outputs, run_measure
-    from tfswa.runtime.parity.candidates import candidates_of
+    from tfswa.runtime.commands.parity_measure import Outputs, run_measure, runs_of
 
     run_measure(
         model,
         audio,
-        *candidates_of(entries, precision, device, threads, batch),
+        *runs_of(entries, precision, device, threads, batch),
         reference=reference,
         quick=quick,
         gates_file=gates_file,
