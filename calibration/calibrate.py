@@ -10,7 +10,6 @@ import hashlib
 import heapq
 import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from tfswa.export.artifact import Compared, Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
 from tfswa.export.plan import Low, PrecisionPlan
 from tfswa.export.quantize import CALIBRATION, layers, load_ranges, quantize_graph
+from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.machine import cores, cpu_name, user_cache
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import Model
@@ -219,8 +219,8 @@ def _raced(model: Model, members: Mapping[str, Group], found: Found, budget_db: 
     # What all are measured against; nothing is within the budget if float32 is not.
     base = min((point for point in within if not point.int8), key=lambda point: point.cost)
     points: list[Point] = []
-    with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary("calibrate") as folder:
+        path = folder / "model.onnx"
         for point in within:
             step("time of plans", len(points), len(within))
             if point.int8:
@@ -309,8 +309,8 @@ def _with(simulator: Simulator, precision: Mapping[str, str]) -> Callable[[Any],
 
 def _measured(model: Model, members: Mapping[str, Group], half: Low) -> cost.Costs:
     graph, ranges = _graph(model)[0], load_ranges(model)
-    with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary("calibrate") as folder:
+        path = folder / "model.onnx"
         path.write_bytes(
             quantize_graph(graph, ranges, [layer.name for layer in layers(graph)]).SerializeToString()
         )

@@ -118,13 +118,12 @@ def calibrate(
     With --sensitivity each group of layers is measured in 8 bits alone, and the cheapest plan is found that
     keeps every stem within the budget. A run that was stopped goes on where it was.
     """
-    import tempfile
-
     from tfswa.calibration import calibrate as work
     from tfswa.calibration.corpus import open_corpus
     from tfswa.calibration.gather import gather
     from tfswa.runtime.commands.phases import Phases
     from tfswa.runtime.errors import OutputExists, UsageError
+    from tfswa.runtime.files.partial import temporary
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.plots import pictures
 
@@ -143,11 +142,11 @@ def calibrate(
     if again:
         work.check(opened, force=force)
     calibrated = planned = None
-    with tempfile.TemporaryDirectory(prefix="tfx-calibrate-") as folder, Phases() as phases:
+    with temporary("calibrate") as folder, Phases() as phases:
         if corpus_file is not None:
             corpus = open_corpus(corpus_file, opened.spec)
         else:
-            place = keep or Path(folder) / "calibration.npz"
+            place = keep or folder / "calibration.npz"
             corpus = gather(
                 audio,
                 opened.spec,

@@ -7,8 +7,6 @@ a chunk costs what its network costs. ``tfx parity`` then measures the artifact 
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError
+from tfswa.runtime.files.partial import new_temporary
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.stream.transform import Stft, pack
 
@@ -88,8 +87,9 @@ class HeldOut:
 
     def __init__(self, chunks: Callable[[], Iterable[Chunk]], spec: ModelSpec, full: Infer):
         self._spec, self._stft, self._chunks = spec, Stft(spec.stft), chunks
-        self._folder = Path(tempfile.mkdtemp(prefix="tfx-held-out-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        work = new_temporary("held-out")
+        self._folder = work.path
+        weakref.finalize(self, work.remove)
         self.known, self._count = True, 0
         for chunk in chunks():
             right = full(self._planes(chunk.mixture))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import nn
 from tfswa.export.check import check_graph, check_planes
 from tfswa.runtime.backends.engines import ANSWER, ENGINE, KEY
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.model.bundle import Bundle, replacing_directory
 from tfswa.runtime.model.opening import FileModel, Model, open_model
 from tfswa.train.backend import load_network
@@ -175,8 +175,8 @@ def _produce(
         compared_on = check_planes(model.spec, audio), audio.name if audio else "generated music"
     planes, on = compared_on
     network = load_network(model)
-    with tempfile.TemporaryDirectory(prefix="tfx-export-") as folder:
-        path = Path(folder) / name
+    with temporary("export") as folder:
+        path = folder / name
         details = dict(convert(network, path))
         opened = open_model(path)
         assert isinstance(opened, FileModel)

@@ -22,6 +22,7 @@ from tfswa.export.precision import FULL
 from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import ExportError, UsageError
 from tfswa.runtime.files import atomic
+from tfswa.runtime.files.locks import locked
 
 Shape = tuple[int, ...]
 BuildProgress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all
@@ -273,11 +274,11 @@ def _load_timings(config: Any, path: Path) -> None:
 
 def _store_timings(config: Any, path: Path) -> None:
     """Add what was measured to the file, and keep what other processes added meanwhile."""
-    with atomic.locked(path.parent):
+    with locked(path.parent):
         cache = config.get_timing_cache()
         if path.exists():
             cache.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
-        with atomic.writing(path) as stream:
+        with atomic.writing(path, named=True) as stream:
             stream.write(bytes(cache.serialize()))
 
 

@@ -23,10 +23,10 @@ from tfswa.runtime.backends.aotinductor import AotInductorSession
 from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
+from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.opening import FileModel
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity.gates import gate_for
 from tfswa.runtime.stream.transform import Stft, pack
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -42,6 +42,7 @@ from tfswa.runtime.backends.engines import (
 from tfswa.runtime.backends.torchscript import run_torch
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError
 from tfswa.runtime.files import atomic
+from tfswa.runtime.files.locks import locked
 from tfswa.runtime.model.bundle import Bundle, sha256_of_json, writable
 from tfswa.runtime.model.opening import Model
 from tfswa.train.backend import load_network
@@ -219,7 +220,7 @@ def _turn(bundle: Bundle, report: Callable[[str], None]) -> Iterator[None]:
         with writable(place):
             stack.enter_context(atomic.folder(place))
             stack.enter_context(
-                atomic.locked(place, lambda: report(f"waiting for another process that builds in {place}"))
+                locked(place, lambda: report(f"waiting for another process that builds in {place}"))
             )
         yield
 

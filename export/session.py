@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import onnx
 
+from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.machine import cores
 
 
@@ -35,8 +34,8 @@ def cpu_session(
         settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not optimized:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="tfx-graph-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary("graph") as folder:
+        path = folder / "model.onnx"
         path.write_bytes(graph.SerializeToString())
         return onnxruntime.InferenceSession(
             str(path),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -10,7 +10,8 @@ from keyword import iskeyword
 
 import click
 
-from tfswa.runtime.errors import BackendUnavailable, TfxError
+from tfswa.runtime.errors import BackendUnavailable, TfxError, did_you_mean
+from tfswa.runtime.escape import escaped_output, shown
 
 # name -> (module, what it does): nothing is imported until a command runs.
 COMMANDS = {
@@ -55,6 +56,14 @@ class LazyGroup(click.Group):
             raise _missing(cmd_name, error) from error
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a name that is not in the table is answered with the nearest that is."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing anything."""
         with formatter.section("Commands"):
@@ -65,36 +74,72 @@ class LazyGroup(click.Group):
 @click.version_option(version("tfswa"), prog_name="tfx")
 def tfx() -> None:
     """Train, export, build and stream music-separation networks, and prove what it cost in dB."""
+    from tfswa.runtime.files.sweeping import own_temporary, sweep_all
+
+    sweep_all()
+    click.get_current_context().with_resource(own_temporary())
 
 
 def main() -> None:
     """Run ``tfx``: 0 done, 1 failure, 2 usage, 3 gate not met, 4 backend or device missing, 130 Ctrl-C.
 
-    SIGTERM unwinds like Ctrl-C, so that a stopped service leaves no half file either, and exits with 143.
+    SIGTERM, SIGHUP and SIGQUIT unwind like Ctrl-C, so that a stopped service or a closed terminal leaves no
+    half file either, and exit with 143, 129 and 131.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    from tfswa.runtime.files.signals import end_cleanly
+
+    end_cleanly()
     try:
-        sys.exit(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
+        with escaped_output():
+            code = _run()
+    except BrokenPipeError:  # nobody reads on, maybe not even an error: what is left to write goes nowhere
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The command line to its exit code; whatever is raised is told on stderr."""
+    try:
+        return int(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:
-        click.echo(f"tfx: {error}", err=True)
-        sys.exit(error.exit_code)
+        return _tell(error, error.exit_code)
     except ModuleNotFoundError as error:
-        missing = _missing("this command", error)
-        click.echo(f"tfx: {missing}", err=True)
-        sys.exit(missing.exit_code)
+        try:
+            missing = _missing("this command", error)
+        except ModuleNotFoundError:
+            return report_bug(error)
+        return _tell(missing, missing.exit_code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("tfx: interrupted", err=True)
-        sys.exit(130)
+        return _tell("interrupted", 130)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        raise
     except OSError as error:  # a path too long, a folder that may not be read: the system's words will do
         place = "" if error.filename is None else f"{error.filename}: "
-        click.echo(f"tfx: {place}{error.strerror or error}", err=True)
-        sys.exit(1)
+        return _tell(f"{place}{error.strerror or error}", 1)
+    except MemoryError:
+        return _tell("out of memory: lower --batch, or give the process more", 1)
+    except Exception as error:
+        return report_bug(error)
+
+
+def report_bug(error: Exception) -> int:
+    """Show where an error of our own came from, and ask for a report; the exit code is 1."""
+    import traceback
+
+    click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+    asked = "please report it with the lines above and what `tfx doctor --json` prints"
+    return _tell(f"{type(error).__name__}: this is a fault in tfx, not in your files: {asked}", 1)
+
+
+def _tell(what: object, code: int) -> int:
+    click.echo(f"tfx: {shown(what)}", err=True)
+    return code
 
 
 def _missing(what: str, error: ModuleNotFoundError) -> TfxError:

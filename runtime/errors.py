@@ -19,11 +19,21 @@ A message is one line with three parts: what is wrong, the two values that disag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def reason(error: BaseException) -> str:
     """What a library's error says in its first line; the name of its type where it says nothing."""
     said = getattr(error, "strerror", None) or str(error).strip()
     return str(said).splitlines()[0] if said else type(error).__name__
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: ``, did you mean 'fp16'?``, or nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(given.lower(), list(known), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 class TfxError(Exception):

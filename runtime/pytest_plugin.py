@@ -1,6 +1,7 @@
-"""``pytest --tfx-bundle vocals.tfx``: a test for each backend, stem and item of a bundle's parity.
+"""``pytest -p tfswa.runtime.pytest_plugin --tfx-bundle vocals.tfx``: tests of a bundle's parity.
 
-Nothing is imported until the option is given, so that having tfswa installed costs other test runs nothing.
+Each backend, stem and item is one test. The plug-in is loaded only where ``-p`` or ``pytest_plugins`` names
+it, so that having tfswa installed costs other test runs nothing.
 Every backend is measured when its first test runs; ``-k`` therefore saves the time of whole backends.
 """
 
@@ -68,10 +69,10 @@ class Measured:
     """A bundle, and the certificates of its runs, each made when it is first asked for."""
 
     def __init__(self, config: pytest.Config, name: str):
-        from tfswa.runtime.commands.parity_measure import runs_of
+        from tfswa.runtime.gates import default_gates
         from tfswa.runtime.model.opening import open_model
         from tfswa.runtime.parity import adversaries, load_gates, songs
-        from tfswa.runtime.parity.gates import default_gates
+        from tfswa.runtime.parity.candidates import candidates_of
 
         gates: Path | None = config.getoption("--tfx-gates")
         self.gates: Gates = load_gates(gates) if gates else default_gates()
@@ -79,7 +80,7 @@ class Measured:
         self.corpus: list[Item] = songs(config.getoption("--tfx-audio"), self.model.spec)
         self.corpus += adversaries(self.model.spec)
         self.runs: list[Candidate]
-        self.runs, self.named = runs_of(config.getoption("--tfx-backend"))
+        self.runs, self.named = candidates_of(config.getoption("--tfx-backend"))
         self._found: dict[str, Certificate | str] = {}
 
     def breaches(self, run: Candidate) -> list[Breach]:

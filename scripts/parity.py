@@ -17,10 +17,10 @@ from bench import TFX
 
 from tfswa.runtime.backends import backend_names, compiles
 from tfswa.runtime.errors import TfxError
+from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.opening import open_model
 from tfswa.runtime.parity import judge
 from tfswa.runtime.parity.certificate import Certificate
-from tfswa.runtime.parity.gates import default_gates
 from tfswa.runtime.parity.report import formats
 from tfswa.runtime.songs.loading import example_stem_file
 

@@ -29,6 +29,7 @@ class TorchSession:
     """
 
     name = "torch"
+    reentrant = True
     precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
     artifact: tuple[str, str]
     description: str
@@ -49,6 +50,7 @@ class TorchSession:
 
     def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        self._threads.apply()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return run_torch(self._network, mixture, self.device)
 
@@ -70,6 +72,7 @@ class CompiledSession(TorchSession):
     """
 
     name = "torch-compile"
+    reentrant = False
     precisions = ("fp32",)
     compiles = True
 

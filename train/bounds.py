@@ -13,6 +13,7 @@ from tfswa.train.config import (
     LossConfig,
     ModelConfig,
     PhaseConfig,
+    SetConfig,
     TrainConfig,
     steps_of,
 )
@@ -34,8 +35,21 @@ _FROM_0 = {
     ),
 }
 _PROBABILITIES = (
-    *("remix", "tempo", "pitch", "speed", "gain", "frequency_mask", "time_mask", "channel_swap", "silence"),
+    *("remix", "remix_sources", "balance", "tempo", "pitch", "speed", "gain", "frequency_mask", "time_mask"),
+    *("channel_swap", "silence", "formant", "equalizer", "compression", "clipping", "doubling", "delay"),
+    *("reverb", "width", "mono", "codec"),
 )
+# Of augment: least and most that a range may hold.
+_RANGES = {
+    "compression_ratio": (1.0, 100.0),
+    "clipping_db": (0.0, 60.0),
+    "delay_seconds": (0.001, 10.0),
+    "reverb_seconds": (0.01, 20.0),
+    "reverb_share": (0.0, 1.0),
+    "width_range": (0.0, 4.0),
+    "codec_kbits": (24.0, 320.0),
+    "balance_db": (-60.0, 60.0),
+}
 _DURATIONS = {
     "optim": ("length", "decay_every"),
     "run": ("log_every", "validate_every", "checkpoint_every"),
@@ -64,6 +78,7 @@ def check_bounds(config: TrainConfig) -> None:
     if not config.optim.decay_factor < 1:
         raise ConfigError(f"optim.decay_factor {config.optim.decay_factor} must be below 1")
     _check_augment(config.augment)
+    _check_sets(config.data.sets)
     _check_curriculum(config.curriculum)
     if not 0 <= config.pretrain.share < 1:
         raise ConfigError(f"pretrain.share {config.pretrain.share} must be in [0, 1)")
@@ -85,6 +100,18 @@ def _check_augment(augment: AugmentConfig) -> None:
     for name in _PROBABILITIES:
         if not 0 <= getattr(augment, name) <= 1:
             raise ConfigError(f"augment.{name} {getattr(augment, name)} is not a probability")
+    for name, value in augment.without.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"augment.without.{name} {value} is not a probability")
+    for name, (least, most) in _RANGES.items():
+        low, high = getattr(augment, name)
+        if not least <= low <= high <= most:
+            raise ConfigError(
+                f"augment.{name} [{low}, {high}] must rise, and be between {least:g} and {most:g}"
+            )
+    for name, most in (("formant_semitones", 12.0), ("equalizer_db", 24.0)):
+        if not 0 <= getattr(augment, name) <= most:
+            raise ConfigError(f"augment.{name} {getattr(augment, name)} must be between 0 and {most:g}")
     for name, least in (("tempo_range", 0.25), ("speed_range", 0.25), ("gain_range", 0.0)):
         low, high = getattr(augment, name)
         if not least <= low <= high < math.inf or (least and high > 1 / least):
@@ -92,6 +119,15 @@ def _check_augment(augment: AugmentConfig) -> None:
             raise ConfigError(f"augment.{name} [{low}, {high}] must rise, and be {bounds}")
     if augment.pitch_semitones > 12:
         raise ConfigError(f"augment.pitch_semitones {augment.pitch_semitones} is more than an octave, 12")
+
+
+def _check_sets(sets: Sequence[SetConfig]) -> None:
+    for index, one in enumerate(sets):
+        if not one.songs:
+            raise ConfigError(f"data.sets[{index}].songs is empty: name songs, or patterns of names")
+        for stem, share in one.shares.items():
+            if not 0 <= share < math.inf:
+                raise ConfigError(f"data.sets[{index}].shares.{stem} {share} must be 0 or above, and finite")
 
 
 def _check_curriculum(curriculum: Sequence[PhaseConfig]) -> None:
@@ -131,6 +167,10 @@ def _check_stems(model: ModelConfig, data: DataConfig) -> None:
                 f"data.sources names no files for stem {stem!r}; it has {', '.join(data.sources)}"
             )
     # The mixture is the sum of the stems: what no stem holds, the network would never hear.
+    for index, one in enumerate(data.sets):
+        for stem in one.shares:
+            if stem not in stems:
+                raise ConfigError(f"data.sets[{index}].shares has {stem!r}, which is not one of {stems}")
     spare = [name for name in data.sources if name not in stems]
     if spare:
         raise ConfigError(

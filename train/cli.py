@@ -3,104 +3,100 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from tfswa.runtime.commands import options
 
-if TYPE_CHECKING:
-    from tfswa.train.loop import TrainingProgress
-
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint; default: start anew.")
+@click.argument("words", nargs=-1, metavar="CONFIG [KEY=VALUE]...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the last checkpoint; without CONFIG as the run was configured.",
+)
+@click.option("--list", "listed", is_flag=True, help="List the configurations that have a name.")
 @options.device
 @options.threads
 @options.as_json
 def train(
-    config: Path,
-    overrides: tuple[str, ...],
+    words: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+    listed: bool,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Train a network as CONFIG says: a TOML file, or a name that --list prints.
+
+    Values can be overridden by dotted name: optim.length=200 data.root=/music. Several processes, on one
+    machine or more: torchrun --nproc-per-node 4 -m tfswa.runtime train CONFIG -o RUN
+    """
+    import json
+
+    from tfswa.train.config_files import summaries
+
+    if listed:
+        from tfswa.runtime.table import text_table
+
+        found = summaries()
+        click.echo(json.dumps(found) if as_json else text_table(("name", "what"), list(found.items())))
+        return
+    if output is None:
+        raise click.UsageError("-o is missing: name the folder of the run")
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise click.UsageError(f"one CONFIG, not {len(names)} ({', '.join(names)}); overrides are KEY=VALUE")
+    _train(names[0] if names else None, overrides, output, resume, device, threads, as_json)
+
+
+def _train(
+    name: str | None,
+    overrides: list[str],
     output: Path,
     resume: bool,
     device: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Train a network as CONFIG (a TOML file) says.
-
-    Values can be overridden by dotted name: optim.length=200 data.root=/music. Several processes, on one
-    machine or more: torchrun --nproc-per-node 4 -m tfswa.runtime train CONFIG -o RUN
-    """
     import json
-    import os
 
+    from tfswa.train.config_files import find_config, load_run_config
+    from tfswa.train.scale import process_rank
+
+    rank = process_rank()
+    if name is None and not resume:
+        find_config("")  # says what there is
     import torch
 
     from tfswa.runtime.backends.torchscript import torch_device
+    from tfswa.train.bar import TrainingBar, scored
     from tfswa.train.config import load_config
     from tfswa.train.loop import train as run
 
-    settings = load_config(config, overrides)
+    if name is None:
+        settings = load_run_config(output, overrides)
+    else:
+        path, base = find_config(name)
+        settings = load_config(path, overrides, base=base)
     target = torch_device(device)
     if threads:
         torch.set_num_threads(threads)
-    with _Bar() as bar:
-        scores = run(settings, output, device=target, resume=resume, report=bar.report)
-    if os.environ.get("RANK", "0") != "0":
+    with TrainingBar() as bar:
+        scores = run(settings, output, device=target, resume=resume, report=bar.report, doing=bar.doing)
+    if rank != 0:
         return
     if as_json:
         click.echo(json.dumps({"run": str(output), "scores": scores}))
-    else:
-        for name, value in scores.items():
-            click.echo(f"validation {_scored(name, value)}")
-        made = [output / name for name in ("best.tfx", "last.tfx", "pretrained.safetensors")]
-        click.echo(f"written: {', '.join(str(path) for path in made if path.exists())}")
-
-
-def _scored(name: str, value: float) -> str:
-    """``SDR vocals 6.32 dB``; what is not a stem's SDR is a plain number."""
-    return f"{name} {value:.4f}" if name == "reconstruction" else f"SDR {name} {value:.2f} dB"
-
-
-class _Bar:
-    """Progress on stderr: a bar on a terminal, otherwise a line per validation."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self.live = console.is_terminal
-        self.bar = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} x real time"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self.live,
-        )
-        self.task = self.bar.add_task("train", total=None, loss=float("nan"), speed=0.0)
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def report(self, progress: TrainingProgress) -> None:
-        speed = progress.audio_seconds_per_second
-        self.bar.update(
-            self.task, completed=progress.step, total=progress.steps, loss=progress.loss, speed=speed
-        )
-        if progress.scores is not None:
-            scores = "  ".join(_scored(name, value) for name, value in progress.scores.items())
-            line = f"step {progress.step}/{progress.steps}  loss {progress.loss:.4f}  validation  {scores}"
-            self.bar.console.print(line, highlight=False) if self.live else click.echo(line, err=True)
+        return
+    for score, value in scores.items():
+        click.echo(f"validation {scored(score, value)}")
+    made = [output / file for file in ("best.tfx", "last.tfx", "pretrained.safetensors")]
+    click.echo(f"written: {', '.join(str(path) for path in made if path.exists())}")
 
 
 @click.command()

@@ -48,6 +48,20 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SetConfig:
+    """Songs that are drawn from by share.
+
+    Attributes:
+        songs: names, or patterns of the shell (``sung-*``); a song belongs to the first set that names it.
+        shares: per stem, of the remixed chunks whose source or stem comes from here; a stem that is not named
+            has 0. What the sets give to one stem counts in proportion, among the sets that have the source.
+    """
+
+    songs: tuple[str, ...]
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the audio is, and how it is read.
 
@@ -59,6 +73,9 @@ class DataConfig:
         sources: per stem the sources that are summed to it.
         validation: names of the songs held out.
         songs: names of the songs to train on; empty for all that are not held out.
+        partial: songs may lack sources (a voice alone, an accompaniment alone). Remixing draws each source
+            from the songs that have it; a chunk from one place is of a song that has every stem.
+        sets: by which share remixing draws songs; none for every song alike.
         cache: folder for decoded audio; empty for the user's cache.
         cache_gb: limit of that folder, shared by all runs that use it.
         activity_db: a chunk of a source quieter than this (dBFS, RMS) is drawn again, up to ``draws`` times.
@@ -73,6 +90,8 @@ class DataConfig:
     )
     validation: tuple[str, ...] = ()
     songs: tuple[str, ...] = ()
+    partial: bool = False
+    sets: tuple[SetConfig, ...] = ()
     cache: str = ""
     cache_gb: float = 64.0
     activity_db: float = -45.0
@@ -89,6 +108,13 @@ class AugmentConfig:
 
     Attributes:
         remix: that the sources of a chunk come from different songs and places.
+        remix_sources: that every source of a remixed chunk is drawn on its own; otherwise the sources of a
+            stem stay together, and stems are drawn.
+        without: per stem, that all of it is left out of the chunk.
+        balance: that the level of one stem against the sum of the others is set.
+        balance_stem: which stem.
+        balance_db: its RMS over that of the others, in dB, uniform; silence stays, and no gain is above 18 dB
+            or below -18 dB.
         tempo: that the tempo changes, pitch kept (Signalsmith Stretch).
         tempo_range: factor, uniform; above 1 is faster.
         pitch: that the pitch changes, tempo kept.
@@ -103,9 +129,33 @@ class AugmentConfig:
         time_mask_seconds: longest span, uniform from 0.
         channel_swap: that left and right change places.
         silence: that the source is left out.
+        formant: that the spectral envelope moves, pitch kept: another size of the singer.
+        formant_semitones: largest shift either way, uniform.
+        equalizer: that five bands get gains.
+        equalizer_db: largest gain of a band either way, uniform.
+        compression: that what is louder than the source's RMS is lowered.
+        compression_ratio: uniform.
+        clipping: that peaks are cut off.
+        clipping_db: below the source's peak, uniform.
+        doubling: that a copy sounds 8 to 35 ms later, its channels exchanged.
+        delay: that it has echoes.
+        delay_seconds: between two of them, uniform.
+        reverb: that it sounds in a room.
+        reverb_seconds: until that has decayed by 60 dB, uniform.
+        reverb_share: of the room in the sound, uniform.
+        width: that the difference between left and right gets a gain.
+        width_range: that gain, uniform.
+        mono: that left and right become equal.
+        codec: that it is coded as MP3 or AAC.
+        codec_kbits: per second, uniform.
     """
 
     remix: float = 0.5
+    remix_sources: float = 1.0
+    without: Mapping[str, float] = field(default_factory=dict)
+    balance: float = 0.0
+    balance_stem: str = "vocals"
+    balance_db: tuple[float, float] = (-14.0, 4.0)
     tempo: float = 0.0
     tempo_range: tuple[float, float] = (0.9, 1.1)
     pitch: float = 0.0
@@ -120,6 +170,25 @@ class AugmentConfig:
     time_mask_seconds: float = 0.3
     channel_swap: float = 0.5
     silence: float = 0.0
+    formant: float = 0.0
+    formant_semitones: float = 4.0
+    equalizer: float = 0.0
+    equalizer_db: float = 6.0
+    compression: float = 0.0
+    compression_ratio: tuple[float, float] = (1.5, 6.0)
+    clipping: float = 0.0
+    clipping_db: tuple[float, float] = (3.0, 12.0)
+    doubling: float = 0.0
+    delay: float = 0.0
+    delay_seconds: tuple[float, float] = (0.1, 0.5)
+    reverb: float = 0.0
+    reverb_seconds: tuple[float, float] = (0.2, 2.5)
+    reverb_share: tuple[float, float] = (0.05, 0.5)
+    width: float = 0.0
+    width_range: tuple[float, float] = (0.3, 1.5)
+    mono: float = 0.0
+    codec: float = 0.0
+    codec_kbits: tuple[float, float] = (48.0, 128.0)
 
 
 @dataclass(frozen=True)
@@ -276,22 +345,39 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> TrainConfig:
     """Read a TOML file and apply ``section.key=value`` overrides, values in TOML's syntax.
 
-    Paths in the file are relative to it, paths in overrides to the working directory.
+    Args:
+        path: the file.
+        overrides: paths in them are relative to the working directory.
+        base: what paths in the file are relative to; None for its own folder.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, impossible value.
     """
+    return config_of(read_toml(path, overrides), overrides, base or path.parent)
+
+
+def config_of(values: Mapping[str, Any], overrides: Sequence[str], base: Path) -> TrainConfig:
+    """Build and check a configuration; paths become absolute.
+
+    Args:
+        values: the file's content, overrides applied.
+        overrides: paths in them are relative to the working directory.
+        base: what the other paths are relative to.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
     from tfswa.train.bounds import check_bounds  # which needs the classes of this module
 
-    config = config_from_dict(TrainConfig, read_toml(path, overrides))
+    config = config_from_dict(TrainConfig, values)
     typed = {override.partition("=")[0].strip() for override in overrides}
 
     def absolute(key: str, name: str) -> str:
-        base = Path.cwd() if key in typed else path.parent
-        return str((base / name).resolve()) if name else ""
+        place = Path.cwd() if key in typed else base
+        return str((place / name).resolve()) if name else ""
 
     data, model, loss = config.data, config.model, config.loss
     features = loss.perceptual_network

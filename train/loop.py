@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,20 +24,23 @@ import torch
 from torch import nn
 
 from tfswa.runtime.errors import ConfigError, TrainingError
-from tfswa.runtime.files.atomic import sweep, writing
+from tfswa.runtime.files.atomic import writing
+from tfswa.runtime.files.publish import sweep
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.plots import pictures
 from tfswa.train import checkpoint
 from tfswa.train.attention import attention_maps
 from tfswa.train.config import TrainConfig, steps_of
+from tfswa.train.config_files import RUN_CONFIG
 from tfswa.train.curriculum import Curriculum
 from tfswa.train.data.chunks import Chunks
 from tfswa.train.data.loader import Batch, batches
 from tfswa.train.data.songs import TrainingSong, load_training_songs
 from tfswa.train.families import SeparationNetwork, build_network, get_family, new_spec
+from tfswa.train.families.contract import check_trainable, features_of, takes_statistics
 from tfswa.train.lock import RunLock
 from tfswa.train.meter import Meter
-from tfswa.train.scale import new_fabric
+from tfswa.train.scale import new_fabric, process_rank
 from tfswa.train.schedule import Schedule
 from tfswa.train.tasks import Separation, initialize, new_task
 from tfswa.train.trainer import NotFinite, Trainer
@@ -56,6 +59,7 @@ class TrainingProgress:
         loss: of this step's whole batch.
         audio_seconds_per_second: audio trained on per second, since the last row of the log.
         scores: validation scores by name (SDR in dB per stem), where this step validated.
+        left_out: of these, how many held-out songs have no score of that name: the stem is silent there.
     """
 
     step: int
@@ -63,6 +67,7 @@ class TrainingProgress:
     loss: float
     audio_seconds_per_second: float
     scores: dict[str, float] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -72,6 +77,7 @@ def train(
     device: torch.device,
     resume: bool = False,
     report: Callable[[TrainingProgress], None] = lambda progress: None,
+    doing: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, float]:
     """Train as configured and write into ``out``; under torchrun, together with the other processes.
 
@@ -82,6 +88,7 @@ def train(
         resume: go on from the newest checkpoint, made by any number of processes; on a CPU and with the
             same number the losses equal an uninterrupted run's exactly.
         report: called after every step, in the first process alone.
+        doing: called during other work, in every process: what, how much is done, of how much.
 
     Returns:
         Validation scores at the end, by name; empty where no song is held out.
@@ -96,9 +103,9 @@ def train(
     if resume and not checkpoint.checkpoints(out):
         raise TrainingError(f"{out / checkpoint.FOLDER} holds no checkpoint: nothing to resume")
     with ExitStack() as stack:
-        if os.environ.get("RANK", "0") == "0":
+        if process_rank() == 0:
             stack.enter_context(RunLock(out))
-        run = Run(config, out, device)
+        run = Run(config, out, device, doing)
         if resume:
             run.restore()
         else:
@@ -125,10 +132,17 @@ class Run:
         config: the whole configuration.
         out: folder of the run; nothing is written before ``start`` or ``restore``.
         device: where to train.
+        doing: see ``train``.
     """
 
-    def __init__(self, config: TrainConfig, out: Path, device: torch.device):
-        self.config, self.out, optim = config, out, config.optim
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        device: torch.device,
+        doing: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ):
+        self.config, self.out, self.doing, optim = config, out, doing, config.optim
         if config.run.pictures:
             pictures.require_matplotlib()  # now rather than at the first validation
         self.spec = training_spec(config)
@@ -137,28 +151,39 @@ class Run:
         self.fabric, autocast = new_fabric(device, optim)
         self.first, self.device = self.fabric.is_global_zero, self.fabric.device
         with self.fabric.rank_zero_first(local=True):  # one process decodes, the others find it decoded
-            songs, self.held_out = load_training_songs(config.data, rate, self.spec.channels)
+            songs, self.held_out = load_training_songs(
+                config.data, rate, self.spec.channels, partial(doing, "decoding")
+            )
         self.task = new_task(config, self.spec, self.device)
-        self.chunks = Chunks(songs, self.task.groups, config.data, config.augment, rate, optim.seed)
+        names = tuple(config.data.sources) if config.pretrain.share else self.spec.stems
+        self.chunks = Chunks(
+            songs, self.task.groups, config.data, config.augment, rate, optim.seed, stems=names
+        )
         self.epoch_steps = _epoch_steps(songs, self.curriculum.samples, optim.batch)
         self.curriculum.fix(self.epoch_steps)
         self.chunks.check(self.curriculum.longest)
         self.schedule = Schedule(optim, self.epoch_steps)
         torch.manual_seed(optim.seed)
         network = build_network(self.spec)
+        check_trainable(
+            network,
+            self.spec.family,
+            pretraining=config.pretrain.share > 0,
+            checkpointing=optim.checkpointing,
+        )
         self.given = initialize(network, config.model) if config.model.init else []
         self.trainer = Trainer(network, self.task, optim, rate, self.fabric, autocast)
         self.best = -math.inf
         self.scores: dict[str, float] = {}
+        self.left_out: dict[str, int] = {}
 
     def start(self) -> None:
         """Begin a new run: fix the input statistics, write the configuration."""
-        if "mean" not in self.given:
+        if "mean" not in self.given and takes_statistics(self.trainer.network):
             self._set_statistics()
         if self.first:
             sweep(self.out)
-            with writing(self.out / "config.json") as stream:
-                stream.write(json.dumps(self.config.to_dict(), indent=1).encode() + b"\n")
+            self._write_config()
 
     def restore(self) -> None:
         """Go on from the newest checkpoint."""
@@ -176,6 +201,7 @@ class Run:
         if self.first:
             sweep(self.out)
             sweep(self.out / checkpoint.FOLDER)
+            self._write_config()  # --resume alone goes on with what was said last
 
     def run(self, report: Callable[[TrainingProgress], None]) -> dict[str, float]:
         """Train to the last step."""
@@ -207,7 +233,7 @@ class Run:
                     self._save()
                 if self.first:
                     scores = dict(self.scores) if validates else None
-                    report(TrainingProgress(step, last, row["loss"], speed, scores))
+                    report(TrainingProgress(step, last, row["loss"], speed, scores, self.left_out))
         return self.scores
 
     def _watch(self, stack: ExitStack) -> Watch:
@@ -255,10 +281,12 @@ class Run:
         network = cast(SeparationNetwork, self.trainer.network)
         total = square = torch.zeros(self.spec.stft.bins, dtype=torch.float64)
         count = 0
-        for index in range(self.config.run.statistics_batches * self.config.optim.batch):
+        chunks = self.config.run.statistics_batches * self.config.optim.batch
+        for index in range(chunks):
+            self.doing("input statistics", index, chunks)
             mixture = self.chunks[index, self.curriculum.samples].stems.sum(dim=0)[None]
             planes, _ = self.task.stft.forward(mixture.to(self.device))
-            features = network.features(planes).double().cpu()
+            features = features_of(self.trainer.network, planes).double().cpu()
             total = total + features.sum(dim=(0, 1, 2))
             square = square + features.square().sum(dim=(0, 1, 2))
             count += features[..., 0].numel()
@@ -272,7 +300,10 @@ class Run:
         sharded = self.config.optim.strategy == "fsdp"  # every process takes part in every forward
         with self.trainer.averaged() as network:
             mine = self.held_out if sharded else self.held_out[rank::world]
-            scores = [self.task.validate(network, song) for song in mine]
+            scores = []
+            for index, song in enumerate(mine):
+                self.doing("validating", index, len(mine))
+                scores.append(self.task.validate(network, song))
             if self.config.run.pictures and isinstance(self.task, Separation):
                 for song in self.held_out[:1]:
                     self._show(watch, self.task, network, song)
@@ -282,7 +313,10 @@ class Run:
             torch.distributed.all_gather_object(shares, scores)
             scores = [score for share in shares for score in share]
         self.scores = _mean(scores)
+        self.left_out = _left_out(self.task.names, scores)
+        # With nothing to score the newest is the best.
         score = float(np.mean(list(self.scores.values()))) if self.scores else float(self.trainer.step)
+        score = -math.inf if math.isnan(score) else score
         self.schedule.validated(score)
         best, self.best = score > self.best, max(score, self.best)
         if self.first:
@@ -307,12 +341,17 @@ class Run:
         watch.listen(self.trainer.step, self.spec.stft.sample_rate, audio)
         watch.look(self.trainer.step, maps)
 
+    def _write_config(self) -> None:
+        with writing(self.out / RUN_CONFIG) as stream:
+            stream.write(json.dumps(self.config.to_dict(), indent=1).encode() + b"\n")
+
     def _provenance(self) -> dict[str, Any]:
         return {
             "command": "tfx train",
             "step": self.trainer.step,
             "torch": torch.__version__,
             "validation": self.scores,
+            "validation_left_out": self.left_out,
             "config": self._config_json(),
         }
 
@@ -347,6 +386,12 @@ def _epoch_steps(songs: Sequence[TrainingSong], samples: int, batch: int) -> int
             "lower optim.batch or optim.frames, or add songs"
         )
     return chunks // batch
+
+
+def _left_out(names: Sequence[str], scores: Sequence[dict[str, float]]) -> dict[str, int]:
+    """Count the songs without a score of a name, where there are any."""
+    counts = {name: sum(name not in score for score in scores) for name in names}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:

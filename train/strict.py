@@ -33,18 +33,20 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    for override in overrides:
-        _override(data, override)
-    return data
+    return parse_overrides(overrides, data)
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str], data: dict[str, Any] | None = None) -> dict[str, Any]:
     """``section.key=value`` strings into nested dictionaries, values in TOML's syntax.
+
+    Args:
+        overrides: the strings.
+        data: what they override, changed in place; None for nothing.
 
     Raises:
         ConfigError: no '=', or a section that is a value already.
     """
-    data: dict[str, Any] = {}
+    data = {} if data is None else data
     for override in overrides:
         _override(data, override)
     return data

@@ -31,10 +31,15 @@ from tfswa.train.reference import separate_whole
 from tfswa.train.spectral import DifferentiableStft
 
 PRETRAINED = "pretrained.safetensors"
+SILENT_DBFS = -60.0  # RMS of a held-out stem; below it there is nothing that a score could be about
 
 
 class Task(Protocol):
     """What the loop asks of a task."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the scores that ``validate`` gives where all of them are defined."""
 
     @property
     def groups(self) -> Sequence[tuple[str, ...]]:
@@ -66,7 +71,7 @@ class Separation:
     """
 
     def __init__(self, config: TrainConfig, spec: ModelSpec, device: torch.device):
-        self.spec, self.device = spec, device
+        self.spec, self.device, self.names = spec, device, spec.stems
         self.groups = [config.data.sources[stem] for stem in spec.stems]
         self.seconds = config.run.validation_seconds or math.inf
         self.stft = DifferentiableStft(spec.stft, device)
@@ -83,10 +88,17 @@ class Separation:
         return self.terms(planes, true_planes, wave, signals)
 
     def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
-        """SDR in dB per stem of a song, or of its middle."""
+        """SDR in dB per stem of a song, or of its middle; without stems below ``SILENT_DBFS`` there.
+
+        What is that quiet has no sound to separate: its SDR is that of the noise around it, -48 dB for a
+        passage at -89 dBFS, and would outweigh every song that sounds.
+        """
         stems = self.excerpt(song)
+        heard = [level_dbfs(stem) >= SILENT_DBFS for stem in stems]
+        if not any(heard):
+            return {}
         estimate = self.separate(network, stems)
-        values = {stem: sdr_db(stems[i], estimate[i]) for i, stem in enumerate(self.spec.stems)}
+        values = {stem: sdr_db(stems[i], estimate[i]) for i, stem in enumerate(self.spec.stems) if heard[i]}
         return {stem: value for stem, value in values.items() if value is not None}
 
     def separate(self, network: nn.Module, stems: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -95,13 +107,17 @@ class Separation:
         return separate_whole(network, self.spec, mixture, self.device).numpy()
 
     def excerpt(self, song: TrainingSong, seconds: float = math.inf) -> NDArray[np.float32]:
-        """True stems ``[S, C, N]`` from the middle of a song."""
+        """True stems ``[S, C, N]`` from the middle of a song; a source that it lacks is silent."""
         wanted = min(seconds, self.seconds) * self.spec.stft.sample_rate
         length = int(min(song.samples, wanted))
         start = (song.samples - length) // 2
         cut = slice(start, start + length)
-        stems = [np.sum([song.sources[source][:, cut] for source in group], axis=0) for group in self.groups]
-        return np.stack(stems).astype(np.float32)
+        stems = np.zeros((len(self.groups), self.spec.channels, length), np.float32)
+        for stem, group in zip(stems, self.groups, strict=True):
+            for source in group:
+                if source in song.sources:
+                    stem += song.sources[source][:, cut]
+        return stems
 
     def save(
         self, out: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any], best: bool
@@ -127,6 +143,7 @@ class Reconstruction:
     def __init__(self, config: TrainConfig, spec: ModelSpec, device: torch.device):
         self.config: PretrainConfig = config.pretrain
         self.spec, self.device, self.seed = spec, device, config.optim.seed
+        self.names = ("reconstruction",)
         self.groups = list(config.data.sources.values())
         self.seconds = config.run.validation_seconds or math.inf
         self.stft = DifferentiableStft(spec.stft, device)
@@ -146,9 +163,10 @@ class Reconstruction:
         length = (self.spec.chunk.frames - 1) * self.spec.stft.hop
         wanted = max(length, self.seconds * self.spec.stft.sample_rate)  # a chunk at least
         chunks = min(8, int(min(song.samples, wanted)) // length)
-        if chunks == 0:
+        there = [source for source in self.groups[0] if source in song.sources]
+        if chunks == 0 or not there:
             return {}
-        mixture = np.sum([song.sources[source][:, : chunks * length] for source in self.groups[0]], axis=0)
+        mixture = np.sum([song.sources[source][:, : chunks * length] for source in there], axis=0)
         signals = torch.from_numpy(mixture.astype(np.float32).reshape(-1, chunks, length))
         with torch.no_grad():
             values = [
@@ -181,6 +199,12 @@ class Reconstruction:
         grid = torch.from_numpy(patches).reshape(-1, 1, rows, columns)
         grid = grid.repeat_interleave(self.config.patch_frames, 2)[:, :, :t]
         return grid.repeat_interleave(self.config.patch_bins, 3)[..., :f].to(planes.device)
+
+
+def level_dbfs(signal: NDArray[Any]) -> float:
+    """RMS over every channel and sample, in dB below full scale; -inf for digital silence and for nothing."""
+    power = float(np.square(signal, dtype=np.float64).mean()) if signal.size else 0.0
+    return 10 * math.log10(power) if power else -math.inf
 
 
 def new_task(config: TrainConfig, spec: ModelSpec, device: torch.device) -> Separation | Reconstruction:

@@ -68,11 +68,13 @@ class Trainer:
     ):
         self.network, self.task, self.optim, self.rate = network, task, optim, rate
         self.fabric, self.autocast = fabric, autocast
-        cast(SeparationNetwork, network).checkpointing = optim.checkpointing
+        if optim.checkpointing:
+            cast(SeparationNetwork, network).checkpointing = True
         if optim.compile:
             network.compile()
         self.wrapped = fabric.setup_module(network)
-        self.wrapped.mark_forward_method("reconstruct")
+        if hasattr(network, "reconstruct"):
+            self.wrapped.mark_forward_method("reconstruct")
         kind = torch.optim.AdamW if optim.optimizer == "adamw" else torch.optim.Adam
         self._optimizer = kind(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
         self._stepper: Any = fabric.setup_optimizers(self._optimizer)

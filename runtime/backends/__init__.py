@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.backends.running import failed, of_library, out_of_memory
+from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -25,6 +26,23 @@ EXTRAS = {  # what brings a library, by its top-level package
     "tensorrt_rtx": "trt-rtx",
     "torch": "torch",
 }
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
+DEVICES = ("cpu", "cuda", "tensorrt", "rtx")
+_PRECISION_SLIPS = {
+    **dict.fromkeys(("half", "float16", "f16", "16"), "fp16"),
+    **dict.fromkeys(("full", "single", "float", "float32", "f32", "32"), "fp32"),
+    **dict.fromkeys(("bfloat16", "bf", "brain"), "bf16"),
+    **dict.fromkeys(("i8", "8", "uint8", "quantized", "quantised"), "int8"),
+    **{name: name for name in PRECISIONS},  # in capitals
+}
+_BACKEND_SLIPS = {
+    "onnx": "ort",
+    "onnxruntime": "ort",
+    "tensorrt": "trt",
+    "pytorch": "torch",
+    "jit": "torchscript",
+}
+_DEVICE_SLIPS = {**dict.fromkeys(("gpu", "nvidia", "cude", "cuda0"), "cuda"), **{n: n for n in DEVICES}}
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,8 @@ class Session(Protocol):
 
     Class attributes may say more: ``precisions`` what it can be asked for, if not fp32 alone;
     ``device_default`` where it runs if nobody says, if not on the CPU; ``compiles`` that loading it takes
-    minutes.
+    minutes; ``reentrant`` that several threads may call ``infer`` at once (else they take turns);
+    ``batch_limit`` the most items that it takes, if there is a limit.
 
     Attributes:
         name: the backend's, as registered.
@@ -113,7 +132,35 @@ def open_session(backend: str, model: Model, options: BackendOptions) -> Session
         from tfswa.runtime.backends.auto import choose
 
         return choose(model, options)
-    return _load(_point(backend))(model, options)
+    options = resolved(model, options)
+    kind = _load(_point(backend))
+    try:
+        return kind(model, options)
+    except TfxError as error:
+        if not out_of_memory(error.__cause__):
+            raise
+        raise failed(backend, 0, error) from error
+    except Exception as error:
+        if not of_library(error):
+            raise
+        raise failed(backend, 0, error) from error
+
+
+def resolved(model: Model, options: BackendOptions) -> BackendOptions:
+    """Options as a backend gets them: an exported file knows its only precision.
+
+    Raises:
+        UsageError: a precision or a device that is a slip of the pen.
+    """
+    if options.precision is None and (own := getattr(model, "precision", None)) is not None:
+        options = replace(options, precision=str(own))
+    for what, given, known, slips in (
+        ("precision", options.precision, PRECISIONS, _PRECISION_SLIPS),
+        ("device", options.device.partition(":")[0], DEVICES, _DEVICE_SLIPS),
+    ):
+        if given is not None and given not in known and (meant := slips.get(given.lower())):
+            raise UsageError(f"unknown {what} {given!r}, did you mean {meant!r}?")
+    return options
 
 
 def import_library(name: str, *, backend: str) -> Any:
@@ -155,7 +202,10 @@ def _point(backend: str) -> EntryPoint:
     for point in entry_points(group=GROUP):
         if point.name == backend:
             return point
-    raise UsageError(f"unknown backend {backend!r}: choose one of auto, {', '.join(backend_names())}")
+    names = ("auto", *backend_names())
+    meant = _BACKEND_SLIPS.get(backend.lower(), backend)
+    close = did_you_mean(meant, names) or ":"
+    raise UsageError(f"unknown backend {backend!r}{close} choose one of {', '.join(names)}")
 
 
 def _load(point: EntryPoint) -> type[Session]:

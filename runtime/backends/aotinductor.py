@@ -65,6 +65,7 @@ class AotInductorSession:
     def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
         torch = self._torch
+        self._threads.apply()
         with torch.inference_mode():
             items = torch.from_numpy(np.ascontiguousarray(mixture)).split(1)
             stems: NDArray[np.float32] = torch.cat([self._call(item) for item in items]).numpy()

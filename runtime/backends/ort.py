@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import BackendOptions, import_library
+from tfswa.runtime.backends import BackendOptions, filled, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.machine import cores, user_cache
 
@@ -84,20 +84,26 @@ class OrtSession:
         _check_shape(path.name, self._input.shape, model.spec.input_shape(1))
         _check_shape(path.name, self._output.shape, model.spec.output_shape(1))
         self._library, self._spec = onnxruntime, model.spec
+        self.reentrant = self._place is None  # on a GPU the memory that is bound is one call's
+        free = self._input.shape[0]
+        self.batch_limit = free if isinstance(free, int) else None
         self._bound: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {}
         self.versions = {"onnxruntime": onnxruntime.__version__}
         self.description = f"onnxruntime {onnxruntime.__version__}, {precision} on {options.device}"
 
     def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        planes = np.ascontiguousarray(mixture, dtype=_TYPES[self._input.type])
+        items = len(mixture)
+        planes = np.ascontiguousarray(
+            filled(mixture, self.batch_limit or items), dtype=_TYPES[self._input.type]
+        )
         if self._place is None:
             out = self._session.run([self._output.name], {self._input.name: planes})[0]
         else:
             if len(planes) not in self._bound:
                 self._bound[len(planes)] = self._bind(len(planes))
             out = self._bound[len(planes)](planes)
-        stems: NDArray[np.float32] = out.astype(np.float32, copy=False)
+        stems: NDArray[np.float32] = out[:items].astype(np.float32, copy=False)
         return stems
 
     def close(self) -> None:

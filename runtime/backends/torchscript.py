@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class TorchScriptSession:
 
     def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        self._threads.apply()
         return run_torch(self._module, mixture, self.device)
 
     def close(self) -> None:
@@ -57,26 +59,50 @@ class TorchScriptSession:
 
 
 class TorchThreads:
-    """torch's threads are the process's: a session that sets them gives them back when it is closed.
+    """CPU threads of torch, which are no session's own.
+
+    torch keeps a number for each thread that calls it, and one that new threads start with. A session sets
+    the number of whichever thread calls it, before it computes. When no session holds a number any more, the
+    thread that closed the last one has again what was there before the first.
 
     Args:
         count: as asked for; None leaves them alone.
     """
 
+    _lock = threading.Lock()
+    _holders = 0
+    _before = 0
+
     def __init__(self, count: int | None):
         import torch
 
-        self._before = None if count is None else torch.get_num_threads()
-        if count is not None:
-            torch.set_num_threads(count)
+        self._count = count
+        if count is None:
+            return
+        with TorchThreads._lock:
+            if not TorchThreads._holders:
+                TorchThreads._before = torch.get_num_threads()
+            TorchThreads._holders += 1
+        self.apply()
 
-    def restore(self) -> None:
-        """Set what was before; calling it twice is harmless."""
+    def apply(self) -> None:
+        """Have the calling thread compute with that many."""
         import torch
 
-        if self._before is not None:
-            torch.set_num_threads(self._before)
-        self._before = None
+        if self._count is not None and torch.get_num_threads() != self._count:
+            torch.set_num_threads(self._count)
+
+    def restore(self) -> None:
+        """Hold them no longer; calling it twice is harmless."""
+        import torch
+
+        if self._count is None:
+            return
+        self._count = None
+        with TorchThreads._lock:
+            TorchThreads._holders -= 1
+            if not TorchThreads._holders:
+                torch.set_num_threads(TorchThreads._before)
 
 
 def run_torch(module: Any, mixture: NDArray[np.float32], device: Device) -> NDArray[np.float32]:

@@ -30,10 +30,10 @@ from tfswa.runtime.backends.engines import (
 )
 from tfswa.runtime.backends.trt_execution import Ends, Execution, failure
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError
+from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.opening import INPUT, OUTPUT
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity.gates import gate_for
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle

@@ -11,7 +11,6 @@ import json
 import math
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -25,10 +24,11 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends import backend_names, compiles, default_device, precisions_of
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
+from tfswa.runtime.files.partial import temporary
+from tfswa.runtime.gates import gate_for
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.gates import gate_for
 from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.songs.loading import Song
 
@@ -164,7 +164,7 @@ def bench(
             raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(known)}")
     entries = list(plan.entries) or _all_entries(plan.compiled)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfx-bench-")))
+        folder = stack.enter_context(temporary("bench"))
         rows, workers = [], {}
         for backend, precision in entries:
             report(f"{backend} {precision}: loading")

@@ -159,12 +159,13 @@ def parity(
             as_json=as_json,
         )
         return
-    from tfswa.runtime.commands.parity_measure import Outputs, run_measure, runs_of
+    from tfswa.runtime.commands.parity_measure import Outputs, run_measure
+    from tfswa.runtime.parity.candidates import candidates_of
 
     run_measure(
         model,
         audio,
-        *runs_of(entries, precision, device, threads, batch),
+        *candidates_of(entries, precision, device, threads, batch),
         reference=reference,
         quick=quick,
         gates_file=gates_file,

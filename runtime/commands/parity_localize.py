@@ -76,7 +76,7 @@ def _instrument(model: Model, backend: str, precision: str) -> Any:
     from importlib import import_module
 
     from tfswa.runtime.errors import BackendUnavailable
-    from tfswa.runtime.parity.gates import gate_for
+    from tfswa.runtime.gates import gate_for
     from tfswa.runtime.parity.polygraphy import layers_line
 
     if backend == "trt":

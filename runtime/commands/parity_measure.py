@@ -66,9 +66,9 @@ def run_measure(
 ) -> None:
     """Certify and judge, or judge alone; raises where a gate is not met."""
     from tfswa.runtime.errors import BackendUnavailable, UsageError
+    from tfswa.runtime.gates import default_gates
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import adversaries, certify, load_gates, read_evidence, songs, store
-    from tfswa.runtime.parity.gates import default_gates
     from tfswa.runtime.parity.signature import Signer
 
     outputs.check_free()
@@ -125,33 +125,6 @@ def _is_meant(certificate: Certificate, model: Model, runs: Sequence[Candidate],
     held = {entry.sha256 for entry in model.bundle.files.values()}
     names = {run.name for run in runs}
     return certificate.artifact_sha256 in held and (certificate.name in names or not named)
-
-
-def runs_of(
-    entries: Sequence[str],
-    precision: str | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    batch: int = 1,
-) -> tuple[list[Candidate], bool]:
-    """What to measure, and whether the user named it."""
-    from tfswa.runtime.backends import BackendOptions, backend_names, compiles, default_device, precisions_of
-    from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.parity import Candidate
-
-    if entries:
-        pairs = [(name, kind or precision) for name, _, kind in (entry.partition(":") for entry in entries)]
-    else:
-        names = [name for name in backend_names() if not compiles(name)]
-        wanted = [precision] if precision else None
-        pairs = [(name, kind) for name in names for kind in wanted or precisions_of(name)]
-    if any(name == "auto" for name, _ in pairs):
-        raise UsageError("parity measures backends one by one: name them with --backend ort, openvino, ...")
-    runs = [
-        Candidate(name, BackendOptions(kind, device or default_device(name), threads), batch)
-        for name, kind in pairs
-    ]
-    return runs, bool(entries)
 
 
 def _tell(

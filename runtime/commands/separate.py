@@ -13,7 +13,9 @@ from tfswa.runtime.commands import options
 from tfswa.runtime.errors import TfxError
 
 if TYPE_CHECKING:
-    from tfswa.runtime.stream.files import FileResult
+    from tfswa.runtime.stream.files import FileJob, FileResult, Outcome, Progress
+    from tfswa.runtime.stream.jobs import JobPlan
+    from tfswa.runtime.stream.separator import Separator
 
 NAMED = 3  # chunks of a report on stderr; --json has them all
 
@@ -52,19 +54,13 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     help="A chunk with NaN or Inf: stop, or compute it again by the bundle's float32 network on the CPU, "
     "and say which they were.",
 )
-@click.option(
-    "--track",
-    metavar="N|LANGUAGE",
-    help="Audio track of a file that has several, a number from 1 or a language such as eng; default: the "
-    "file's default track.",
-)
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Exit code 1 for an input that is damaged, cut or has holes, and no file written of it; "
-    "default: say so and go on.",
-)
 @options.force
+@click.option(
+    "--skip-existing",
+    is_flag=True,
+    help="Leave out inputs all of whose stems are there already; default: refuse them.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print errors alone; default: a line for each input.")
 @options.as_json
 def separate(
     inputs: tuple[Path, ...],
@@ -80,87 +76,140 @@ def separate(
     clip: Any,
     require_parity: bool,
     on_nonfinite: Any,
-    track: str | None,
-    strict: bool,
     force: bool,
+    skip_existing: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Separate songs into stems.
 
-    INPUT is an audio or video file, - for standard input, or a folder whose audio files are all taken.
+    INPUT is an audio or video file, or a folder of which everything that holds audio is taken.
     """
     from tfswa.runtime.audio.encoders import FORMATS
-    from tfswa.runtime.audio.tracks import parse_track
     from tfswa.runtime.backends import BackendOptions, default_device
-    from tfswa.runtime.backends.auto import why
-    from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.errors import UsageError, did_you_mean
+    from tfswa.runtime.files.checks import check_folder
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import describe_evidence, require_passing
+    from tfswa.runtime.stream.files import FileJob, separate_files
     from tfswa.runtime.stream.jobs import plan_jobs
     from tfswa.runtime.stream.separator import Separator, stem_indices
 
     if format_ not in FORMATS:
-        raise UsageError(f"unknown format {format_!r}: choose one of {', '.join(FORMATS)}")
-    picked_track = None if track is None else parse_track(track)
-    jobs = plan_jobs(inputs, output)
+        close = did_you_mean(format_, FORMATS) or ":"
+        raise UsageError(f"unknown format {format_!r}{close} choose one of {', '.join(FORMATS)}")
+    if skip_existing and force:
+        raise UsageError("--skip-existing keeps what --force replaces: give one of them")
+    check_folder(output)
     opened = open_model(model)
     wanted = [stem.strip() for stem in stems.split(",")] if stems else list(opened.spec.stems)
     stem_indices(opened, wanted)
-    failures: list[tuple[Path, TfxError]] = []
-    reports: list[dict[str, Any]] = []
+    plan = plan_jobs(inputs, output, opened.spec.stems)
+    jobs = [
+        FileJob(
+            source,
+            {stem: folder / f"{stem}{FORMATS[format_].extension}" for stem in wanted},
+            format=format_,
+            clip=clip,
+            force=force,
+        )
+        for source, folder in plan.jobs
+    ]
+    skipped = [job for job in jobs if skip_existing and all(map(Path.exists, job.outputs.values()))]
+    jobs = [job for job in jobs if job not in skipped]
+    run = _Run(plan, jobs, skipped, quiet=quiet, as_json=as_json)
+    run.begin()
     settings = BackendOptions(precision, device or default_device(backend), threads)
     with Separator(
         opened, backend=backend, options=settings, batch=batch, on_nonfinite=on_nonfinite
     ) as separator:
         if require_parity:
-            require_passing(opened, separator.session, settings)
-        evidence = describe_evidence(opened, separator.session, settings)
-        if not as_json:
-            reason = f" ({why(opened, settings, separator.session)})" if backend == "auto" else ""
-            click.echo(f"{opened.name} in {separator.description}{reason}; {evidence}", err=True)
-        for source, folder in jobs:
-            paths = {stem: folder / f"{stem}{FORMATS[format_].extension}" for stem in wanted}
-            try:
-                with _Bar(source.name) as bar:
-                    result = separator.separate_file(
-                        source,
-                        paths,
-                        format=format_,
-                        clip=clip,
-                        force=force,
-                        track=picked_track,
-                        strict=strict,
-                        progress=bar.report,
-                    )
-            except TfxError as error:
-                # One bad file among many must not cost the others.
-                failures.append((source, error))
-                if len(jobs) > 1:
-                    click.echo(f"tfx: {_naming(source, error)}", err=True)
-                continue
-            for note in result.notes:
-                click.echo(f"tfx: {source}: {note}", err=True)
-            reports.append(describe(source, result))
-            if not as_json:
-                _print(source, result)
-        if as_json:
+            require_passing(opened, separator.session, separator.options)
+        evidence = describe_evidence(opened, separator.session, separator.options)
+        run.started(separator, evidence, chosen=backend == "auto")
+        for outcome in separate_files(separator, jobs, run.bar):
+            run.take(outcome)
+        run.end(separator, evidence)
+
+
+class _Run:
+    """What a run says, and where: results on stdout, the rest on stderr."""
+
+    def __init__(
+        self, plan: JobPlan, jobs: list[FileJob], skipped: list[FileJob], *, quiet: bool, as_json: bool
+    ):
+        self.plan, self.jobs, self.skipped = plan, jobs, skipped
+        self.quiet, self.as_json = quiet, as_json
+        self.reports: list[dict[str, Any]] = []
+        self.failures: list[Outcome] = []
+
+    def say(self, text: str, *, err: bool = True) -> None:
+        if not self.quiet and not self.as_json:
+            click.echo(text, err=err)
+
+    def begin(self) -> None:
+        """What is not done, and why."""
+        from tfswa.runtime.escape import shown
+        from tfswa.runtime.stream.jobs import reasons
+
+        if self.plan.left_out:
+            self.say(f"left out: {shown(reasons(self.plan.left_out))}")
+        for source, folder in self.plan.renamed:
+            self.say(f"{shown(source)} goes to {shown(folder)}: another input has its name")
+        if self.skipped:
+            count = len(self.skipped)
+            self.say(f"skipped: {count} input{'s' * (count > 1)} whose stems are there already")
+
+    def started(self, separator: Separator, evidence: str, *, chosen: bool) -> None:
+        from tfswa.runtime.backends.auto import why
+
+        reason = f" ({why(separator.model, separator.options, separator.session)})" if chosen else ""
+        self.say(f"{separator.model.name} in {separator.description}{reason}; {evidence}")
+
+    def bar(self, job: FileJob) -> _Bar:
+        return _Bar(job.source.name, hidden=self.quiet)
+
+    def take(self, outcome: Outcome) -> None:
+        """One file is done, or has failed: that is said at once, where there are others."""
+        from tfswa.runtime.escape import shown
+
+        if outcome.result is None:
+            self.failures.append(outcome)
+            if len(self.jobs) > 1 or outcome.fault:
+                click.echo(f"tfx: {shown(outcome.told)}", err=True)
+            return
+        self.reports.append(describe(outcome.job.source, outcome.result))
+        for line in _lines(outcome.job.source, outcome.result):
+            self.say(line, err=False)
+
+    def end(self, separator: Separator, evidence: str) -> None:
+        """Print the object; raise what stands for all failures."""
+        from tfswa.runtime.escape import json_text
+
+        if self.as_json:
             whole = {
-                "model": opened.name,
+                "model": separator.model.name,
                 "backend": separator.description,
                 "evidence": evidence,
                 "recomputed_by": separator.recomputed_by,
+                "files": self.reports,
+                "errors": [{"input": str(one.job.source), "error": one.told} for one in self.failures],
+                "left_out": [{"input": str(one.path), "reason": one.reason} for one in self.plan.left_out],
+                "skipped": [str(job.source) for job in self.skipped],
             }
-            _print_json(whole, reports, failures)
-        else:
-            _print_recomputed(reports, separator.recomputed_by)
-    if failures:
-        first = failures[0][1]
-        raise first if len(jobs) == 1 else type(first)(f"{len(failures)} of {len(jobs)} files failed")
-
-
-def _naming(source: Path, error: Exception) -> str:
-    """An error that says which of several inputs it is about."""
-    return str(error) if str(source) in str(error) else f"{source}: {error}"
+            click.echo(json_text(whole))
+        elif text := _recomputed(self.reports, separator.recomputed_by):
+            self.say(text)
+        if not self.failures:
+            return
+        errors = [one.error for one in self.failures]
+        faults = [one.error for one in self.failures if one.fault]
+        count = f"{len(errors)} of {len(self.jobs)} files failed"
+        if faults and faults[0] is not None:
+            click.echo(f"tfx: {count}", err=True)
+            raise faults[0]
+        kind = type(errors[0]) if isinstance(errors[0], TfxError) else TfxError
+        raise kind(count if len(self.jobs) > 1 else self.failures[0].told)
 
 
 def describe(source: Path, result: FileResult) -> dict[str, Any]:
@@ -179,28 +228,29 @@ def describe(source: Path, result: FileResult) -> dict[str, Any]:
         "clipped": dict(result.written.clipped),
         "gain": result.written.gain,
         "recomputed": [[round(edge, 6) for edge in chunk] for chunk in result.recomputed],
-        "damaged": result.damaged,
-        "notes": [*map(str, result.notes), *result.written.lines()],
+        "notes": result.written.lines(),
     }
 
 
-def _print(source: Path, result: FileResult) -> None:
+def _lines(source: Path, result: FileResult) -> list[str]:
+    from tfswa.runtime.escape import shown
+
     folder = next(iter(result.written.paths.values())).parent
     names = ", ".join(path.name for path in result.written.paths.values())
-    click.echo(
-        f"{source} -> {folder}/{{{names}}}  {result.audio_seconds:.1f} s, {result.x_realtime:.1f} x real time"
-    )
-    for line in result.written.lines():
-        click.echo(f"  {line}")
+    speed = f"{result.audio_seconds:.1f} s, {result.x_realtime:.1f} x real time"
+    first = f"{shown(source)} -> {shown(folder)}/{{{shown(names)}}}  {speed}"
+    return [first, *(f"  {shown(line)}" for line in result.written.lines())]
 
 
-def _print_recomputed(reports: list[dict[str, Any]], by: str | None) -> None:
-    """One line that says which chunks were computed again; nothing where none were."""
+def _recomputed(reports: list[dict[str, Any]], by: str | None) -> str:
+    """One line that says which chunks were computed again; empty where none were."""
+    from tfswa.runtime.escape import shown
+
     chunks = [(report["input"], *chunk) for report in reports for chunk in report["recomputed"]]
     if not chunks:
-        return
+        return ""
     songs = [
-        f"{name} " + ", ".join(f"{start:.1f} to {stop:.1f} s" for _, start, stop in some)
+        f"{shown(name)} " + ", ".join(f"{start:.1f} to {stop:.1f} s" for _, start, stop in some)
         for name, some in groupby(chunks[:NAMED], key=itemgetter(0))
     ]
     more = f" and {len(chunks) - NAMED} more" if len(chunks) > NAMED else ""
@@ -209,24 +259,17 @@ def _print_recomputed(reports: list[dict[str, Any]], by: str | None) -> None:
         if len(chunks) == 1
         else f"{len(chunks)} chunks that held NaN or Inf were"
     )
-    click.echo(f"{what} computed again by {by}: {'; '.join(songs)}{more}", err=True)
-
-
-def _print_json(
-    whole: dict[str, Any], reports: list[dict[str, Any]], failures: list[tuple[Path, TfxError]]
-) -> None:
-    import json
-
-    errors = [{"input": str(source), "error": str(error)} for source, error in failures]
-    click.echo(json.dumps({**whole, "files": reports, "errors": errors}))
+    return f"{what} computed again by {by}: {'; '.join(songs)}{more}"
 
 
 class _Bar:
     """A bar in audio seconds with speed and time left, on a terminal only."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, *, hidden: bool):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from tfswa.runtime.escape import shown
 
         console = Console(stderr=True)
         self.bar = Progress(
@@ -236,13 +279,13 @@ class _Bar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=hidden or not console.is_terminal,
         )
-        self.task = self.bar.add_task(name, total=None, seconds="?", speed="-")
+        self.task = self.bar.add_task(shown(name), total=None, seconds="?", speed="-")
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Progress:
         self.bar.start()
-        return self
+        return self.report
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

@@ -16,7 +16,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from tfswa.runtime.evaluation.records import Records, SongResult, audio_sha256, 
 from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summarize
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.songs.finding import SongFiles
 from tfswa.runtime.songs.loading import Song, load, true_sources
@@ -186,13 +186,13 @@ class _Run:
         lengths = {song.name: memory.declared_samples(song, self.names[song.name], rate) for song in todo}
         jobs = memory.jobs_that_fit(lengths, spec, self.choices.jobs, self.free)
         place = self.records.output
-        with TemporaryDirectory(prefix=".work-", dir=place) as scratch, Workers(jobs) as workers:
+        with working(place / "songs") as scratch, Workers(jobs) as workers:
             try:
                 for number, song in enumerate(todo):
                     while len(self.flights) > jobs:
                         self._land()
                     try:
-                        self._depart(song, Path(scratch) / str(number), workers)
+                        self._depart(song, scratch.path / str(number), workers)
                     except TfxError:
                         while self.flights:  # minutes of work that are nearly done
                             self._land()

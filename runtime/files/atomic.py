@@ -1,46 +1,93 @@
-"""Files and directories that change from old to new in one step, whenever the process is killed."""
+"""A file or a folder that changes from old to new in one step, whenever the process is killed.
+
+Which name a link means: a path that a user typed (``-o model.tfx``, ``--junit report.xml``) is followed, so
+that the file behind the link changes; ``named=True``. A path that tfx made up (a stem, a manifest, a file of
+a cache) is not: a link that lies there is replaced, and what it points to stays as it is.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
-RENAME_EXCHANGE = 2  # linux/fs.h
-
-PARTIAL = ".partial-"
-ASIDE = ".aside-"
+from tfswa.runtime.files import locks, register
+from tfswa.runtime.files.partial import beside, check_same, new_file, open_folder
+from tfswa.runtime.files.publish import Move, publish, sweep
+from tfswa.runtime.files.signals import held_back
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
+def writing(path: Path, *, named: bool = False) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the place of ``path`` when the block ends well, and is on the disk then.
+
+    A pipe or a device that a user named (``/dev/stdout``) is written to as it is.
+
+    Args:
+        path: the destination.
+        named: a user typed this path: a link is followed.
 
     Raises:
         OSError: as writing to it does; ``path`` is as it was.
     """
-    work = path.with_name(f".{path.name}{PARTIAL}{os.getpid()}")
-    try:
-        with work.open("wb") as stream:
+    if named and (special := _special(path)):
+        with special.open("wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(work, path)
-        with suppress(OSError):  # some file systems have nothing to do for a folder, and say so
-            parent = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(parent)
-            finally:
-                os.close(parent)
+        return
+    path = path.resolve() if named else path
+    register.note(path.parent)
+    folder = open_folder(path.parent)
+    try:
+        partial, handle = new_file(folder, path.name)
+        try:
+            with os.fdopen(handle, "wb", closefd=False) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(handle)
+            check_same(path.parent, folder)
+            with held_back():
+                os.replace(partial, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                with suppress(OSError):  # some file systems have nothing to do for a folder, and say so
+                    os.fsync(folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial, dir_fd=folder)
+            raise
+        finally:
+            locks.release(handle)
     finally:
-        with suppress(OSError):
-            work.unlink(missing_ok=True)
+        os.close(folder)
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool, named: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``path`` when the block ends well.
+
+    Missing folders above it are made.
+
+    Args:
+        path: the destination.
+        force: replace a folder that is there.
+        named: a user typed this path: a link is followed.
+
+    Raises:
+        FileExistsError: something is there, and ``force`` is false.
+        OSError: it cannot be made; what was there is as it was.
+    """
+    path = path.resolve() if named else path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    work = beside(path)
+    try:
+        inner = work.path / "0"
+        inner.mkdir()
+        yield inner
+        publish(work, [Move(inner.name, path.name)], force=force)
+    finally:
+        work.remove()
 
 
 @contextmanager
@@ -60,69 +107,10 @@ def folder(path: Path) -> Iterator[None]:
                 place.rmdir()
 
 
-@contextmanager
-def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a folder for a block: whoever else asks for it waits. The lock ends with the process.
-
-    Args:
-        folder: it stays as it is.
-        waiting: called where another process holds it.
-
-    Raises:
-        OSError: it is missing, or is no folder.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def exchange(one: Path, two: Path) -> None:
-    """Let two paths change places: there is no moment at which one of them is missing.
-
-    A file system that cannot do it (some network ones) gets three renames instead.
-
-    Raises:
-        OSError: a path is missing or cannot be renamed; both are as they were.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    rename = getattr(libc, "renameat2", None)  # glibc 2.28 and newer
-    names = os.fsencode(one.absolute()), os.fsencode(two.absolute())
-    if rename is not None and rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
-        return
-    aside = two.with_name(f".{two.name}{ASIDE}{os.getpid()}")
-    with ExitStack() as undo:
-        two.rename(aside)
-        undo.callback(aside.rename, two)
-        one.rename(two)
-        undo.callback(two.rename, one)
-        aside.rename(one)
-        undo.pop_all()
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written directly in a folder that nobody else writes to now.
-
-    What was put aside by an exchange that was cut off, and has no successor, gets its name back.
-    """
-    for left in folder.glob(f".*{ASIDE}*"):
-        place = left.with_name(left.name[1:].rpartition(ASIDE)[0])
-        if place.exists():
-            _remove(left)
-        else:
-            left.rename(place)
-    for left in folder.glob(f".*{PARTIAL}*"):
-        _remove(left)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _special(path: Path) -> Path | None:
+    """A pipe or a device; files and what is not there are none."""
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            return path
+    return None

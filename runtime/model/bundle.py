@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
-from tfswa.runtime.files.atomic import PARTIAL, exchange, locked
+from tfswa.runtime.files.atomic import new_folder, writing
+from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.partial import working
+from tfswa.runtime.files.publish import Move, publish, sweep
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
 
@@ -159,20 +160,30 @@ class Bundle:
         Raises:
             BundleError: not in the manifest, missing, or changed since it was written.
         """
-        entry = self.files.get(name)
-        if entry is None:
-            raise BundleError(f"{self.path} holds no {name}; it holds {', '.join(sorted(self.files))}")
-        added = self.sealed and name not in self._own
-        path = (self.home if added else self.path) / name
-        if not path.is_file():
+        path, entry, found = self._look(name)
+        if found != entry.sha256:
+            # Another process may be replacing the file just now, or have been killed while it did.
+            with suppress(OSError), self._turn():
+                path, entry, found = self._look(name)
+        if found is None:
             raise BundleError(f"{path} is missing, though the manifest lists it: make it again")
-        found = sha256_of(path)
         if found != entry.sha256:
             raise BundleError(
                 f"{path} is damaged: its SHA-256 is {found[:12]}, the manifest says {entry.sha256[:12]}: "
                 "restore or make it again"
             )
         return path
+
+    def _look(self, name: str) -> tuple[Path, FileEntry, str | None]:
+        """Where a file is, what the manifest says of it, and its hash; None where it is missing."""
+        entry = self.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path} holds no {name}; it holds {', '.join(sorted(self.files))}")
+        path = (self.home if self.sealed and name not in self._own else self.path) / name
+        try:
+            return path, entry, sha256_of(path) if path.is_file() else None
+        except FileNotFoundError:
+            return path, entry, None
 
     def find(self, kind: str, precision: str | None = None) -> str | None:
         """Name of the first file of that kind and precision, or None."""
@@ -222,19 +233,23 @@ class Bundle:
         if name in self.files and not force:
             raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
         target = self.home / name
-        with writable(target), _directories(target.parent):
-            work = target.with_name(f".{target.name}.partial-{os.getpid()}")
-            try:
-                if callable(content):
-                    content(work)
-                else:
-                    work.write_bytes(content)
-                entry = _entry(work, kind, precision, details or {})
-                with locked(self.home):  # or two processes lose each other's entries
-                    os.replace(work, target)
-                    self._record(name, entry)
-            finally:
-                work.unlink(missing_ok=True)
+        with writable(target), _directories(target.parent), working(self.home / target.name) as work:
+            path = work.path / f"0{target.suffix}"
+            if callable(content):
+                content(path)
+            else:
+                path.write_bytes(content)
+            entry = _entry(path, kind, precision, details or {})
+            with self._turn() as manifest:
+                files = _entries(self.home, manifest)
+                if name in files and not force:
+                    raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
+                files[name] = entry
+                _write_manifest(work.path, manifest, files)
+                # The file first: a name that the manifest does not have is not seen.
+                publish(work, [Move(path.name, name), Move(MANIFEST, MANIFEST)], force=True)
+                if not self.sealed:
+                    self._own = files
         return target
 
     def check_rechunk(self) -> None:
@@ -267,26 +282,38 @@ class Bundle:
         Raises:
             UsageError: the bundle is sealed, holds more than weights and documents, or cannot be written.
         """
-        self.check_rechunk()
-        spec, provenance = replace(self.spec, chunk=chunk), {**self.provenance, **note}
-        with writable(self.path), locked(self.path):
-            manifest = {**_read_manifest(self.path), "spec": spec.to_dict(), "provenance": provenance}
-            _write_manifest(self.path, manifest, self._own)
+        with writable(self.path), self._turn() as manifest:
+            self.check_rechunk()  # as it is now: another process may have added something
+            spec, provenance = replace(self.spec, chunk=chunk), {**self.provenance, **note}
+            _replace_manifest(self.path, {**manifest, "spec": spec.to_dict(), "provenance": provenance})
         self.spec, self.provenance = spec, provenance
 
     def seal(self) -> None:
         """Close the bundle: from now on additions go to the user's cache."""
-        with writable(self.path), locked(self.path):
-            _write_manifest(self.path, {**_read_manifest(self.path), "sealed": True}, self._own)
+        with writable(self.path), self._turn() as manifest:
+            _replace_manifest(self.path, {**manifest, "sealed": True})
         self.sealed = True
 
-    def _record(self, name: str, entry: FileEntry) -> None:
-        present = (self.home / MANIFEST).exists()
-        manifest = _read_manifest(self.home) if present else {}
-        files = {**(_entries(self.home, manifest) if present else {}), name: entry}
-        _write_manifest(self.home, manifest, files)
-        if not self.sealed:
-            self._own = files
+    @contextmanager
+    def _turn(self) -> Iterator[dict[str, Any]]:
+        """Hold the place where additions go, and give its manifest as it is now.
+
+        Whoever else adds waits. What a killed process began is finished first.
+        """
+        with locked(self.home):
+            sweep(self.home)
+            present = (self.home / MANIFEST).exists()
+            manifest = _read_manifest(self.home) if present or not self.sealed else {"files": {}}
+            if not self.sealed:
+                files = _entries(self.home, manifest)
+                if ModelSpec.from_dict(manifest["spec"]) != self.spec or (
+                    WEIGHTS in self._own and files.get(WEIGHTS) != self._own[WEIGHTS]
+                ):
+                    raise BundleError(
+                        f"{self.path} became another model while it was in use: run this again, on that"
+                    )
+                self._own = files
+            yield manifest
 
 
 def sha256_of(path: Path) -> str:
@@ -301,32 +328,30 @@ def sha256_of_json(value: Any) -> str:
 
 
 @contextmanager
-def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
+def replacing_directory(path: Path, *, force: bool, named: bool = True) -> Iterator[Path]:
     """Yield an empty directory beside ``path`` that takes its place when the block ends well.
+
+    Args:
+        path: of the directory.
+        force: replace what is there.
+        named: a user typed this path: of a link, the folder behind it is replaced.
 
     Raises:
         OutputExists: ``path`` is there and ``force`` is False, or it is something we did not make.
         UsageError: the place cannot be written.
     """
+    _check_place(path, force)
+    with writable(path), new_folder(path, force=force, named=named) as work:
+        yield work
+        _check_place(path, force)  # it may have come to be meanwhile
+
+
+def _check_place(path: Path, force: bool) -> None:
     if path.exists():
         if not force:
             raise OutputExists(f"{path} is there already: replace it with --force, or choose another name")
         if not _is_ours(path):
             raise OutputExists(f"{path} is there and is not a bundle: not replaced, choose another name")
-    place = path.resolve()  # of a link, the folder behind it
-    work = place.with_name(f".{place.name}{PARTIAL}{os.getpid()}")
-    with writable(path):
-        # A process of this number may have been killed here: in a container numbers repeat.
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        try:
-            yield work
-            if place.exists():
-                exchange(work, place)
-            else:
-                work.rename(place)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
@@ -411,15 +436,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
+    """Into a folder that nobody sees yet."""
+    whole = {**manifest, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
+    (path / MANIFEST).write_bytes(_manifest_text(whole))
+
+
+def _replace_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    with writing(path / MANIFEST) as stream:
+        stream.write(_manifest_text(manifest))
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> bytes:
     whole = {**manifest, "format": FORMAT, "version": VERSION}
-    whole["files"] = {name: asdict(entry) for name, entry in sorted(files.items())}
     whole["digest"] = _seal(whole)
-    work = path / f".{MANIFEST}.partial-{os.getpid()}"
-    try:
-        work.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
-        os.replace(work, path / MANIFEST)
-    finally:
-        work.unlink(missing_ok=True)
+    return json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n"
 
 
 @contextmanager

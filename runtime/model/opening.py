@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, did_you_mean
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.bundle import MANIFEST, Bundle, sha256_of
 from tfswa.runtime.model.spec import ModelSpec
@@ -143,7 +143,10 @@ def open_model(name: str | Path) -> BundleModel | FileModel:
         return BundleModel(str(name), Bundle.open(path))
     if path.is_file():
         return _open_file(path)
-    raise UsageError(f"no model {str(name)!r}: it is neither a path nor one of {', '.join(known)}")
+    close = did_you_mean(str(name), known)
+    raise UsageError(
+        f"no model {str(name)!r}{close or ':'} it is neither a path nor one of {', '.join(known)}"
+    )
 
 
 def embed(spec: ModelSpec, precision: str, source: str) -> str:

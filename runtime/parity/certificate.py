@@ -1,26 +1,19 @@
 """The certificate: what was measured of one artifact, and all that it is bound to.
 
 It holds figures and no verdicts, so that it can be judged again, by other gates, without being measured
-again. A bundle keeps its certificates in ``parity.json``.
+again. ``evidence.py`` keeps certificates and finds them again, ``judge.py`` says whether they pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Self
 
-from tfswa.runtime.backends import BackendOptions, Session
-from tfswa.runtime.errors import BundleError, GateError, UsageError
-from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.gates import Gates, default_gates, judge
+from tfswa.runtime.errors import BundleError
 
-EVIDENCE = "parity.json"
-SCHEMA = 2
+EVIDENCE = "parity.json"  # the file in a bundle that holds certificates
 
 
 @dataclass(frozen=True)
@@ -204,143 +197,3 @@ _LEVELS: dict[str, type[Any]] = {
     "quality": QualityFigures,
     "axes": AxisFigures,
 }
-_IDENTITY = (
-    "artifact",
-    "artifact_sha256",
-    "corpus_sha256",
-    "backend",
-    "precision",
-    "device",
-    "threads",
-    "batch",
-    "cpu",
-    "reference",
-)
-
-
-def store(model: Model, certificates: Sequence[Certificate]) -> Path:
-    """Add certificates to the bundle's evidence, each in place of an older one of the same combination.
-
-    Raises:
-        UsageError: the bundle cannot be written.
-    """
-    assert model.bundle is not None
-    try:
-        old = read_evidence(model)
-    except BundleError:
-        old = []  # damaged: the one way to mend it is to write it anew
-    new = [_identity(certificate) for certificate in certificates]
-    kept = [certificate for certificate in old if _identity(certificate) not in new]
-    runs = [certificate.to_dict() for certificate in (*kept, *certificates)]
-    text = json.dumps({"schema": SCHEMA, "certificates": runs}, indent=1, allow_nan=False) + "\n"
-    return model.bundle.add(EVIDENCE, text.encode(), kind="evidence")
-
-
-def read_evidence(model: Model) -> list[Certificate]:
-    """All certificates that a bundle holds; none for an exported file.
-
-    Raises:
-        BundleError: the evidence is damaged.
-    """
-    if model.bundle is None or EVIDENCE not in model.bundle.files:
-        return []
-    return read_certificates(model.bundle.file(EVIDENCE), model.name)
-
-
-def read_certificates(path: Path, name: str = "") -> list[Certificate]:
-    """Certificates of a ``parity.json``; none where it is of another schema.
-
-    Raises:
-        BundleError: it is damaged.
-    """
-    try:
-        evidence = json.loads(path.read_text())
-        if evidence["schema"] != SCHEMA:
-            return []
-        return [Certificate.from_dict(run) for run in evidence["certificates"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            f"{name or path}: {EVIDENCE} is damaged ({error}): run `tfx parity` again"
-        ) from error
-
-
-def passing(
-    model: Model, session: Session, options: BackendOptions, gates: Gates | None = None
-) -> Certificate | None:
-    """A certificate of just this combination that passes its gates, if the bundle holds one.
-
-    Raises:
-        BundleError: the evidence is damaged.
-    """
-    bound = (found for found in read_evidence(model) if _binds(found, model, session, options))
-    return next((found for found in bound if passes(found, gates)), None)
-
-
-def passes(certificate: Certificate, gates: Gates | None = None) -> bool:
-    """Whether a certificate meets its gates, by default those of ``gates.toml``."""
-    try:
-        return not judge(certificate, gates or default_gates())
-    except UsageError:  # there is no gate for its precision
-        return False
-
-
-def require_passing(model: Model, session: Session, options: BackendOptions) -> None:
-    """See that this combination has passed parity.
-
-    Raises:
-        GateError: it has not.
-        BundleError: the evidence is damaged.
-    """
-    if passing(model, session, options) is None:
-        artifact, _ = session.artifact
-        raise GateError(
-            f"{artifact} of {model.name} holds no passing certificate for {session.description}"
-            f"{_advice(model, session, options) or ': name the bundle that it came from'}"
-        )
-
-
-def describe_evidence(model: Model, session: Session, options: BackendOptions) -> str:
-    """Say in a few words whether this combination has passed parity; never a reason not to separate."""
-    try:
-        found = passing(model, session, options)
-    except BundleError:
-        return f"the parity evidence is damaged{_advice(model, session, options)}"
-    if found is None:
-        return f"no passing parity evidence here{_advice(model, session, options)}"
-    figure = "silent" if found.worst_snr_db is None else f"{found.worst_snr_db:.0f} dB SNR"
-    if all(row.identical for row in found.signal):
-        figure = "identical"
-    return f"parity passed ({figure}, {found.date[:10]})"
-
-
-def _advice(model: Model, session: Session, options: BackendOptions) -> str:
-    if model.bundle is None:
-        return ""
-    entry = session.name if options.precision in (None, "fp32") else f"{session.name}:{options.precision}"
-    device = "" if options.device == "cpu" else f" --device {options.device}"
-    return f": run `tfx parity {model.name} --backend {entry}{device}`"
-
-
-def versions_of(session: Session) -> dict[str, str]:
-    """Libraries of a session, and our own code."""
-    return {"tfswa": version("tfswa"), **session.versions}
-
-
-def _binds(certificate: Certificate, model: Model, session: Session, options: BackendOptions) -> bool:
-    """Whether it is of just this: model, artifact, backend, libraries, our own code included."""
-    name, sha256 = session.artifact
-    now = {
-        "artifact": name,
-        "artifact_sha256": sha256,
-        "source": None if model.bundle is None else model.bundle.digest,
-        "backend": session.name,
-        "precision": options.precision or "fp32",
-        "device": options.device,
-        "versions": versions_of(session),
-    }
-    return all(getattr(certificate, key) == value for key, value in now.items())
-
-
-def _identity(certificate: Certificate) -> tuple[Any, ...]:
-    versions = json.dumps(dict(certificate.versions), sort_keys=True)
-    return (*(getattr(certificate, key) for key in _IDENTITY), versions)

@@ -23,8 +23,10 @@ from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, UsageError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.certificate import AxisFigures, Certificate, versions_of
+from tfswa.runtime.parity.candidates import Candidate
+from tfswa.runtime.parity.certificate import AxisFigures, Certificate
 from tfswa.runtime.parity.corpus import Item, Kind, kind_of
+from tfswa.runtime.parity.evidence import versions_of
 from tfswa.runtime.parity.figures import Quality, graph_figures, signal_figures, worst_snr_db
 from tfswa.runtime.parity.reference import Reference, load_reference
 from tfswa.runtime.songs.loading import Song, loudest_chunk
@@ -37,20 +39,6 @@ Listener = Callable[[Song, str, Audio, Audio], None]
 FULL = "torch"  # name of the float32 reference
 BATCHES = (2, 4)
 AXIS_CHUNKS = 3  # of the song that axes are measured on
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One artifact to measure: a backend, and how it is run."""
-
-    backend: str
-    options: BackendOptions = BackendOptions()
-    batch: int = 1
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-        return f"{self.backend} {self.options.precision or 'fp32'}"
 
 
 def compare(

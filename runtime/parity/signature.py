@@ -14,7 +14,8 @@ from typing import Any
 
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.certificate import EVIDENCE, read_evidence
+from tfswa.runtime.parity.certificate import EVIDENCE
+from tfswa.runtime.parity.evidence import read_evidence
 
 SIGNATURE = f"{EVIDENCE}.sig"
 KIND = "signature"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, Session, open_session
+from tfswa.runtime.backends.running import infer
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.model.opening import Model
 
@@ -63,7 +64,7 @@ class Fallback:
                     f"a chunk with NaN or Inf cannot be computed in float32: {error}"
                 ) from error
             self.description = f"{self._session.description} ({self._session.artifact[0]})"
-        return self._session.infer(mixture)
+        return infer(self._session, mixture)
 
     def close(self) -> None:
         """Release the network, if it was loaded."""

@@ -7,16 +7,15 @@ source -> decode -> channels, rate -> stream engine and network -> encode -> fil
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfswa.runtime.audio.layouts import output_channels
-from tfswa.runtime.audio.notes import Note
-from tfswa.runtime.audio.reading import AudioSource, model_blocks, open_audio
-from tfswa.runtime.audio.tracks import Track
+from tfswa.runtime.audio.reading import model_blocks, open_audio, output_channels
 from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
-from tfswa.runtime.errors import AudioError
+from tfswa.runtime.backends.running import of_library
+from tfswa.runtime.errors import TfxError, reason
 from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
 from tfswa.runtime.stream.separator import Separator, stem_indices
 
@@ -29,13 +28,11 @@ class FileJob:
     """What is asked for of one input.
 
     Attributes:
-        source: any audio file or pipe; ``-`` is standard input.
+        source: any audio file.
         outputs: final path per wanted stem; stems left out are not written.
         format: a name in ``encoders.FORMATS``.
         clip: what happens to samples beyond full scale, see ``StemFiles``.
         force: replace existing files.
-        track: which audio track of the input: a number from 0, a language, or None for the default one.
-        strict: refuse an input that is damaged, see ``AudioSource.damaged``; nothing is published then.
     """
 
     source: Path
@@ -43,8 +40,6 @@ class FileJob:
     format: str = "wav"
     clip: Clip = "none"
     force: bool = False
-    track: Track = None
-    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,6 @@ class FileResult:
         cpu_seconds: CPU time of the whole process meanwhile.
         host_cpu_seconds: CPU time of everything but the network: decode, STFT, overlap-add, encode.
         recomputed: start and end, in seconds, of each chunk that was computed again in float32.
-        notes: what was found, repaired or left out while the input was read.
     """
 
     written: WriteReport
@@ -67,12 +61,6 @@ class FileResult:
     cpu_seconds: float
     host_cpu_seconds: float
     recomputed: tuple[tuple[float, float], ...]
-    notes: tuple[Note, ...] = ()
-
-    @property
-    def damaged(self) -> bool:
-        """Whether sound of the input is missing or may be wrong."""
-        return any(note.damaged for note in self.notes)
 
     @property
     def x_realtime(self) -> float:
@@ -80,21 +68,23 @@ class FileResult:
         return self.audio_seconds / self.wall_seconds
 
 
-def separate_file(
-    separator: Separator, job: FileJob, progress: Progress = lambda done, total: None
-) -> FileResult:
+def _silent(done: float, total: float | None) -> None:
+    """Nobody asked."""
+
+
+def separate_file(separator: Separator, job: FileJob, progress: Progress = _silent) -> FileResult:
     """Do one file job.
 
     Raises:
         UsageError: an unknown stem or an output that cannot be.
-        AudioError: an input that cannot be decoded, or is damaged where the job is strict.
+        AudioError: an input that cannot be decoded.
         NonFiniteError: the network produced NaN or Inf, or so did the float32 one that was asked.
     """
     spec = separator.spec
     picked = stem_indices(separator.model, list(job.outputs))
     wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
     rate = spec.stft.sample_rate
-    with open_audio(job.source, stream=job.track) as audio:
+    with open_audio(job.source) as audio:
         total = None if audio.samples is None else audio.samples / audio.sample_rate
         with StemFiles(
             job.outputs,
@@ -104,8 +94,7 @@ def separate_file(
             model_rate=rate,
             expected_samples=audio.samples,
             clip=job.clip,
-            tags=audio.tags,
-            source=job.source,
+            tags_from=job.source,
             force=job.force,
         ) as files:
             engine, done = separator.stream(), 0
@@ -118,8 +107,6 @@ def separate_file(
                         done += stems.shape[-1]
                         progress(done / rate, total)
                 encoder.put(engine.flush()[picked])
-            if job.strict:
-                refuse_damage(audio)
             report = files.finish(audio.samples_read)
         seconds = audio.samples_read / audio.sample_rate
     progress(seconds, seconds)
@@ -131,19 +118,59 @@ def separate_file(
         time.process_time() - cpu,
         own + decoded.cpu_seconds + encoder.cpu_seconds,
         tuple((chunk.start / rate, chunk.stop / rate) for chunk in engine.redone),
-        audio.notes,
     )
 
 
-def refuse_damage(audio: AudioSource) -> None:
-    """End a strict job whose input is damaged.
+@dataclass(frozen=True)
+class Outcome:
+    """How one of several jobs ended: with a result, or with an error.
 
-    Raises:
-        AudioError: it is.
+    Attributes:
+        job: what was asked for.
+        result: what came of it; None where it failed.
+        error: why it failed; a TfxError says it in one line, see ``told`` for the others.
     """
-    found = [note.text for note in audio.notes if note.damaged]
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise AudioError(
-            f"{audio.path} is damaged: {found[0]}{more}: use another copy, or leave out --strict"
-        )
+
+    job: FileJob
+    result: FileResult | None = None
+    error: Exception | None = None
+
+    @property
+    def told(self) -> str:
+        """The error in one line that names the file."""
+        error = self.error
+        if isinstance(error, MemoryError):
+            line = "out of memory: use a smaller --batch, or close other programs"
+        elif isinstance(error, (TfxError, OSError)) or (error is not None and of_library(error)):
+            line = reason(error) if isinstance(error, OSError) else str(error)
+        else:
+            line = f"{type(error).__name__}: {error}: a fault in tfx"
+        return line if str(self.job.source) in line else f"{self.job.source}: {line}"
+
+    @property
+    def fault(self) -> bool:
+        """Whether the error is a fault of our own, whose traceback is worth a report."""
+        known = isinstance(self.error, (TfxError, OSError))
+        return not known and self.error is not None and not of_library(self.error)
+
+
+def separate_files(
+    separator: Separator,
+    jobs: Iterable[FileJob],
+    progress: Callable[[FileJob], AbstractContextManager[Progress]] = lambda job: nullcontext(_silent),
+) -> Iterator[Outcome]:
+    """Do file jobs one after another; whatever ends one of them costs the others nothing.
+
+    Args:
+        separator: does them all.
+        jobs: what is asked for.
+        progress: gives each job's callback, inside a ``with``.
+    """
+    for job in jobs:
+        try:
+            with progress(job) as report:
+                result = separate_file(separator, job, report)
+        except Exception as error:
+            yield Outcome(job, error=error)
+        else:
+            yield Outcome(job, result)

@@ -5,8 +5,10 @@ samples -> OverlapAdd -> STFT -> backend -> iSTFT -> OverlapAdd -> stems
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -14,12 +16,12 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio.tracks import Track
 from tfswa.runtime.audio.writing import Clip
-from tfswa.runtime.backends import BackendOptions, Session, open_session
-from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
+from tfswa.runtime.backends import BackendOptions, Session, open_session, resolved
+from tfswa.runtime.backends.running import infer
+from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError, did_you_mean
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.stream.codec import Codec
+from tfswa.runtime.stream.codec import Codec, Spectrum
 from tfswa.runtime.stream.fallback import Fallback
 from tfswa.runtime.stream.overlap import OverlapAdd, all_finite
 
@@ -33,10 +35,13 @@ OnNonFinite = Literal["error", "recompute"]
 class Separator:
     """A model loaded in a backend; a context manager. The output does not depend on ``batch``.
 
+    Several threads may use one at once: what belongs to a signal is its stream's, and threads take turns in a
+    network that is not reentrant. Only ``close`` is for one thread, when the others are done.
+
     Args:
         model: from ``open_model``.
         backend: a registered name, or ``auto``.
-        options: precision, device, threads.
+        options: precision, device, threads; an exported file's precision is its own.
         batch: chunks that the backend gets at once.
         on_nonfinite: what becomes of a chunk whose stems hold NaN or Inf because the network's output
             does. ``error`` raises; ``recompute`` has the bundle's float32 network compute it again on the
@@ -45,6 +50,7 @@ class Separator:
 
     Attributes:
         spec: the model's contract.
+        options: as the backend got them.
         session: the loaded network.
         codec: the host's transforms.
         fallback: what computes chunks again; None where that was not asked for.
@@ -69,15 +75,29 @@ class Separator:
         if on_nonfinite not in get_args(OnNonFinite):
             raise UsageError(f"on_nonfinite {on_nonfinite!r}: choose {' or '.join(get_args(OnNonFinite))}")
         self.model, self.spec, self.batch = model, model.spec, batch
+        self.options = options = resolved(model, options)
         self.fallback = Fallback(model, options.threads) if on_nonfinite == "recompute" else None
         self.session: Session = open_session(backend, model, options)
-        if self.fallback is not None:
-            try:
-                self.fallback.check_differs(self.session.name, options.precision)
-            except UsageError:
-                self.session.close()
-                raise
+        try:
+            self._check_session()
+        except UsageError:
+            self.session.close()
+            raise
+        reentrant = getattr(self.session, "reentrant", False)
+        self._turn = nullcontext() if reentrant else threading.Lock()
+        self._fallback_turn = threading.Lock()
         self.codec = Codec(self.spec, options.device)
+
+    def _check_session(self) -> None:
+        """Refuse what would fail after the first chunks, or help nothing."""
+        limit = getattr(self.session, "batch_limit", None)
+        if limit is not None and self.batch > limit:
+            raise UsageError(
+                f"{self.session.artifact[0]} takes batches of {limit}, asked for is --batch {self.batch}: "
+                f"use --batch {limit}, or export it with a free batch (`tfx export`)"
+            )
+        if self.fallback is not None:
+            self.fallback.check_differs(self.session.name, self.options.precision)
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +124,29 @@ class Separator:
         """What computed chunks again, of which file; None where it was not needed."""
         return None if self.fallback is None else self.fallback.description
 
+    def infer(self, planes: Audio) -> Audio:
+        """The network alone: ``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``.
+
+        Raises:
+            BackendUnavailable, TfxError: see ``running.infer``; or a shape that is not the spec's.
+        """
+        with self._turn:
+            out = infer(self.session, planes)
+        return self._checked(out, len(planes), self.session.description)
+
+    def infer_again(self, planes: Audio) -> Audio:
+        """The same by the float32 network."""
+        assert self.fallback is not None
+        with self._fallback_turn:
+            out = self.fallback.infer(planes)
+        return self._checked(out, len(planes), str(self.fallback.description))
+
+    def _checked(self, out: Audio, items: int, by: str) -> Audio:
+        expected = self.spec.output_shape(items)
+        if out.shape != expected:
+            raise TfxError(f"{by} returned shape {out.shape}, the spec says {expected}")
+        return out
+
     def stream(self) -> Stream:
         """Return a fresh stream engine around this model, for one signal."""
         return Stream(self)
@@ -121,8 +164,6 @@ class Separator:
         format: str = "wav",
         clip: Clip = "none",
         force: bool = False,
-        track: Track = None,
-        strict: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> FileResult:
         """Separate a file into files, in bounded memory, whole or not at all; see ``stream/files.py``.
@@ -133,8 +174,6 @@ class Separator:
             format: a name in ``encoders.FORMATS``.
             clip: what happens to samples beyond full scale, see ``StemFiles``.
             force: replace existing files.
-            track: which audio track: a number from 0, a language, or None for the default one.
-            strict: refuse an input that is damaged.
             progress: called with seconds done and, where it is known, seconds in all.
 
         Raises:
@@ -142,7 +181,7 @@ class Separator:
         """
         from tfswa.runtime.stream.files import FileJob, separate_file
 
-        return separate_file(self, FileJob(source, outputs, format, clip, force, track, strict), progress)
+        return separate_file(self, FileJob(source, outputs, format, clip, force), progress)
 
 
 class Stream(OverlapAdd):
@@ -171,31 +210,29 @@ class Stream(OverlapAdd):
         """``[B, C, N] -> [B, S, C, N]``."""
         codec = self._separator.codec
         spectra = codec.spectra(chunks)
-        out = self._infer(self._separator.session, codec.planes(spectra))
+        out = self._timed(self._separator.infer, spectra)
         self._finite = [] if self._separator.fallback is None else [all_finite(item) for item in out]
         return np.stack([codec.stems(*chunk) for chunk in zip(chunks, spectra, out, strict=True)])
 
     def _recompute(self, chunk: Audio, place: int) -> Audio:
         """A chunk ``[1, C, N]`` of the latest batch to stems ``[1, S, C, N]``, by the float32 network."""
-        codec, fallback = self._separator.codec, self._separator.fallback
-        assert fallback is not None
+        codec = self._separator.codec
         if self._finite[place]:
             raise NonFiniteError(
                 "the network's output is finite, its inverse transform is not: check the model"
             )
         spectra = codec.spectra(chunk)
-        out = self._infer(fallback, codec.planes(spectra))
+        out = self._timed(self._separator.infer_again, spectra)
         return codec.stems(chunk[0], spectra[0], out[0])[np.newaxis]
 
-    def _infer(self, network: Session | Fallback, planes: Audio) -> Audio:
-        """Planes of B chunks ``[B, 2*C, T, F]`` to the network's output ``[B, S, 2*C, T, F]``."""
+    def _timed(self, network: Callable[[Audio], Audio], spectra: Sequence[Spectrum]) -> Audio:
+        """Spectra of B chunks to the network's output ``[B, S, 2*C, T, F]``."""
+        planes = self._separator.codec.planes(spectra)
         before = time.thread_time()
-        out = network.infer(planes)
-        self.network_seconds += time.thread_time() - before
-        expected = self._separator.spec.output_shape(len(planes))
-        if out.shape != expected:
-            raise TfxError(f"{network.description} returned shape {out.shape}, the spec says {expected}")
-        return out
+        try:
+            return network(planes)
+        finally:
+            self.network_seconds += time.thread_time() - before
 
 
 def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:
@@ -207,5 +244,6 @@ def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:
     known = model.spec.stems
     for stem in stems:
         if stem not in known:
-            raise UsageError(f"{model.name} has no stem {stem!r}: it has {', '.join(known)}")
+            close = did_you_mean(stem, known) or ":"
+            raise UsageError(f"{model.name} has no stem {stem!r}{close} it has {', '.join(known)}")
     return [known.index(stem) for stem in stems]

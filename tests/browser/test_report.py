@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from measured import certificate_of, heard, made_song, reference_of, rounded
 
+from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity.gates import default_gates, judge
+from tfswa.runtime.parity.judge import judge
 from tfswa.runtime.parity.report.page import page
 
 pytestmark = pytest.mark.browser

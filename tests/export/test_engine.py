@@ -39,10 +39,10 @@ from tfswa.runtime.errors import (  # noqa: E402
     NonFiniteError,
     UsageError,
 )
+from tfswa.runtime.gates import gate_for  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.bundle import Bundle, _entries, _read_manifest, _write_manifest  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
-from tfswa.runtime.parity.gates import gate_for  # noqa: E402
 
 
 @pytest.fixture

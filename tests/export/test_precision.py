@@ -26,9 +26,9 @@ from tfswa.export.precision import FULL, count_casts, largest, rounded, typed  #
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.ort import OrtSession  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError, TfxError, UsageError  # noqa: E402
+from tfswa.runtime.gates import gate_for  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
-from tfswa.runtime.parity.gates import gate_for  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 
 CODES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

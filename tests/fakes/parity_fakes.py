@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ class Itself:
         engine = separator.Separator.__new__(separator.Separator)
         engine.model, engine.spec, engine.batch = self.model, self.model.spec, 1
         engine.session, engine.codec, engine.fallback = Fixed(), Codec(self.model.spec, "cpu"), None
+        engine._turn = nullcontext()
         # A reference computes in float64: what it has beyond float32 is no difference.
         return engine.separate(mixture).astype(np.float64) * (1 + 1e-12)
 

@@ -23,10 +23,10 @@ from tfswa.runtime import backends  # noqa: E402
 from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends.trt import TrtSession  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, BundleError, TfxError  # noqa: E402
+from tfswa.runtime.gates import default_gates  # noqa: E402
 from tfswa.runtime.model.bundle import Bundle  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel  # noqa: E402
 from tfswa.runtime.parity import Certificate, Item, compare, judge  # noqa: E402
-from tfswa.runtime.parity.gates import default_gates  # noqa: E402
 from tfswa.runtime.songs.loading import Song  # noqa: E402
 from tfswa.runtime.stream import overlap, separator, transform  # noqa: E402
 from tfswa.train.backend import TorchSession, new_bundle  # noqa: E402

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.parity import (
@@ -21,7 +22,6 @@ from tfswa.runtime.parity import (
     read_evidence,
     store,
 )
-from tfswa.runtime.parity.gates import default_gates
 from tfswa.runtime.songs.loading import example_stem_file, load_stem_file
 
 pytest.importorskip("torch", reason="torch is not installed: there is no reference")

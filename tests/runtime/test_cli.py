@@ -154,10 +154,36 @@ class TestExitCodes:
         assert run("models") == 1
         assert capsys.readouterr().err == "tfx: /music: Permission denied\n"
 
-    def test_a_fault_of_ours_keeps_its_traceback(self, run: Run, raising: Any) -> None:
+    def test_a_fault_of_ours_keeps_its_traceback_and_asks_for_a_report(
+        self, run: Run, raising: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         raising(ZeroDivisionError())
-        with pytest.raises(ZeroDivisionError):
-            run("models")
+        assert run("models") == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("Traceback")
+        assert lines[-1].startswith(
+            "tfx: ZeroDivisionError: this is a fault in tfx, not in your files: please"
+        )
+
+    def test_memory_that_runs_out_is_one_line(
+        self, run: Run, raising: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        raising(MemoryError())
+        assert run("models") == 1
+        assert capsys.readouterr().err.startswith("tfx: out of memory: ")
+
+    def test_an_unknown_command_is_answered_with_the_nearest(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("seperate") == 2
+        assert "no command 'seperate', did you mean 'separate'?" in capsys.readouterr().err
+        assert run("xyzzy", "--help") == 2
+        assert "Error: no command 'xyzzy'\n" in capsys.readouterr().err
+
+    def test_an_error_is_escaped(self, run: Run, raising: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        raising(AudioError("\x1b[2Ja\udc85.wav\nis empty"))
+        assert run("models") == 1
+        assert capsys.readouterr().err == "tfx: \\x1b[2Ja\\x85.wav\\x0ais empty\n"
 
     @pytest.mark.parametrize(
         ("package", "extra"),
@@ -180,14 +206,12 @@ class TestExitCodes:
         assert run("train", "--help") == 4
         assert capsys.readouterr().err == "tfx: train needs torch: pip install 'tfswa[train]'\n"
 
-    def test_a_module_of_ours_that_is_missing_is_a_fault(self, run: Run, raising: Any) -> None:
+    def test_a_module_of_ours_that_is_missing_is_a_fault(
+        self, run: Run, raising: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         raising(ModuleNotFoundError("No module named 'tfswa.x'", name="tfswa.x"))
-        with pytest.raises(ModuleNotFoundError):
-            run("models")
-
-    def test_an_unknown_command_is_usage(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("seperate") == 2
-        assert "No such command 'seperate'" in capsys.readouterr().err
+        assert run("models") == 1
+        assert "ModuleNotFoundError: this is a fault in tfx" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "arguments",

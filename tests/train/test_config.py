@@ -245,6 +245,7 @@ def test_wrong_overrides(tmp_path: Path, override: str, match: str) -> None:
         ("[loss]\nwindows = [true]", r"loss\.windows\[0\] is True"),
         ("[curriculum]\nuntil = 3", r"curriculum is \{'until': 3\}, not a list"),
         ("[[curriculum]]\nframes = 64", r"curriculum\[0\] lacks until: give it a value"),
+        ("[[data.sets]]\nsongs = ['a']", r"data\.sets\[0\] lacks shares: give it a value"),
         (
             "[[curriculum]]\nuntil = 3\n[[curriculum]]\nuntil = 4\nbandwith_hz = 3",
             r"unknown key 'curriculum\[1\]\.bandwith_hz': did you mean 'bandwidth_hz'",
@@ -259,6 +260,19 @@ def test_wrong_keys_and_types(tmp_path: Path, text: str, match: str) -> None:
     ("override", "match"),
     [
         ("optim.batch=-1", r"optim\.batch -1"),
+        ("augment.without={vocals=1.5}", r"augment\.without\.vocals 1\.5 is not a probability"),
+        ("augment.balance=2", r"augment\.balance 2\.0 is not a probability"),
+        (
+            "augment.reverb_share=[0.5, 1.5]",
+            r"augment\.reverb_share \[0\.5, 1\.5\] must rise, and be between 0 and 1",
+        ),
+        ("augment.codec_kbits=[8, 64]", r"augment\.codec_kbits \[8\.0, 64\.0\] must .* between 24 and 320"),
+        ("augment.equalizer_db=30", r"augment\.equalizer_db 30\.0 must be between 0 and 24"),
+        ("augment.formant=-1", r"augment\.formant -1\.0 is not a probability"),
+        ("augment.balance_db=[4, -14]", r"augment\.balance_db \[4\.0, -14\.0\] must rise"),
+        ("data.sets=[{songs=[],shares={}}]", r"data\.sets\[0\]\.songs is empty"),
+        ("data.sets=[{songs=['a'],shares={vocals=-1}}]", r"data\.sets\[0\]\.shares\.vocals -1\.0 must be 0"),
+        ("data.sets=[{songs=['a'],shares={piano=1}}]", r"data\.sets\[0\]\.shares has 'piano', which is not"),
         ("optim.frames=0", r"optim\.frames 0"),
         ("optim.lr=0.0", r"optim\.lr 0\.0"),
         ("optim.lr=nan", r"optim\.lr nan"),

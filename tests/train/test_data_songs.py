@@ -278,6 +278,24 @@ def test_files_that_are_no_audio(tmp_path: Path, write_song: WriteSong) -> None:
         load_training_songs(only(tmp_path / "songs", "s"), RATE, 2)
 
 
+def test_a_song_may_lack_sources_where_that_is_said(tmp_path: Path, write_song: WriteSong) -> None:
+    root = tmp_path / "songs"
+    write_song(root / "A", {"voice": sine(440)})
+    write_song(root / "B", {"band": sine(220), "cowbell": sine(880)})
+    strict = only(root, "band", "voice")
+    with pytest.raises(ConfigError, match=r"'A' has no source 'band', only voice: .*data\.partial = true"):
+        load_training_songs(strict, RATE, 2)
+    partial = dataclasses.replace(strict, partial=True)
+    songs, _ = load_training_songs(partial, RATE, 2)
+    assert [list(song.sources) for song in songs] == [["voice"], ["band"]]
+    piano = dataclasses.replace(partial, sources={"a": ("band",), "b": ("piano", "voice")})
+    with pytest.raises(ConfigError, match="no song to train on has source 'piano'"):
+        load_training_songs(piano, RATE, 2)
+    write_song(root / "C", {"cowbell": sine(880)})
+    with pytest.raises(ConfigError, match=r"'C' has no source 'band', only cowbell: .*leave the song out"):
+        load_training_songs(partial, RATE, 2)
+
+
 def test_sources_of_unequal_length_are_refused_and_of_nearly_equal_cut(
     tmp_path: Path, write_song: WriteSong
 ) -> None:

@@ -98,9 +98,9 @@ def test_a_new_spec_is_complete(tiny_hyper: Hyper) -> None:
 
 @pytest.mark.parametrize(("mask", "normalisation", "fusion", "fold_layout"), OPTIONS)
 def test_every_parameter_learns_with_every_option(
-    tiny_spec: ModelSpec, mask: str, normalization: str, fusion: str, fold_layout: str
+    tiny_spec: ModelSpec, mask: str, normalisation: str, fusion: str, fold_layout: str
 ) -> None:
-    network = build(tiny_spec, mask=mask, normalisation=normalization, fusion=fusion, fold_layout=fold_layout)
+    network = build(tiny_spec, mask=mask, normalisation=normalisation, fusion=fusion, fold_layout=fold_layout)
     out = network(noise(tiny_spec, 2))
     assert out.shape == tiny_spec.output_shape(2)
     assert out.dtype == torch.float32
@@ -115,9 +115,9 @@ def test_every_parameter_learns_with_every_option(
 @pytest.mark.parametrize("mask", ["complex", "magnitude", "direct"])
 @pytest.mark.parametrize("normalisation", ["fixed", "instance"])
 def test_silence_and_loud_sound_have_finite_outputs_and_gradients(
-    tiny_spec: ModelSpec, scale: float, mask: str, normalization: str
+    tiny_spec: ModelSpec, scale: float, mask: str, normalisation: str
 ) -> None:
-    network = build(tiny_spec, mask=mask, normalisation=normalization)
+    network = build(tiny_spec, mask=mask, normalisation=normalisation)
     out = network(noise(tiny_spec) * scale)
     assert torch.isfinite(out).all()
     out.abs().mean().backward()
@@ -129,9 +129,9 @@ def test_silence_and_loud_sound_have_finite_outputs_and_gradients(
 @pytest.mark.parametrize("normalisation", ["fixed", "instance"])
 @pytest.mark.parametrize("fusion", ["serial", "cross"])
 def test_items_of_a_batch_never_meet(
-    tiny_spec: ModelSpec, training: bool, normalization: str, fusion: str
+    tiny_spec: ModelSpec, training: bool, normalisation: str, fusion: str
 ) -> None:
-    network = build(tiny_spec, normalisation=normalization, fusion=fusion, mask="complex").train(training)
+    network = build(tiny_spec, normalisation=normalisation, fusion=fusion, mask="complex").train(training)
     batch = noise(tiny_spec, 3)
     other = batch.clone()
     other[0], other[2] = 100.0, noise(tiny_spec, seed=9)[0]

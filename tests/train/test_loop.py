@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from tfswa.train.config import (  # noqa: E402
     ModelConfig,
     OptimConfig,
     RunConfig,
+    SetConfig,
     TrainConfig,
 )
 from tfswa.train.data.songs import load_training_songs  # noqa: E402
@@ -275,6 +278,24 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     assert {**halves.losses, **rest.losses} == whole.losses
     assert scores == whole.reports[-1].scores
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_songs_that_lack_sources_train_and_resume_exactly(config: TrainConfig, tmp_path: Path) -> None:
+    held_out = Path(config.data.root) / "C"
+    for name, sources in (("voice", ("vocals",)), ("band", ("drums", "bass")), ("C", ())):
+        (tmp_path / "songs" / name).mkdir(parents=True)
+        for source in sources or ("vocals", "other"):
+            shutil.copy(held_out / f"{source}.wav", tmp_path / "songs" / name)
+    sets = tuple(SetConfig((name,), {"vocals": 1.0, "accompaniment": 1.0}) for name in ("voice", "band"))
+    given = {"accompaniment": ("drums", "bass"), "vocals": ("vocals",)}
+    data = {"root": str(tmp_path / "songs"), "partial": True, "sets": sets, "sources": given}
+    config = changed(config, data=data, augment={"remix": 1.0, "balance": 0.5, "without": {"vocals": 0.2}})
+    scores = train(config, tmp_path / "whole", device=CPU)
+    assert scores.keys() == {"vocals"}  # of C's accompaniment there is nothing to compare with
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", device=CPU, report=Recorder(stop_after=3))
+    train(config, tmp_path / "cut", device=CPU, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_better_score_of_before_is_not_forgotten(
@@ -547,3 +568,34 @@ def test_a_place_below_a_file_is_a_usage_error(config: TrainConfig, tmp_path: Pa
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UsageError, match=r"file.*choose another -o"):
             train(config, out, device=CPU)
+
+
+def test_silence_does_not_choose_the_best(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two songs are held out, vocals of one are at -80 dBFS: left out, counted, and said in the bundle."""
+    real = Separation.excerpt
+
+    def excerpt(self: Separation, song: Any, seconds: float = math.inf) -> Any:
+        stems = real(self, song, seconds)
+        if song.name == "C":
+            stems[0] *= 1e-4
+        return stems
+
+    monkeypatch.setattr(Separation, "excerpt", excerpt)
+    both = changed(config, data={"validation": ("B", "C")})
+    told = Recorder()
+    scores = train(both, tmp_path / "run", device=CPU, report=told)
+    assert scores["vocals"] > -30  # that of B alone
+    assert told.reports[-1].left_out == {"vocals": 1}
+    assert Bundle.open(tmp_path / "run" / "best.tfx").provenance["validation_left_out"] == {"vocals": 1}
+
+
+def test_a_score_that_is_no_number_is_never_the_best(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter(({"vocals": 1.0}, {"vocals": math.nan}, {"vocals": 0.5}))
+    monkeypatch.setattr(Separation, "validate", lambda *_: next(scores))
+    each = changed(config, optim={"length": 3}, run={"validate_every": 1})
+    train(each, tmp_path / "run", device=CPU)
+    assert Bundle.open(tmp_path / "run" / "best.tfx").provenance["step"] == 1

@@ -44,6 +44,7 @@ from tfswa.train.tasks import (  # noqa: E402
     Reconstruction,
     Separation,
     initialize,
+    level_dbfs,
     new_task,
 )
 from tfswa.train.trainer import Trainer  # noqa: E402
@@ -178,6 +179,31 @@ def test_the_score_of_a_silent_stem_is_left_out(separation: Callable[..., Separa
 
     scores = separation().validate(half, song_of(8000, silent="vocals"))  # type: ignore[arg-type]
     assert scores.keys() == {"accompaniment"}
+
+
+@pytest.mark.parametrize(("level", "counts"), [(-58.0, True), (-62.0, False), (-89.0, False)])
+def test_a_stem_as_good_as_silent_does_not_count(
+    separation: Callable[..., Separation], level: float, counts: bool
+) -> None:
+    task, song = separation(), song_of(8000)
+    vocals = song.sources["vocals"]
+    gain = 10 ** ((level - level_dbfs(vocals)) / 20)
+    song = TrainingSong("song", {**song.sources, "vocals": (vocals * gain).astype(np.float32)})
+
+    def half(planes: Tensor) -> Tensor:
+        return torch.stack((0.5 * planes, 0.5 * planes), dim=1)
+
+    scores = task.validate(half, song)  # type: ignore[arg-type]
+    assert ("vocals" in scores) is counts
+    assert "accompaniment" in scores
+
+
+def test_a_song_as_good_as_silent_is_not_even_separated(separation: Callable[..., Separation]) -> None:
+    def never(planes: Tensor) -> Tensor:
+        raise AssertionError("not asked for")
+
+    quiet = {name: (1e-4 * audio).astype(np.float32) for name, audio in song_of(8000).sources.items()}
+    assert separation().validate(never, TrainingSong("song", quiet)) == {}  # type: ignore[arg-type]
 
 
 # Reconstruction

@@ -1,7 +1,7 @@
 """What is done to the sources of a training chunk: drawn here as numbers, done here to audio.
 
-    source in the song ──> speed ──> tempo, pitch ──> channels, gain ──> frequency mask ──> time mask
-                           └──── Motion ────┘         └─────────────── Change ───────────────┘
+    in the song ──> speed ──> tempo, pitch ──> effects ──> channels, gain ──> frequency mask ──> time mask
+                    └────── Motion ──────┘    effects.py   └────────────────── Change ──────────────────┘
 
 Sources that belong together move together, as channels of one signal: what moves them keeps the phases
 between channels, so their sum is still the song.
@@ -10,6 +10,7 @@ between channels, so their sum is still the song.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ Audio = NDArray[np.float32]
 # Context read at both ends of a chunk and dropped again: the first 30 ms out of the stretcher are up to
 # 1.7 dB too quiet, and a resampler rings for some 30 samples where a signal begins.
 _MARGIN = 2048
+
+_SILENT = 1e-8  # mean square, -80 dBFS: neither is balanced against the other
+_MOST_GAIN = 8.0  # 18 dB, either way
 
 _EDGE_HZ = 40.0  # of a frequency mask, outside the band
 _EDGE_SECONDS = 0.005  # of a time mask, outside the span
@@ -72,6 +76,21 @@ class Change:
     silence: bool = False
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """How the stems of a chunk come together.
+
+    Attributes:
+        by_source: where they are remixed, every source is drawn on its own.
+        without: indices of the stems that are left out.
+        balance_db: level of one stem against the others; None for no change.
+    """
+
+    by_source: bool
+    without: frozenset[int]
+    balance_db: float | None
+
+
 def longest_span(augment: AugmentConfig, samples: int) -> int:
     """``Motion.span`` of the fastest motion that can be drawn."""
     speed = max(1.0, augment.speed_range[1]) if augment.speed else 1.0
@@ -110,6 +129,24 @@ def draw_change(
         bool(on["channel_swap"]),
         bool(on["silence"]),
     )
+
+
+def draw_mixing(random: np.random.Generator, augment: AugmentConfig, stems: Sequence[str]) -> Mixing:
+    """Draw how the stems of a chunk come together."""
+    by_source, balanced = random.random(2) < (augment.remix_sources, augment.balance)
+    level = random.uniform(*augment.balance_db)
+    without = random.random(len(stems)) < [augment.without.get(stem, 0.0) for stem in stems]
+    left_out = frozenset(int(index) for index in np.flatnonzero(without))
+    return Mixing(bool(by_source), left_out, level if balanced else None)
+
+
+def balance(stems: Audio, stem: int, level_db: float) -> None:
+    """Set the level of one of the stems ``[S, C, N]`` against the sum of the others, in place."""
+    power = float(np.mean(np.square(stems[stem], dtype=np.float64)))
+    others = stems.sum(axis=0, dtype=np.float64) - stems[stem]
+    wanted = float(np.mean(np.square(others))) * 10 ** (level_db / 10)
+    if min(power, wanted) > _SILENT:
+        stems[stem] *= np.float32(np.clip(math.sqrt(wanted / power), 1 / _MOST_GAIN, _MOST_GAIN))
 
 
 def needed(motion: Motion, samples: int) -> tuple[int, int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,11 @@ class Report:
 
 
 def check_songs(
-    root: Path, split: str | None = None, report: Callable[[str], None] = lambda song: None
+    root: Path,
+    split: str | None = None,
+    report: Callable[[str], None] = lambda song: None,
+    *,
+    partial: bool = False,
 ) -> Report:
     """Read every song of a folder.
 
@@ -111,6 +115,7 @@ def check_songs(
         root: as ``data.root``.
         split: ``train`` or ``test``; None for all there are.
         report: called with each song's name before it is read.
+        partial: songs may lack sources, as with ``data.partial``.
 
     Raises:
         AudioError: nothing there, or no such split.
@@ -125,7 +130,8 @@ def check_songs(
         lacks = [source for source in count if source not in files.sources]
         if lacks:
             named = ", ".join(f"{source} (in {count[source]} of {len(found)} songs)" for source in lacks)
-            wrong.append(DataFault(files.name, f"lacks {named}", fatal=True))
+            remedy = "" if partial else ": add it, or train with data.partial = true"
+            wrong.append(DataFault(files.name, f"lacks {named}{remedy}", fatal=not partial))
         findings += wrong
     return Report(tuple(songs), tuple(findings))
 
@@ -147,7 +153,9 @@ def _read(files: SongFiles) -> tuple[SongFacts, list[DataFault]]:
                 failed(source, error)
         parts = [source for source in parts_of(files) if source in meters]
         comparison = _Comparison(parts) if MIXTURE in meters and parts else None
-        streams = {source: meter.blocks(partial(failed, source)) for source, meter in meters.items()}
+        streams = {
+            source: meter.blocks(functools.partial(failed, source)) for source, meter in meters.items()
+        }
         for blocks in _side_by_side(streams):
             if comparison is not None:
                 comparison.push(blocks)

@@ -26,14 +26,18 @@ from tfswa.train.config import AugmentConfig, DataConfig
 from tfswa.train.data.augment import (
     Change,
     Motion,
+    balance,
     changed,
     draw_change,
+    draw_mixing,
     draw_motion,
     longest_span,
     moved,
     needed,
     stretcher,
 )
+from tfswa.train.data.candidates import Candidates, by_share, complete, members_of
+from tfswa.train.data.effects import Effects, affected, draw_effects
 from tfswa.train.data.places import Places
 from tfswa.train.data.songs import TrainingSong
 
@@ -66,7 +70,8 @@ class SourcePlan:
         start: first sample in the song.
         start_seconds: the same in seconds.
         motion: how time runs.
-        change: what is done then.
+        effects: what a studio does then.
+        change: what is done last.
     """
 
     stem: int
@@ -76,10 +81,11 @@ class SourcePlan:
     start: int
     start_seconds: float
     motion: Motion
+    effects: Effects
     change: Change
 
     def __str__(self) -> str:
-        what = ", ".join(_words(self.motion, self.change)) or "as it is"
+        what = ", ".join(_words(self.motion, self.effects, self.change)) or "as it is"
         return f"{self.source}: {self.song_name!r} at {self.start_seconds:.3f} s, {what}"
 
 
@@ -90,13 +96,15 @@ class ChunkRecipe:
     Attributes:
         index: of the chunk.
         samples: N.
-        remix: whether its sources come from different songs and places.
-        sources: of all stems.
+        remix: whether its stems come from different songs and places.
+        balance_db: level that ``augment.balance_stem`` gets, against the others; None for no change.
+        sources: of all stems; one that its song lacks is not there.
     """
 
     index: int
     samples: int
     remix: bool
+    balance_db: float | None
     sources: tuple[SourcePlan, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,13 +118,15 @@ class Chunks(Dataset[LoadedChunk]):
     Args:
         songs: to draw from.
         groups: per stem the sources summed to it.
-        data: what counts as active.
+        data: what counts as active, and the sets of songs.
         augment: what is done to the sources.
         sample_rate: of the songs, in Hz.
         seed: of every draw.
+        stems: names of the stems; empty where no key of the configuration names one.
 
     Raises:
         BackendUnavailable: what changes tempo and pitch is missing, though it is asked for.
+        ConfigError: the songs do not give what ``augment`` and ``data.sets`` ask for.
     """
 
     def __init__(
@@ -127,14 +137,25 @@ class Chunks(Dataset[LoadedChunk]):
         augment: AugmentConfig,
         sample_rate: int,
         seed: int,
+        stems: Sequence[str] = (),
     ):
         self.songs, self.groups, self.augment = list(songs), [tuple(group) for group in groups], augment
         self.sample_rate, self.seed = sample_rate, seed
+        self.stems = tuple(stems) or ("",) * len(self.groups)
         if augment.tempo or augment.pitch:
             stretcher()
+        self._check_names()
         sources = sorted({source for group in self.groups for source in group})
         self.places = Places(self.songs, sources, data.activity_db, data.draws)
-        self.channels = int(self.songs[0].sources[sources[0]].shape[0])
+        self._candidates = self._find_candidates(data)
+        self._whole = complete(self.songs, self.groups)
+        if self._whole is None and augment.remix < 1:
+            names = ", ".join(map(" + ".join, self.groups))
+            raise ConfigError(
+                f"augment.remix is {augment.remix:g} and no song to train on has every stem ({names}): "
+                "set augment.remix = 1, or add a song that has"
+            )
+        self.channels = int(next(iter(self.songs[0].sources.values())).shape[0])
 
     def check(self, samples: int) -> None:
         """See that every song is long enough for a chunk.
@@ -165,17 +186,29 @@ class Chunks(Dataset[LoadedChunk]):
         self.check(samples)
         random = np.random.default_rng((self.seed, index))
         remix = bool(random.random() < self.augment.remix)
-        motion, place = self._draw_place(random, self.groups, samples)
+        mixing = draw_mixing(np.random.default_rng((self.seed, index, 2)), self.augment, self.stems)
+        if self._whole is not None:
+            motion, place = self._draw_place(random, self.groups, samples, self._whole)
+        studio = np.random.default_rng((self.seed, index, 3))
         sources = []
         for stem, group in enumerate(self.groups):
+            if remix and not mixing.by_source:
+                motion, place = self._draw_place(random, [group], samples, self._candidates[stem, group])
             for source in group:
-                if remix:
-                    motion, place = self._draw_place(random, [(source,)], samples)
+                if remix and mixing.by_source:
+                    alone = (source,)
+                    motion, place = self._draw_place(random, [alone], samples, self._candidates[stem, alone])
                 change = draw_change(random, self.augment, samples, self.sample_rate)
+                effects = draw_effects(studio, self.augment)
+                if stem in mixing.without:
+                    change = dataclasses.replace(change, silence=True)
                 song, start = place
-                name, seconds = self.songs[song].name, start / self.sample_rate
-                sources.append(SourcePlan(stem, source, song, name, start, seconds, motion, change))
-        return ChunkRecipe(index, samples, remix, tuple(sources))
+                if source in self.songs[song].sources:
+                    name, seconds = self.songs[song].name, start / self.sample_rate
+                    sources.append(
+                        SourcePlan(stem, source, song, name, start, seconds, motion, effects, change)
+                    )
+        return ChunkRecipe(index, samples, remix, mixing.balance_db, tuple(sources))
 
     def render(self, plan: ChunkRecipe) -> Audio:
         """Make the stems of a plan, ``[S, C, N]``."""
@@ -190,14 +223,41 @@ class Chunks(Dataset[LoadedChunk]):
             audio = np.concatenate([_cut(self.songs[song].sources[n], start - before, length) for n in names])
             audio = moved(audio, motion, plan.samples, self.sample_rate)  # [sources * C, N]
             for source, each in zip(sources, audio.reshape(len(names), self.channels, -1), strict=True):
-                stems[source.stem] += changed(each, source.change, self.sample_rate)
+                heard = affected(each, source.effects, self.sample_rate)
+                stems[source.stem] += changed(heard, source.change, self.sample_rate)
+        if plan.balance_db is not None:
+            balance(stems, self.stems.index(self.augment.balance_stem), plan.balance_db)
         return stems
 
     def _draw_place(
-        self, random: np.random.Generator, groups: Sequence[tuple[str, ...]], samples: int
+        self,
+        random: np.random.Generator,
+        groups: Sequence[tuple[str, ...]],
+        samples: int,
+        candidates: Candidates,
     ) -> tuple[Motion, tuple[int, int]]:
         motion = draw_motion(random, self.augment)
-        return motion, self.places.draw(random, groups, motion.span(samples))
+        return motion, self.places.draw(random, groups, motion.span(samples), candidates)
+
+    def _check_names(self) -> None:
+        """See that the stems that the configuration names are there."""
+        named = [(f"augment.without.{name}", name) for name in self.augment.without]
+        if self.augment.balance:
+            named.append(("augment.balance_stem", self.augment.balance_stem))
+        for key, name in named:
+            if name not in self.stems:
+                raise ConfigError(f"{key} names no stem: choose one of {', '.join(self.stems)}")
+
+    def _find_candidates(self, data: DataConfig) -> dict[tuple[int, tuple[str, ...]], Candidates]:
+        """Songs that remixing draws from, by stem and by what is drawn: all its sources, or one of them."""
+        if not self.augment.remix:
+            return {}
+        members = members_of(data.sets, self.songs)
+        return {
+            (index, drawn): by_share(data.sets, members, self.songs, drawn, stem)
+            for index, (stem, group) in enumerate(zip(self.stems, self.groups, strict=True))
+            for drawn in (group, *((source,) for source in group if self.augment.remix_sources))
+        }
 
 
 def _cut(audio: Audio, start: int, length: int) -> Audio:
@@ -208,7 +268,7 @@ def _cut(audio: Audio, start: int, length: int) -> Audio:
     return out
 
 
-def _words(motion: Motion, change: Change) -> list[str]:
+def _words(motion: Motion, effects: Effects, change: Change) -> list[str]:
     """What is done, for people."""
     if change.silence:
         return ["left out"]
@@ -219,6 +279,7 @@ def _words(motion: Motion, change: Change) -> list[str]:
         words.append(f"tempo {motion.tempo:.3f}")
     if motion.semitones:
         words.append(f"pitch {motion.semitones:+.2f} semitones")
+    words += effects.words()
     if change.gain != 1:
         words.append(f"gain {change.gain:.3f}")
     if change.channel_swap:

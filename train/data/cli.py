@@ -21,8 +21,11 @@ def data() -> None:
 @data.command()
 @click.argument("root", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--split", help="train or test, where DIR has the two; default: all there is.")
+@click.option(
+    "--partial", is_flag=True, help="Songs may lack sources, as with data.partial = true; default: an error."
+)
 @options.as_json
-def check(root: Path, split: str | None, as_json: bool) -> None:
+def check(root: Path, split: str | None, partial: bool, as_json: bool) -> None:
     """Read every song below DIR, and say what is wrong.
 
     Exit code 1 if there is something that makes training impossible.
@@ -31,7 +34,7 @@ def check(root: Path, split: str | None, as_json: bool) -> None:
 
     from tfswa.train.data.check import check_songs as run
 
-    found = run(root, split, lambda song: click.echo(f"reading {song}", err=True))
+    found = run(root, split, lambda song: click.echo(f"reading {song}", err=True), partial=partial)
     if as_json:
         click.echo(json.dumps({"root": str(root), **found.to_dict()}))
     else:
@@ -65,7 +68,7 @@ def _print(found: Report) -> None:
 
 
 @data.command()
-@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
 @click.option(
@@ -74,18 +77,20 @@ def _print(found: Report) -> None:
 @options.force
 @options.as_json
 def preview(
-    config: Path, overrides: tuple[str, ...], output: Path, count: int, force: bool, as_json: bool
+    config: str, overrides: tuple[str, ...], output: Path, count: int, force: bool, as_json: bool
 ) -> None:
-    """Write the first chunks of a training as CONFIG says, as audio, with what was done to each.
+    """Write the first chunks of a training as CONFIG says (a file or a name), with what was done to each.
 
     With --force the chunks of an earlier preview go, the ones beyond --count too.
     """
     import json
 
     from tfswa.train.config import load_config
+    from tfswa.train.config_files import find_config
     from tfswa.train.data.preview import preview as run
 
-    entries = run(load_config(config, overrides), output, count, force=force)
+    path, base = find_config(config)
+    entries = run(load_config(path, overrides, base=base), output, count, force=force)
     if as_json:
         click.echo(json.dumps({"output": str(output), "chunks": entries}))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sys
 import zipfile
@@ -15,6 +14,7 @@ from typing import Any
 
 from tfswa.runtime.audio.decoders import one_line
 from tfswa.runtime.errors import BackendUnavailable, OutputExists, TfxError, UsageError
+from tfswa.runtime.files.atomic import new_folder
 from tfswa.runtime.songs.finding import find_songs
 
 TIMEOUT_SECONDS = 30.0
@@ -36,26 +36,18 @@ def download(out: Path) -> int:
     out = out.absolute()
     if os.path.lexists(out):
         raise OutputExists(f"{out} is there already, nothing was fetched: choose another -o, or take it away")
-    work = out.with_name(f".{out.name[:40]}.partial-{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-    except OSError as error:
-        raise UsageError(f"{out} cannot be made ({error.strerror}): choose another -o") from error
     try:
         # musdb speaks to stdout, which is for results. No subset: it would look at each song by ffprobe.
-        with redirect_stdout(sys.stderr), _socket_timeout():
+        with (
+            new_folder(out, force=False, named=True) as work,
+            redirect_stdout(sys.stderr),
+            _socket_timeout(),
+            _fetched(),
+        ):
             musdb.DB(root=str(work), download=True, subsets=[])
-        songs = len(find_songs(work))
-        work.rename(out)
-    except (OSError, HTTPException, zipfile.BadZipFile, EOFError, RuntimeError, TfxError) as error:
-        raise TfxError(
-            f"MUSDB18's excerpts could not be fetched ({one_line(error) or type(error).__name__}): "
-            "see to the network, or fetch MUSDB18-7-STEMS.zip by hand and unpack it"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            songs = len(find_songs(work))
+    except OSError as error:
+        raise UsageError(f"{out} cannot be made ({error.strerror}): choose another -o") from error
     return songs
 
 
@@ -67,6 +59,17 @@ def _musdb() -> Any:
             f"musdb needs ffmpeg and ffprobe on PATH ({one_line(error)}): install ffmpeg"
         ) from error
     return musdb
+
+
+@contextmanager
+def _fetched() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, HTTPException, zipfile.BadZipFile, EOFError, RuntimeError, TfxError) as error:
+        raise TfxError(
+            f"MUSDB18's excerpts could not be fetched ({one_line(error) or type(error).__name__}): "
+            "see to the network, or fetch MUSDB18-7-STEMS.zip by hand and unpack it"
+        ) from error
 
 
 @contextmanager

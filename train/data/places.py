@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.train.data.candidates import Candidates
 from tfswa.train.data.decode import LEVEL_SAMPLES, levels_of
 from tfswa.train.data.songs import TrainingSong
 
@@ -18,7 +19,7 @@ class Places:
     sound most, so that silence is hit only where the song has nothing else.
 
     Args:
-        songs: to draw from.
+        songs: to draw from; they may lack sources, which then do not sound.
         sources: names of those that will be asked for.
         activity_db: a source quieter than this over the chunk (dBFS, RMS) does not sound.
         draws: in all; 1 takes any place.
@@ -29,15 +30,22 @@ class Places:
     ) -> None:
         self.songs, self.draws = songs, draws
         self.threshold = 10 ** (activity_db / 10)
-        self._power = [{source: _cumulated(song, source) for source in sources} for song in songs]
+        self._power = [
+            {source: _cumulated(song, source) for source in sources if source in song.sources}
+            for song in songs
+        ]
 
     def draw(
-        self, random: np.random.Generator, groups: Sequence[Sequence[str]], samples: int
+        self,
+        random: np.random.Generator,
+        groups: Sequence[Sequence[str]],
+        samples: int,
+        candidates: Candidates,
     ) -> tuple[int, int]:
         """Draw a song's index and a first sample with ``samples`` after it, where every group sounds."""
         song = start = 0
         for _ in range(self.draws):
-            song = int(random.integers(len(self.songs)))
+            song = candidates.draw(random)
             start = int(random.integers(self.songs[song].samples - samples + 1))
             spans = np.array([start // LEVEL_SAMPLES])
             if self._sounding(song, groups, spans, samples)[0] == len(groups):
@@ -64,6 +72,8 @@ class Places:
         for group in groups:
             loudest = np.zeros(len(spans))
             for source in group:
+                if source not in power:
+                    continue
                 total = power[source]
                 ends = np.minimum(spans + max(1, -(-samples // LEVEL_SAMPLES)), len(total) - 1)
                 loudest = np.maximum(loudest, (total[ends] - total[spans]) / np.maximum(ends - spans, 1))

@@ -55,7 +55,13 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
     try:
         songs, _ = load_training_songs(config.data, stft.sample_rate, CHANNELS)
         chunks = Chunks(
-            songs, list(groups.values()), config.data, config.augment, stft.sample_rate, config.optim.seed
+            songs,
+            list(groups.values()),
+            config.data,
+            config.augment,
+            stft.sample_rate,
+            config.optim.seed,
+            stems=list(groups),
         )
         plans = [chunks.plan(index, samples) for index in range(count)]
         staging.prepare(CHANNELS * samples * 4)

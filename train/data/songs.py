@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ MOST_DIFFERENCE_SECONDS = 0.1  # between the sources of a song
 
 @dataclass(frozen=True)
 class TrainingSong:
-    """One song's sources, all of equal length.
+    """One song's sources, all of equal length; with ``data.partial`` some of those that are asked for.
 
     Attributes:
         name: as ``runtime/songs/finding.py`` names it.
@@ -53,8 +53,8 @@ def load_training_songs(
         report: called with the number of sources ready, and of all.
 
     Raises:
-        ConfigError: no such folder or song, a source that is missing, sources of different length, a cache
-            that is too small or cannot be written.
+        ConfigError: no such folder or song, a source that is missing (of a song, or with ``partial`` of all),
+            sources of different length, a cache that is too small or cannot be written.
         AudioError: nothing to be found, or a file that cannot be decoded.
     """
     sources = sorted({source for group in config.sources.values() for source in group})
@@ -65,16 +65,20 @@ def load_training_songs(
             f"data.root {config.root} leaves no song to train on: of {len(found)} found all are held out"
         )
     chosen = list(dict.fromkeys((*names, *config.validation)))
+    held = {name: _sources_of(found[name], sources, config.partial) for name in chosen}
+    for source in sources:
+        if not any(source in held[name] for name in names):
+            raise ConfigError(f"no song to train on has source {source!r}: correct data.sources")
     recordings = {
         (name, source): _recording(found[name], source, sample_rate, channels)
         for name in chosen
-        for source in sources
+        for source in held[name]
     }
     folder = Path(config.cache) if config.cache else default_folder()
     audio = decoded(list(recordings.values()), folder, config.cache_gb * 1e9, report)
     opened = dict(zip(recordings, audio, strict=True))
     songs = {
-        name: _song(name, {source: opened[name, source] for source in sources}, sample_rate)
+        name: _song(name, {source: opened[name, source] for source in held[name]}, sample_rate)
         for name in chosen
     }
     return [songs[name] for name in names], [songs[name] for name in config.validation]
@@ -106,15 +110,25 @@ def _some(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(listed[:most]) + more
 
 
+def _sources_of(song: SongFiles, sources: Sequence[str], partial: bool) -> list[str]:
+    """Those of the wanted sources that a song has, or can give."""
+    there = [source for source in sources if source in song.sources or (source == MIXTURE and song.sources)]
+    lacks = [source for source in sources if source not in there]
+    if lacks and not (there and partial):
+        remedy = "correct data.sources, or leave the song out of data.songs"
+        raise ConfigError(
+            f"song {song.name!r} has no source {lacks[0]!r}, only {', '.join(song.sources)}: "
+            + (f"{remedy}, or allow songs that lack sources with data.partial = true" if there else remedy)
+        )
+    return there
+
+
 def _recording(song: SongFiles, source: str, sample_rate: int, channels: int) -> Recording:
     if source in song.sources:
         return Recording((song.sources[source],), sample_rate, channels)
     if source == MIXTURE and song.sources:
         return Recording(tuple(song.sources[part] for part in parts_of(song)), sample_rate, channels)
-    raise ConfigError(
-        f"song {song.name!r} has no source {source!r}, only {', '.join(song.sources)}: "
-        "correct data.sources, or leave the song out of data.songs"
-    )
+    raise AssertionError(f"{song.name} has no {source}")  # see _sources_of
 
 
 def parts_of(song: SongFiles) -> list[str]:

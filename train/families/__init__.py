@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfswa.runtime.errors import BundleError, ConfigError
+from tfswa.runtime.errors import BundleError, ConfigError, TfxError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.train.families.contract import failed, meta_forward
 from tfswa.train.strict import config_from_dict, did_you_mean
 
 GROUP = "tfswa.families"
 
 
 class SeparationNetwork(Protocol):
-    """What every family's network can do, besides being an ``nn.Module``.
+    """What a family's network can do, besides being an ``nn.Module``; only ``forward`` is a must.
+
+    What the others are for is in ``contract.py``, which checks it by name.
 
     Attributes:
         checkpointing: compute activations again in the backward pass instead of keeping them.
@@ -129,10 +132,20 @@ def build_network(spec: ModelSpec) -> nn.Module:
     """Build the network of a spec, weights freshly initialized, in train mode.
 
     Raises:
-        ConfigError: unknown family or hyper-parameter, or shapes the family cannot make.
+        ConfigError: unknown family or hyper-parameter, impossible shapes, code of the family that fails.
     """
     family = get_family(spec.family)
-    network: nn.Module = family.network(spec, hyper_of(family, spec.hyper))
+    hyper = hyper_of(family, spec.hyper)
+    try:
+        network = family.network(spec, hyper)
+    except TfxError:
+        raise
+    except Exception as error:  # whatever a third party's code raises
+        raise failed(family.name, "building the network from (spec, hyper)", error) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"family {family.name!r}: its network is a {type(network).__name__}, not a torch.nn.Module"
+        )
     return network
 
 
@@ -153,10 +166,9 @@ def count_costs(spec: ModelSpec) -> tuple[int, float]:
     """Count parameters, and billions of floating-point operations per second of audio (one chunk, B = 1)."""
     with torch.device("meta"):
         network = build_network(spec).eval()
-        mixture = torch.zeros(spec.input_shape(1))
         # The fused kernels are not known to the counter; the plain ones multiply the same matrices.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(mixture)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            meta_forward(network, spec)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     seconds = spec.chunk_samples / spec.stft.sample_rate
     return parameters, round(counter.get_total_flops() / seconds / 1e9, 2)

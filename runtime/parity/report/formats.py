@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 from tfswa.runtime.errors import UsageError
 from tfswa.runtime.files.atomic import writing
+from tfswa.runtime.gates import Gates
 from tfswa.runtime.parity.certificate import Certificate, QualityFigures, SignalFigures
-from tfswa.runtime.parity.gates import Breach, Gates
+from tfswa.runtime.parity.judge import Breach
 from tfswa.runtime.table import markdown_table, text_table
 
 Judged = Sequence[tuple[Certificate, Sequence[Breach]]]

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
+from tfswa.runtime.gates import Gates
 from tfswa.runtime.parity.certificate import Certificate
-from tfswa.runtime.parity.gates import Gates
 from tfswa.runtime.parity.report import tables
 from tfswa.runtime.parity.report.charts import snr_chart
 from tfswa.runtime.parity.report.excerpts import DIFFERENCE, Excerpt, Second, Showcase, SongExcerpts

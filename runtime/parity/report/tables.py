@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tfswa.runtime.parity.gates import Breach, Gates
+from tfswa.runtime.gates import Gates
+from tfswa.runtime.parity.judge import Breach
 from tfswa.runtime.parity.report.formats import (
     LONGEST,
     OVERVIEW,

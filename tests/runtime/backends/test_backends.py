@@ -391,7 +391,7 @@ def test_weights_stored_in_half_precision_are_run_in_float32(tmp_path: Path, net
     assert 0 < np.abs(near - full).max() < 1e-3
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp64", "FP32"])
+@pytest.mark.parametrize("precision", ["int8", "fp64"])
 def test_a_precision_that_eager_torch_has_not(network_bundle: Bundle, precision: str) -> None:
     with pytest.raises(UsageError, match=rf"no precision '{precision}': choose fp32, fp16 or bf16"):
         open_session("torch", open_model(network_bundle.path), BackendOptions(precision=precision))

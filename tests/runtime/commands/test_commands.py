@@ -1,6 +1,7 @@
 """``tfx separate``, ``parity``, ``inspect`` and ``models``: good inputs, every bad one, and Ctrl-C."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -187,8 +188,162 @@ class TestSeparate:
 
     def test_a_folder_that_is_separated_into_itself(self, tfx: Tfx, bundle: Path) -> None:
         write("music/a.wav")
-        assert tfx("separate", "music", "-m", bundle, "-o", "music").code == 0
-        assert Path("music/a/vocals.wav").exists()
+        write("music/a.mp3")
+        for option in ("--quiet", "--force", "--skip-existing"):
+            done = tfx("separate", "music", "-m", bundle, "-o", "music", option)
+            assert done.code == 0, done.err
+        assert "left out: 4 a stem of an earlier run (vocals.wav, accompaniment.wav, " in done.err.replace(
+            "accompaniment.wav, vocals.wav", "vocals.wav, accompaniment.wav"
+        )
+        assert "skipped: 2 inputs whose stems are there already" in done.err
+        assert done.out == ""
+        assert [name for name in everything() if name.endswith("wav")] == [
+            "music/a-2/accompaniment.wav",
+            "music/a-2/vocals.wav",
+            "music/a.wav",
+            "music/a/accompaniment.wav",
+            "music/a/vocals.wav",
+        ]
+
+    def test_two_inputs_of_one_name_get_numbers(self, tfx: Tfx, bundle: Path) -> None:
+        write("a/song.wav")
+        write("b/song.wav")
+        done = tfx("separate", "a/song.wav", "b/song.wav", "-m", bundle)
+        assert done.code == 0, done.err
+        assert done.lines[0] == "b/song.wav goes to separated/song-2: another input has its name"
+        assert sorted(path.name for path in Path("separated").iterdir()) == ["song", "song-2"]
+
+    def test_what_is_left_out_is_said(self, tfx: Tfx, bundle: Path) -> None:
+        write("music/a.xyz")
+        Path("music/notes.txt").write_text("notes")
+        done = tfx("separate", "music", "-m", bundle)
+        assert done.lines[0] == "left out: 1 text (notes.txt)"
+        done = tfx("separate", "music", "-m", bundle, "--skip-existing", "--json")
+        assert done.json["left_out"] == [{"input": "music/notes.txt", "reason": "text"}]
+        assert done.json["skipped"] == ["music/a.xyz"]
+
+    def test_quiet_says_errors_alone(self, tfx: Tfx, bundle: Path) -> None:
+        write("music/a.wav")
+        Path("music/notes.txt").write_text("notes")
+        assert tfx("separate", "music", "-m", bundle, "-q") == Done(0, "", "")
+        done = tfx("separate", "music", "none.wav", "-m", bundle, "-q", "--force")
+        assert (done.code, done.out) == (1, "")
+        assert [line.partition(" ")[0] for line in done.lines] == ["tfx:", "tfx:"]
+
+    @pytest.mark.parametrize("name", ["...wav", ".wav", "..wav", "....", ".hidden.wav"])
+    def test_no_name_leads_out_of_the_output_folder(self, tfx: Tfx, bundle: Path, name: str) -> None:
+        write(name)
+        before = set(everything())
+        assert tfx("separate", name, "-m", bundle, "-o", "out").code == 0
+        new = set(everything()) - before
+        assert {path for path in new if not path.startswith("out/")} == {"out"}
+        assert len([path for path in new if path.endswith("vocals.wav")]) == 1
+        assert len(new) == 4  # out, out/X, two stems
+
+    def test_a_name_that_is_not_utf8(self, tfx: Tfx, bundle: Path) -> None:
+        name = os.fsdecode(b"music/mod\x85\x1b[2J.wav")
+        write("music/y.wav").rename(name)
+        write("music/z.wav")
+        done = tfx("separate", "music", "-m", bundle)
+        assert done.code == 0, done.err
+        assert done.out.splitlines()[0].startswith(
+            "music/mod\\x85\\x1b[2J.wav -> separated/mod\\x85\\x1b[2J/{"
+        )
+        assert os.path.exists(b"separated/mod\x85\x1b[2J/vocals.wav")
+        assert Path("separated/z/vocals.wav").exists()
+        for kind in ("flac", "ogg", "mp3", "m4a"):
+            done = tfx("separate", name, "-m", bundle, "--format", kind, "--json")
+            assert done.json["files"][0]["input"] == "music/mod\\x85\x1b[2J.wav"
+            assert len(os.listdir(b"separated/mod\x85\x1b[2J")) >= 2
+
+    def test_a_fault_of_ours_costs_the_others_nothing_and_is_shown_last(
+        self, tfx: Tfx, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from tfswa.runtime.stream import files
+
+        opened = files.open_audio
+
+        def broken(path: Path) -> Any:
+            if path.name == "b.wav":
+                raise ValueError("an accident")
+            return opened(path)
+
+        monkeypatch.setattr(files, "open_audio", broken)
+        for name in ("a.wav", "b.wav", "c.wav"):
+            write(name)
+        done = tfx("separate", "a.wav", "b.wav", "c.wav", "-m", bundle)
+        assert done.code == 1
+        assert sorted(path.name for path in Path("separated").iterdir()) == ["a", "c"]
+        told = [line for line in done.lines if line.startswith("tfx: ")]
+        assert told[0] == "tfx: b.wav: ValueError: an accident: a fault in tfx"
+        assert told[1] == "tfx: 1 of 3 files failed"
+        assert "please report it" in told[2]
+        assert done.err.index(told[1]) < done.err.index("Traceback")
+
+    def test_memory_that_runs_out_for_one_costs_the_others_nothing(
+        self, tfx: Tfx, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from tfswa.runtime.backends.ort import OrtSession
+
+        infer, calls = OrtSession.infer, []
+
+        def short(self: OrtSession, mixture: Any) -> Any:
+            calls.append(len(mixture))
+            if len(calls) == 1:
+                raise RuntimeError("bad allocation")
+            return infer(self, mixture)
+
+        monkeypatch.setattr(OrtSession, "infer", short)
+        write("a.wav")
+        write("b.wav")
+        done = tfx("separate", "a.wav", "b.wav", "-m", bundle, "--batch", 4)
+        assert done.code == 4
+        assert "a.wav: backend ort ran out of memory with a batch of" in done.lines[-2]
+        assert [path.name for path in Path("separated").iterdir()] == ["b"]
+
+    def test_a_graph_of_a_fixed_batch_says_so_when_it_is_opened(self, tfx: Tfx, bundle: Path) -> None:
+        graph = onnx.load(bundle / "model.onnx")
+        for end in (graph.graph.input[0], graph.graph.output[0]):
+            end.type.tensor_type.shape.dim[0].dim_value = 2
+        onnx.save(graph, "fixed.onnx")
+        write("song.wav", 9000)
+        done = tfx("separate", "song.wav", "-m", "fixed.onnx", "--batch", 3)
+        assert_refused(done, 2, "fixed.onnx takes batches of 2, asked for is --batch 3: use --batch 2")
+        for batch in (1, 2):
+            done = tfx("separate", "song.wav", "-m", "fixed.onnx", "--batch", batch, "-o", f"out{batch}")
+            assert done.code == 0, done.err
+            stems = [soundfile.read(f"out{batch}/song/{stem}.wav")[0] for stem in STEMS]
+            np.testing.assert_allclose(stems[0] + stems[1], noise(9000), atol=1e-6)
+
+    def test_an_exported_file_knows_its_only_precision(self, tfx: Tfx, bundle: Path) -> None:
+        spec = Bundle.open(bundle).spec
+        graph = onnx.load(bundle / "model.onnx")
+        onnx.helper.set_model_props(graph, {METADATA: embed(spec, "int8", "digest")})
+        onnx.save(graph, "model.int8.onnx")
+        write("song.wav")
+        done = tfx("separate", "song.wav", "-m", "model.int8.onnx")
+        assert done.code == 0, done.err
+        assert "int8 on cpu" in done.lines[0]
+
+    @pytest.mark.parametrize(
+        ("options", "meant"),
+        [
+            (("--precision", "half"), "fp16"),
+            (("--device", "gpu"), "cuda"),
+            (("--backend", "onnx"), "ort"),
+            (("--format", "wave"), "wav"),
+            (("--stems", "vocal"), "vocals"),
+        ],
+    )
+    def test_slips_of_the_pen_are_answered(
+        self, tfx: Tfx, bundle: Path, options: tuple[str, str], meant: str
+    ) -> None:
+        write("song.wav")
+        assert_refused(tfx("separate", "song.wav", "-m", bundle, *options), 2, f"did you mean '{meant}'?")
+
+    def test_an_unknown_model_is_answered_with_the_nearest(self, tfx: Tfx, bundle: Path) -> None:
+        write("song.wav")
+        assert_refused(tfx("separate", "song.wav", "-m", "dmeo"), 2, "no model 'dmeo', did you mean 'demo'?")
 
     def test_one_bad_file_costs_the_others_nothing(self, tfx: Tfx, bundle: Path) -> None:
         write("a.wav")
@@ -394,16 +549,25 @@ class TestBadInputs:
         done = tfx("separate", "song.wav", "-m", bundle, "--format", "mp3")
         assert_refused(done, 2, "mp3 cannot hold 96000 Hz", "choose wav or flac")
 
-    def test_two_inputs_for_one_folder(self, tfx: Tfx, bundle: Path) -> None:
-        write("a/song.wav")
-        write("b/song.wav")
-        done = tfx("separate", "a/song.wav", "b/song.wav", "-m", bundle)
-        assert_refused(done, 2, "a/song.wav and b/song.wav would both be written to separated/song")
+    def test_places_that_cannot_be_written_are_found_before_the_work(self, tfx: Tfx, bundle: Path) -> None:
+        write("song.wav")
+        Path("file").write_text("mine")
+        for place in ("file", "file/deep/er"):
+            done = tfx("separate", "song.wav", "-m", bundle, "-o", place)
+            assert_refused(done, 2, f"{place} cannot be written", "Not a directory")
+            assert len(done.lines) == 1  # no model was loaded
+
+    def test_skip_existing_and_force_contradict(self, tfx: Tfx, bundle: Path) -> None:
+        write("song.wav")
+        done = tfx("separate", "song.wav", "-m", bundle, "--skip-existing", "--force")
+        assert_refused(done, 2, "--skip-existing keeps what --force replaces")
 
     def test_a_folder_without_audio(self, tfx: Tfx, bundle: Path) -> None:
         Path("empty").mkdir()
         Path("empty/notes.txt").write_text("notes")
-        assert_refused(tfx("separate", "empty", "-m", bundle), 2, "empty holds no audio files", ".flac")
+        Path("empty/cover.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+        told = "empty holds no audio: 1 no audio in it (cover.png), 1 text (notes.txt)"
+        assert_refused(tfx("separate", "empty", "-m", bundle), 2, told)
 
     def test_a_name_that_is_too_long(self, tfx: Tfx, bundle: Path) -> None:
         assert_refused(tfx("separate", "a" * 300 + ".wav", "-m", bundle), 1, "name too long")

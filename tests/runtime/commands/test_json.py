@@ -120,9 +120,15 @@ def song(tmp_path: Path) -> Path:
 def test_separate(ask: Ask, bundle: Bundle, song: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(song, folder / "done.wav")
+    (folder / "notes.txt").write_text("notes")
     where = ("-m", bundle.path, "--backend", "torch", "-o", tmp_path / "out", "--format", "wav16")
-    printed = ask("separate", song, bad, *where, code=1)
+    ask("separate", folder, *where)
+    printed = ask("separate", song, bad, folder, *where, "--skip-existing", code=1)
     check(printed, "tfx separate")
+    assert printed["skipped"] == [str(folder / "done.wav")]
     assert printed["files"][0]["clipped"]["vocals"] > 0
     assert printed["errors"][0]["input"] == str(bad)
     assert (printed["recomputed_by"], printed["files"][0]["recomputed"]) == (None, [])
@@ -131,7 +137,7 @@ def test_separate(ask: Ask, bundle: Bundle, song: Path, tmp_path: Path) -> None:
 def test_separate_of_one_bad_file_prints_its_object_too(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     where = ("-m", bundle.path, "--backend", "torch", "-o", tmp_path / "out")
     printed = ask("separate", tmp_path / "none.wav", *where, code=1)
-    check(printed, "tfx separate", may_be_empty=("files[]",))
+    check(printed, "tfx separate", may_be_empty=("files[]", "left_out[]", "skipped[]"))
     assert "none.wav cannot be opened" in printed["errors"][0]["error"]
 
 
@@ -261,7 +267,8 @@ def test_train(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     from tfswa.train import config, loop
 
     # What a run scores is the loop's to test; here it is told, without one song held out too.
-    monkeypatch.setattr(config, "load_config", lambda *_: None)
+    monkeypatch.setattr(config, "load_config", lambda *_, **__: None)
+    (tmp_path / "config.toml").touch()
     for scores in ({"vocals": 6.5}, {}):
         monkeypatch.setattr(loop, "train", lambda *_, scores=scores, **__: scores)
         printed = ask("train", tmp_path / "config.toml", "-o", tmp_path / "run")

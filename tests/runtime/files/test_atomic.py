@@ -10,26 +10,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from tfswa.runtime.files import atomic
-from tfswa.runtime.files.atomic import exchange, sweep, writing
+from tfswa.runtime.files.atomic import new_folder, writing
+from tfswa.runtime.files.publish import sweep
 
 KILLS = 20
 SIZE = 1 << 18
-
-
-@pytest.fixture(params=["renameat2", "refused", "missing"])
-def rename(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The system call as it is, refused by the file system, and absent from the C library."""
-    kind: str = request.param
-    if kind != "renameat2":
-        libc = SimpleNamespace(renameat2=lambda *given: -1) if kind == "refused" else SimpleNamespace()
-        monkeypatch.setattr(atomic.ctypes, "CDLL", lambda name, use_errno: libc)
-    return kind
 
 
 def names(folder: Path) -> list[str]:
@@ -103,7 +91,7 @@ def test_what_a_full_disk_refuses_at_the_end_leaves_what_was_there(
 
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"), writing(path) as stream:
         stream.write(b"new")
     assert path.read_bytes() == b"old"
@@ -126,12 +114,12 @@ def test_all_of_it_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch:
         state = os.fstat(handle)
         done.append(("fsync", -1 if stat.S_ISDIR(state.st_mode) else state.st_size))
 
-    def spy_replace(source: Path, target: Path) -> None:
-        done.append(("replace", source.stat().st_size))
-        replace(source, target)
+    def spy_replace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        done.append(("replace", (tmp_path / source).stat().st_size))
+        replace(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
-    monkeypatch.setattr(atomic.os, "fsync", spy_fsync)
-    monkeypatch.setattr(atomic.os, "replace", spy_replace)
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
     with writing(tmp_path / "x") as stream:
         stream.write(b"new")  # stays in the stream's buffer
     assert done == [("fsync", 3), ("replace", 3), ("fsync", -1)]  # the file, its name, the folder
@@ -160,107 +148,53 @@ def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     assert torn  # some kills came while a file was half-written, or this tests nothing
 
 
-def test_files_change_places(tmp_path: Path, rename: str) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("1")
-    two.write_text("2")
-    exchange(one, two)
-    assert (one.read_text(), two.read_text()) == ("2", "1")
-    assert names(tmp_path) == ["one", "two"]
+def test_a_link_that_tfx_named_is_replaced_and_one_that_a_user_named_is_followed(tmp_path: Path) -> None:
+    for named in (False, True):
+        outside, link = tmp_path / f"outside-{named}", tmp_path / f"link-{named}"
+        outside.write_bytes(b"outside")
+        link.symlink_to(outside)
+        with writing(link, named=named) as stream:
+            stream.write(b"new")
+        assert link.is_symlink() == named
+        assert link.read_bytes() == b"new"
+        assert outside.read_bytes() == (b"new" if named else b"outside")
 
 
-def test_directories_change_places(tmp_path: Path, rename: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    for path in (one, two):
-        (path / "inner").mkdir(parents=True)
-        (path / "inner" / path.name).touch()
-    monkeypatch.chdir(tmp_path)
-    exchange(Path("one"), Path("two"))
-    assert (names(one / "inner"), names(two / "inner")) == (["two"], ["one"])
-    assert names(tmp_path) == ["one", "two"]
+def test_a_pipe_that_a_user_named_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with writing(pipe, named=True) as stream:
+        stream.write(b"new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-@pytest.mark.parametrize("present", ["one", "two"])
-def test_what_is_missing_cannot_be_exchanged(tmp_path: Path, rename: str, present: str) -> None:
-    (tmp_path / present).write_text(present)
-    with pytest.raises(FileNotFoundError):
-        exchange(tmp_path / "one", tmp_path / "two")
-    assert names(tmp_path) == [present]
-    assert (tmp_path / present).read_text() == present
+def test_a_folder_that_became_a_link_meanwhile_is_noticed(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+
+    def write() -> None:
+        with writing(inside / "x") as stream:
+            stream.write(b"new")
+            inside.rename(tmp_path / "moved")
+            inside.symlink_to(outside)
+
+    with pytest.raises(OSError, match="replaced by another"):
+        write()
+    assert names(outside) == names(tmp_path / "moved") == []
 
 
-@pytest.mark.parametrize("fails", [1, 2, 3])
-@pytest.mark.parametrize("rename", ["refused"], indirect=True)
-def test_a_failure_gives_everything_back(
-    tmp_path: Path, rename: str, monkeypatch: pytest.MonkeyPatch, fails: int
-) -> None:
-    real, calls = Path.rename, iter(range(1, 10))
-
-    def failing(self: Path, target: Path) -> Any:
-        if next(calls) == fails:
-            raise OSError(5, "Input/output error")
-        return real(self, target)
-
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("1")
-    two.write_text("2")
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="Input/output error"):
-        exchange(one, two)
-    assert (one.read_text(), two.read_text()) == ("1", "2")
-    assert names(tmp_path) == ["one", "two"]
-
-
-def test_a_killed_exchange_leaves_both(tmp_path: Path, rename: str) -> None:
-    """Where three renames stand in for one, sweeping gives back what was put aside."""
-    for _ in range(KILLS if rename != "missing" else 2):
-        folder = tmp_path / str(random.random())
-        new, place, begun = folder / ".x.partial-1", folder / "x", folder / "begun"
-        for path, text in ((new, "new"), (place, "old")):
-            path.mkdir(parents=True)
-            (path / "content").write_text(text)
-
-        def work(new: Path = new, place: Path = place, begun: Path = begun) -> None:
-            exchange(new, place)
-            begun.touch()
-
-        killed(work, begun.exists)
-        contents = sorted(path.read_text() for path in folder.glob("*/content"))
-        if rename == "renameat2":
-            assert new.exists()
-            assert place.exists()
-        assert contents == ["new", "old"]
-        sweep(folder)
-        assert names(folder) == ["begun", "x"]
-        assert (place / "content").read_text() in ("old", "new")
-
-
-def test_sweeping_removes_half_written_files_and_folders_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / ".a.json.partial-17").touch()
-    (tmp_path / ".b.tfx.partial-17" / "inner").mkdir(parents=True)
-    (tmp_path / ".b.tfx.partial-17" / "inner" / "weights").touch()
-    for name in ("a.json", "b.partial-1", ".hidden", ".lock"):
-        (tmp_path / name).touch()
-    (tmp_path / "deeper").mkdir()
-    (tmp_path / "deeper" / ".c.partial-1").touch()
-    sweep(tmp_path)
-    assert names(tmp_path) == [".hidden", ".lock", "a.json", "b.partial-1", "deeper"]
-    assert names(tmp_path / "deeper") == [".c.partial-1"]  # somebody else's
-
-
-def test_sweeping_what_is_not_there_or_empty_is_nothing(tmp_path: Path) -> None:
-    sweep(tmp_path / "missing")
-    sweep(tmp_path)
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize("came", [False, True])
-def test_sweeping_gives_back_what_an_exchange_put_aside(tmp_path: Path, came: bool) -> None:
-    (tmp_path / ".x.tfx.aside-17").mkdir()
-    (tmp_path / ".x.tfx.aside-17" / "old").touch()
-    if came:
-        (tmp_path / "x.tfx").mkdir()
-        (tmp_path / "x.tfx" / "new").touch()
-    sweep(tmp_path)
-    assert names(tmp_path) == ["x.tfx"]
-    assert names(tmp_path / "x.tfx") == ["new" if came else "old"]
+def test_permissions_are_the_umasks(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with writing(tmp_path / "x") as stream:
+            stream.write(b"new")
+        with new_folder(tmp_path / "y", force=False) as folder:
+            (folder / "z").write_bytes(b"new")
+    finally:
+        os.umask(before)
+    found = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert found == {"x": "0o640", "y": "0o750", "z": "0o640"}

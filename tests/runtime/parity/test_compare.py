@@ -11,13 +11,13 @@ from parity_fakes import CHUNK, HYPER, RATE, STEMS, STFT, Fixed, Itself, Planes
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
+from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify, compare, judge, songs
 from tfswa.runtime.parity import reference as reference_module
 from tfswa.runtime.parity.corpus import seam_samples
-from tfswa.runtime.parity.gates import default_gates
 from tfswa.runtime.songs.loading import Song, synthetic_song
 from tfswa.runtime.stream import separator
 

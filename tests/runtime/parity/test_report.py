@@ -19,9 +19,10 @@ from command_line import Tfx
 from measured import Audio, certificate_of, heard, made_song, reference_of, rounded
 
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity.gates import Breach, default_gates, judge
+from tfswa.runtime.parity.judge import Breach, judge
 from tfswa.runtime.parity.report import excerpts as exhibits_module
 from tfswa.runtime.parity.report.charts import STEPS, snr_chart, thin
 from tfswa.runtime.parity.report.excerpts import DIFFERENCE_PEAK_DB, SONGS, Showcase

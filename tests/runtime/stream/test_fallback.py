@@ -138,8 +138,10 @@ class TestABadChunk:
 
     def test_nothing_is_loaded_without_one(self, use: Use) -> None:
         with use(Fixed("fast", 0.5)) as clean:
-            clean.separate(noise())
-        assert clean.redone == []
+            stream = clean.stream()
+            stream.push(noise())
+            stream.flush()
+        assert stream.redone == []
         assert clean.recomputed_by is None
 
     def test_two_of_one_batch_are_computed_one_by_one_by_one_session(self, use: Use) -> None:

@@ -1,7 +1,10 @@
 """A model in a backend: against the plain float64 reference, file against memory, and every way to fail."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa.runtime.audio.reading import open_audio
+from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, NonFiniteError, OutputExists, TfxError, UsageError
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.bundle import Bundle
@@ -51,6 +55,7 @@ class Shares:
     artifact = ("model.safetensors", "0" * 64)
     description = "shares 1.0"
     versions: Mapping[str, str] = {"shares": "1.0"}
+    reentrant = False
 
     def __init__(self, spoil: Callable[[NDArray[np.float32], int], NDArray[np.float32]] | None = None):
         self.calls, self.closed = 0, 0
@@ -308,6 +313,68 @@ class TestFiles:
         assert 0 < result.host_cpu_seconds < 0.5 * result.cpu_seconds  # the network is not the host's
         assert result.wall_seconds > 0
         assert result.x_realtime == 3.0 / result.wall_seconds
+
+
+class TestThreads:
+    SONGS = tuple(noise(samples, seed=samples) for samples in (9001, 12_345, 16_000, 20_003))
+
+    def together(self, separator: Separator) -> list[Audio]:
+        """All songs at once, a thread each, three times over."""
+        with ThreadPoolExecutor(len(self.SONGS)) as pool:
+            return list(pool.map(separator.separate, self.SONGS * 3))
+
+    def test_give_what_one_gives(self, network: BundleModel) -> None:
+        # Equal to the bit: with one thread a call, the same operations run in the same order.
+        options = BackendOptions(threads=1)
+        with Separator(network, backend="torch", options=options, batch=2) as separator:
+            alone = [separator.separate(song) for song in self.SONGS]
+            found = self.together(separator)
+        for one, other in zip(alone * 3, found, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_take_turns_in_a_network_that_is_not_reentrant(self, use: Use, reentrant: bool) -> None:
+        inside, most = [], [0]
+        met = threading.Barrier(2) if reentrant else None
+
+        def count(out: NDArray[np.float32], call: int) -> NDArray[np.float32]:
+            inside.append(call)
+            most[0] = max(most[0], len(inside))
+            if met is not None and not met.broken and most[0] < 2:
+                with suppress(threading.BrokenBarrierError):
+                    met.wait(60)  # two meet here, or the test fails
+            inside.pop()
+            return out
+
+        session = Shares(count)
+        session.reentrant = reentrant
+        with use(session) as separator:
+            found = self.together(separator)
+        assert most[0] == 1 or reentrant
+        for song, stems in zip(self.SONGS * 3, found, strict=True):
+            np.testing.assert_allclose(stems.sum(axis=0), song, atol=SUM_TOLERANCE)
+
+    def test_a_file_counts_its_own_networks_time(self, use: Use, tmp_path: Path) -> None:
+        sources = [write_wav(tmp_path / f"{i}.wav", noise(3 * RATE)) for i in range(4)]
+        with use() as separator, ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda path: separate(separator, path, tmp_path / path.stem), sources))
+        assert all(result.host_cpu_seconds > 0 for result in results)
+
+    def test_torchs_threads_are_given_back_in_any_order(self, network: BundleModel) -> None:
+        import torch
+
+        before = torch.get_num_threads()
+        sessions = [
+            Separator(network, backend="torch", options=BackendOptions(threads=count)) for count in (1, 2)
+        ]
+        try:
+            for separator, count in zip(sessions, (1, 2), strict=True):
+                separator.separate(noise(100))
+                assert torch.get_num_threads() == count
+        finally:
+            for separator in sessions:  # the first opened is the first closed
+                separator.close()
+        assert torch.get_num_threads() == before
 
 
 def nan_in_drums(out: NDArray[np.float32], call: int) -> NDArray[np.float32]:

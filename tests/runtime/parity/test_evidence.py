@@ -13,6 +13,7 @@ from parity_fakes import CHUNK, STEMS, STFT, Fixed, certificate, quality, signal
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import BundleError, GateError
+from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.bundle import MANIFEST, Bundle
 from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.model.spec import ModelSpec
@@ -26,8 +27,7 @@ from tfswa.runtime.parity import (
     require_passing,
     store,
 )
-from tfswa.runtime.parity import certificate as module
-from tfswa.runtime.parity.gates import default_gates
+from tfswa.runtime.parity import evidence as module
 
 CPU = BackendOptions()
 

@@ -10,11 +10,11 @@ import pytest
 from parity_fakes import certificate, quality, signal
 
 from tfswa.runtime.errors import ConfigError, UsageError
+from tfswa.runtime.gates import DEFAULTS, default_gates
 from tfswa.runtime.parity import Gate, Gates, gate_for, judge, load_gates
 from tfswa.runtime.parity.certificate import AxisFigures, GraphFigures
-from tfswa.runtime.parity.gates import DEFAULTS, default_gates
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 GATES = Gates("test", {"fp32": Gate(80.0, 0.01, 1e-3, 1e-2)})

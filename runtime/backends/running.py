@@ -1,0 +1,57 @@
+"""A session at work: what a library raises becomes one line, and says what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfswa.runtime.errors import BackendUnavailable, TfxError, reason
+
+if TYPE_CHECKING:
+    from tfswa.runtime.backends import Session
+
+_MEMORY = ("out of memory", "bad_alloc", "bad allocation", "failed to allocate", "cannot allocate memory")
+
+
+def infer(session: Session, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``session.infer``: ``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``.
+
+    Raises:
+        BackendUnavailable: the library failed, or memory ran out.
+        TfxError: as the session itself says.
+    """
+    try:
+        return session.infer(planes)
+    except TfxError:
+        raise
+    except Exception as error:
+        if not of_library(error):
+            raise
+        raise failed(session.name, len(planes), error) from error
+
+
+def of_library(error: BaseException) -> bool:
+    """Whether a library raised it, not a fault of our own code.
+
+    Libraries written in C++ raise RuntimeError and MemoryError, or types of their own.
+    """
+    own = type(error).__module__.partition(".")[0] in ("builtins", "tfswa")
+    return isinstance(error, (RuntimeError, MemoryError)) or not own
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether it says, in whatever words, that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _MEMORY)
+
+
+def failed(backend: str, chunks: int, error: BaseException) -> BackendUnavailable:
+    """An error of a backend's library while it loads (0 chunks) or computes."""
+    doing = f"with a batch of {chunks}" if chunks else "while it loaded the model"
+    if not out_of_memory(error):
+        return BackendUnavailable(
+            f"backend {backend} failed {doing} ({reason(error)}): use another --backend"
+        )
+    how = f"--batch {chunks // 2} takes half" if chunks > 1 else "give it more, or choose another --precision"
+    return BackendUnavailable(f"backend {backend} ran out of memory {doing}: {how}")

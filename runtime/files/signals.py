@@ -1,0 +1,52 @@
+"""Signals that end a command: what is being published is finished first, and everything is tidied up.
+
+SIGINT  130    SIGTERM  143    SIGHUP  129    SIGQUIT  131       exit codes: 128 and the signal's number
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def end_cleanly() -> None:
+    """Have each signal that ends a process unwind like Ctrl-C; one that is ignored (``nohup``) stays so."""
+    for number in ENDING[1:]:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let signals wait until the block is done; then they do what they would have done.
+
+    Only the main thread is ever interrupted by one, so that in another there is nothing to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in ENDING:
+            found = signal.getsignal(number)
+            if found not in (None, signal.SIG_IGN):  # None: set by no Python code, it could not be put back
+                before[number] = found
+                signal.signal(number, lambda number, frame: arrived.append(number))
+        yield
+    finally:
+        for held, handler in before.items():
+            signal.signal(held, handler)
+        for came in dict.fromkeys(arrived):
+            signal.raise_signal(came)

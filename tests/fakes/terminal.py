@@ -1,0 +1,65 @@
+"""A terminal for a command that runs in the tests' own process, or in one of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+
+class Screen:
+    """What was written to a terminal so far, escapes and all."""
+
+    def __init__(self) -> None:
+        self.bytes = b""
+
+    @property
+    def text(self) -> str:
+        return self.bytes.decode(errors="replace")
+
+
+@contextmanager
+def terminal(columns: int = 80, rows: int = 24) -> Iterator[tuple[int, Screen]]:
+    """Open a pseudo-terminal: the descriptor to write to, and what it then shows.
+
+    On leaving the descriptor is closed and everything written to it has been read.
+    """
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    screen = Screen()
+
+    def read() -> None:
+        while True:
+            try:
+                block = os.read(main, 65536)
+            except OSError:  # Linux: the last writer has closed the other side
+                return
+            if not block:
+                return
+            screen.bytes += block
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield side, screen
+    finally:
+        os.close(side)
+        reader.join()
+        os.close(main)
+
+
+@contextmanager
+def text_file(descriptor: int) -> Iterator[TextIO]:
+    """A text stream on a copy of a descriptor; closing it never fails for a pipe that nobody reads."""
+    stream = os.fdopen(os.dup(descriptor), "w", encoding="utf-8")
+    try:
+        yield stream
+    finally:
+        with suppress(BrokenPipeError):
+            stream.close()

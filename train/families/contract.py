@@ -1,0 +1,93 @@
+"""What a family's network must be able to do, checked by name when it is built rather than in a traceback.
+
+for                          the network needs
+everything                   forward: [B, 2*C, T, F] -> [B, S, 2*C, T, F]
+fixed input normalisation    set_statistics(mean, std), and features where that is not of the planes
+pre-training                 features and reconstruct
+optim.checkpointing          the attribute checkpointing
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tfswa.runtime.errors import ConfigError, TfxError
+from tfswa.runtime.model.spec import ModelSpec
+
+
+def failed(family: str, what: str, error: Exception) -> ConfigError:
+    """Return the one line for an exception inside a family's own code: what, where, and why."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    why = " ".join(str(error).split())[:200]
+    return ConfigError(
+        f"family {family!r}: {what} fails at {Path(frame.filename).name}:{frame.lineno} "
+        f"({type(error).__name__}: {why}): mend the network"
+    )
+
+
+def checked_forward(network: nn.Module, spec: ModelSpec, mixture: Tensor) -> Tensor:
+    """Call the network, and compare the shape of what it gives with the contract's.
+
+    Args:
+        network: on any device, ``meta`` too.
+        spec: the contract.
+        mixture: ``[B, 2*C, T, F]``.
+
+    Raises:
+        ConfigError: it fails, or gives another shape than ``[B, S, 2*C, T, F]``.
+    """
+    try:
+        stems = network(mixture)
+    except TfxError:
+        raise
+    except Exception as error:  # whatever a third party's code raises
+        raise failed(spec.family, f"forward of mixture {list(mixture.shape)}", error) from error
+    wanted = list(spec.output_shape(len(mixture)))
+    if not isinstance(stems, Tensor) or list(stems.shape) != wanted:
+        given = list(stems.shape) if isinstance(stems, Tensor) else f"a {type(stems).__name__}"
+        raise ConfigError(
+            f"family {spec.family!r}: forward of mixture {list(mixture.shape)} gives {given}, the contract "
+            f"is {wanted} [B, stems, 2 x channels, T, F]: mend its last layer"
+        )
+    return stems
+
+
+def check_trainable(network: nn.Module, family: str, *, pretraining: bool, checkpointing: bool) -> None:
+    """Check that a network has what its training will ask for.
+
+    Raises:
+        ConfigError: naming what is missing, and what it is for.
+    """
+    lacks = [name for name in ("features", "reconstruct") if not callable(getattr(network, name, None))]
+    if pretraining and lacks:
+        raise ConfigError(
+            f"family {family!r} has no {' and no '.join(lacks)}, which pre-training (pretrain.share) needs: "
+            "add what train/families/__init__.py describes, or train separation"
+        )
+    if checkpointing and not hasattr(network, "checkpointing"):
+        raise ConfigError(
+            f"family {family!r} has no attribute 'checkpointing', which optim.checkpointing sets: "
+            "add it, or set optim.checkpointing=false"
+        )
+
+
+def features_of(network: nn.Module, planes: Tensor) -> Tensor:
+    """Return what the network normalises: its ``features``, or the planes themselves where it has none."""
+    own = getattr(network, "features", None)
+    result: Tensor = own(planes) if callable(own) else planes
+    return result
+
+
+def takes_statistics(network: nn.Module) -> bool:
+    """Whether the network normalises its input by fixed statistics."""
+    return callable(getattr(network, "set_statistics", None))
+
+
+def meta_forward(network: nn.Module, spec: ModelSpec, batch: int = 1) -> Tensor:
+    """Run the contract's check on the device ``meta``: shapes alone, no memory and no arithmetic."""
+    with torch.no_grad():
+        return checked_forward(network, spec, torch.zeros(spec.input_shape(batch), device="meta"))
