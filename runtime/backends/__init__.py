@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -170,9 +172,27 @@ def import_library(name: str, *, backend: str) -> Any:
         BackendUnavailable: it is not installed, or cannot be loaded; says what brings it.
     """
     try:
-        return import_module(name)
+        with _untold():
+            return import_module(name)
     except (ImportError, OSError) as error:  # OSError: the package is there, a library of it is not
         raise _lacks(backend, name, error) from error
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Have OpenVINO find no package to report to its maker with; it has a stub for that case.
+
+    ONNX Runtime goes by an environment variable, which ``runtime/__init__.py`` sets.
+    """
+    reporter = "openvino_telemetry"
+    if reporter in sys.modules:
+        yield
+        return
+    sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(reporter, None)
 
 
 def filled(mixture: NDArray[np.float32], items: int) -> NDArray[np.float32]:

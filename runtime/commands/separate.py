@@ -85,19 +85,16 @@ def separate(
 
     INPUT is an audio or video file, or a folder of which everything that holds audio is taken.
     """
-    from tfswa.runtime.audio.encoders import FORMATS
     from tfswa.runtime.backends import BackendOptions, default_device
-    from tfswa.runtime.errors import UsageError, did_you_mean
+    from tfswa.runtime.errors import UsageError
     from tfswa.runtime.files.checks import check_folder
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import describe_evidence, require_passing
-    from tfswa.runtime.stream.files import FileJob, separate_files
+    from tfswa.runtime.stream.files import FileJob, paths_in, separate_files
     from tfswa.runtime.stream.jobs import plan_jobs
     from tfswa.runtime.stream.separator import Separator, stem_indices
 
-    if format_ not in FORMATS:
-        close = did_you_mean(format_, FORMATS) or ":"
-        raise UsageError(f"unknown format {format_!r}{close} choose one of {', '.join(FORMATS)}")
+    paths_in(output, (), format_)  # refuses an unknown format
     if skip_existing and force:
         raise UsageError("--skip-existing keeps what --force replaces: give one of them")
     check_folder(output)
@@ -106,13 +103,7 @@ def separate(
     stem_indices(opened, wanted)
     plan = plan_jobs(inputs, output, opened.spec.stems)
     jobs = [
-        FileJob(
-            source,
-            {stem: folder / f"{stem}{FORMATS[format_].extension}" for stem in wanted},
-            format=format_,
-            clip=clip,
-            force=force,
-        )
+        FileJob(source, paths_in(folder, wanted, format_), format=format_, clip=clip, force=force)
         for source, folder in plan.jobs
     ]
     skipped = [job for job in jobs if skip_existing and all(map(Path.exists, job.outputs.values()))]

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfswa.runtime.audio.encoders import FORMATS
 from tfswa.runtime.audio.reading import model_blocks, open_audio, output_channels
 from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
 from tfswa.runtime.backends.running import of_library
-from tfswa.runtime.errors import TfxError, reason
+from tfswa.runtime.errors import TfxError, UsageError, did_you_mean, reason
 from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
 from tfswa.runtime.stream.separator import Separator, stem_indices
 
@@ -119,6 +120,18 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
         own + decoded.cpu_seconds + encoder.cpu_seconds,
         tuple((chunk.start / rate, chunk.stop / rate) for chunk in engine.redone),
     )
+
+
+def paths_in(folder: Path, stems: Iterable[str], format: str) -> dict[str, Path]:
+    """Path of each stem in a folder: ``<stem>`` with the ending of the format.
+
+    Raises:
+        UsageError: no such format.
+    """
+    if format not in FORMATS:
+        close = did_you_mean(format, FORMATS) or ":"
+        raise UsageError(f"unknown format {format!r}{close} choose one of {', '.join(FORMATS)}")
+    return {stem: folder / f"{stem}{FORMATS[format].extension}" for stem in stems}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
+from tfswa.runtime.stream.samples import all_finite, check_samples
+
+ABSURD = 1e4  # peaks of an input that no full scale explains, 80 dB above it
 
 Process = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Chunks of a mixture, float32 ``[B, C, N]``, to stems, float32 ``[B, S, C, N]``; N is the chunk's length.
@@ -165,19 +168,20 @@ class OverlapAdd:
         """Take the next samples of the signal.
 
         Args:
-            samples: ``[C, n]``, n >= 0; kept as float32. Not modified, not kept.
+            samples: ``[C, n]``, n >= 0, floats with full scale 1; kept as float32. Not modified, not kept.
 
         Returns:
             float32 ``[S, C, m]``, the stems' next finished samples, often none; the caller's to keep.
 
         Raises:
+            UsageError: no floats, or a wrong shape; nothing was taken.
+            AudioError: NaN or Inf in ``samples``; nothing was taken.
             NonFiniteError: a chunk came back with NaN or Inf, also from ``redo`` if there is one.
-            TfxError: a wrong shape, here or from ``process``; or ``flush`` was called or an error raised
-                before, after which there is no way to go on with this signal.
+            TfxError: a wrong shape from ``process``; or ``flush`` was called or an error raised before, after
+                which there is no way to go on with this signal.
         """
         self._expect_open()
-        if samples.ndim != 2 or samples.shape[0] != self._channels:
-            raise TfxError(f"samples {list(samples.shape)} are not [C, n] with C = {self._channels}: reshape")
+        samples = check_samples(samples, self._channels, self._received)
         self._closed = True  # an error below leaves the signal unfinished for good
         finished = []
         taken, count = 0, samples.shape[1]
@@ -276,6 +280,11 @@ class OverlapAdd:
         stop = min(self._received, self.plan.start(chunk) + self.plan.chunk_samples)
         bad = Redone(chunk, start, stop, self._broken(output))
         said = f"chunk {chunk} (samples {start} to {stop}) of {', '.join(bad.stems)} holds NaN or Inf"
+        peak = float(np.abs(self._chunks(index, 1)).max())
+        if peak > ABSURD:
+            raise NonFiniteError(
+                f"{said}: the input peaks at {peak:.3g} there, full scale is 1: mend the input"
+            )
         if self._redo is None:
             raise NonFiniteError(f"{said}: compute it in float32, or check the model")
         try:
@@ -290,11 +299,3 @@ class OverlapAdd:
     def _broken(self, output: NDArray[np.float32]) -> tuple[str, ...]:
         named = zip(self._stems, output, strict=True)
         return tuple(name for name, stem in named if not np.isfinite(stem).all())
-
-
-def all_finite(values: NDArray[np.float32]) -> bool:
-    """Whether all values are finite, in one pass without a mask in the common case."""
-    # A sum that is finite has no NaN and no Inf among its terms; one that is not may only have overflowed.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum()
-    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())

@@ -20,10 +20,11 @@ from tfswa.runtime.audio.writing import Clip
 from tfswa.runtime.backends import BackendOptions, Session, open_session, resolved
 from tfswa.runtime.backends.running import infer
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError, did_you_mean
-from tfswa.runtime.model.opening import Model
+from tfswa.runtime.model.opening import Model, open_model
 from tfswa.runtime.stream.codec import Codec, Spectrum
 from tfswa.runtime.stream.fallback import Fallback
-from tfswa.runtime.stream.overlap import OverlapAdd, all_finite
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.samples import all_finite
 
 if TYPE_CHECKING:
     from tfswa.runtime.stream.files import FileResult, Progress
@@ -39,7 +40,7 @@ class Separator:
     network that is not reentrant. Only ``close`` is for one thread, when the others are done.
 
     Args:
-        model: from ``open_model``.
+        model: from ``open_model``, or what it takes: a path, or a name such as ``demo``.
         backend: a registered name, or ``auto``.
         options: precision, device, threads; an exported file's precision is its own.
         batch: chunks that the backend gets at once.
@@ -63,7 +64,7 @@ class Separator:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | str | Path,
         *,
         backend: str = "auto",
         options: BackendOptions = BackendOptions(),  # noqa: B008  frozen
@@ -74,6 +75,8 @@ class Separator:
             raise UsageError(f"batch {batch} must be at least 1")
         if on_nonfinite not in get_args(OnNonFinite):
             raise UsageError(f"on_nonfinite {on_nonfinite!r}: choose {' or '.join(get_args(OnNonFinite))}")
+        if isinstance(model, (str, Path)):
+            model = open_model(model)
         self.model, self.spec, self.batch = model, model.spec, batch
         self.options = options = resolved(model, options)
         self.fallback = Fallback(model, options.threads) if on_nonfinite == "recompute" else None
@@ -152,14 +155,21 @@ class Separator:
         return Stream(self)
 
     def separate(self, mixture: Audio) -> Audio:
-        """Separate a whole signal in memory: ``[C, N] -> [S, C, N]`` at the model's rate."""
+        """Separate a whole signal in memory: ``[C, N] -> [S, C, N]`` at the model's rate.
+
+        Args:
+            mixture: floats with full scale 1, finite.
+
+        Raises:
+            UsageError, AudioError, NonFiniteError: see ``OverlapAdd.push``.
+        """
         engine = self.stream()
         return np.concatenate((engine.push(mixture), engine.flush()), axis=-1)
 
     def separate_file(
         self,
-        source: Path,
-        outputs: Mapping[str, Path],
+        source: str | Path,
+        outputs: Mapping[str, str | Path] | str | Path,
         *,
         format: str = "wav",
         clip: Clip = "none",
@@ -170,7 +180,7 @@ class Separator:
 
         Args:
             source: any audio file.
-            outputs: final path per wanted stem; stems left out are not written.
+            outputs: final path per wanted stem, stems left out are not written; or a folder for all of them.
             format: a name in ``encoders.FORMATS``.
             clip: what happens to samples beyond full scale, see ``StemFiles``.
             force: replace existing files.
@@ -179,9 +189,12 @@ class Separator:
         Raises:
             UsageError, AudioError, NonFiniteError: see ``separate_file``.
         """
-        from tfswa.runtime.stream.files import FileJob, separate_file
+        from tfswa.runtime.stream.files import FileJob, paths_in, separate_file
 
-        return separate_file(self, FileJob(source, outputs, format, clip, force), progress)
+        if isinstance(outputs, (str, Path)):
+            outputs = paths_in(Path(outputs), self.spec.stems, format)
+        paths = {stem: Path(path) for stem, path in outputs.items()}
+        return separate_file(self, FileJob(Path(source), paths, format, clip, force), progress)
 
 
 class Stream(OverlapAdd):
