@@ -52,13 +52,16 @@ class Source:
         sets: names of its songs begin with one of these.
         what: title and makers.
         license: of the audio, and where it is stated.
-        duty: what whoever ships weights has to do.
+        notice: what goes with weights that were trained on it, followed by the text of ``terms``; empty for
+            nothing.
+        terms: SPDX name of that text, in scripts/notices.
     """
 
     sets: str
     what: str
     license: str
-    duty: str
+    notice: str = ""
+    terms: str = ""
 
 
 SOURCES = (
@@ -67,35 +70,37 @@ SOURCES = (
         '"Everything is Free" by Software-Entwicklungskit; public repository '
         "ichbinsoftware/everythingisremixed at 6a6fbe3a; five songs",
         "CC0-1.0, LICENSE-CC0.txt beside the songs",
-        "none",
     ),
     Source(
         "sung-, spoken-",
         "Producer Space sample packs, dry voice; public repository neshanjo/strudel-producer-space-samples "
         "at a117eab0",
         "CC0-1.0, LICENSE.txt of the repository; who put it there believes that passing it on is fine",
-        "none",
     ),
     Source(
         "sectoid-",
         "four songs by Carlos Viola Iborra; Debian package fretsonfire-songs-sectoid",
         "MIT, the package's copyright file",
-        "its notice",
+        "Copyright (c) 2006/2007 Carlos Viola Iborra",
+        "MIT",
     ),
     Source(
         "freedoom-",
         "music of Freedoom, by its contributors; Debian package freedoom, lumps D_* of the two WADs",
         "BSD-3-Clause, /usr/share/doc/freedoom/copyright; authors in CREDITS",
-        "its notice",
+        "Copyright (c) 2001-2003 Contributors to the Freedoom project. All rights reserved.",
+        "BSD-3-Clause",
     ),
     Source(
         "freedoom-",
         "played on MuseScore_General_HQ by S. Christian Collins, after Fluid (R3) by Frank Wen and Michael "
         "Cowgill; Debian package musescore-general-soundfont",
         "MIT, parts CC0 or public domain, /usr/share/doc/musescore-general-soundfont/copyright",
-        "its notice",
+        "Copyright (c) 2018-2021 S. Christian Collins; 2014-2017 Michael Cowgill; 2002 Ethan Winer; "
+        "2016 Michael Schorsch; 2000-2002, 2008 Frank Wen",
+        "MIT",
     ),
-    Source("dev-", "held out: house_e (Producer Space) over War of freedom (sectoid)", "as above", "none"),
+    Source("dev-", "held out: house_e (Producer Space) over War of freedom (sectoid)", "as above"),
 )
 
 
@@ -237,12 +242,12 @@ def table(names: list[str]) -> str:
     lines = [
         "# Sources of the demo data",
         "",
-        "Made by `scripts/make_demo_data` of tfx. The last column says what weights that were trained on it",
-        "have to be shipped with.",
+        "Made by `scripts/make_demo_data` of tfx. Weights that were trained on it are shipped with the",
+        "notices of the last column, and their terms.",
         "",
-        "| songs | what | license | duty |",
+        "| songs | what | license | notice |",
         "| --- | --- | --- | --- |",
-        *(f"| {row.sets} | {row.what} | {row.license} | {row.duty} |" for row in SOURCES),
+        *(f"| {row.sets} | {row.what} | {row.license} | {row.notice or 'none'} |" for row in SOURCES),
         "",
         f"Held out: {', '.join(HELD_OUT)}.",
         "",

@@ -173,6 +173,10 @@ def test_a_set_that_is_absent_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_the_table_gives_every_set_its_license() -> None:
     text = make_demo_data.table(["free-1", "freedoom-e1m1"])
+    assert all(bool(row.notice) == bool(row.terms) for row in make_demo_data.SOURCES)
+    for row in make_demo_data.SOURCES:
+        assert not row.terms or row.license.startswith(row.terms)
+        assert not row.terms or (SCRIPTS / "notices" / f"{row.terms}.txt").read_text().endswith(".\n")
     for words in ("CC0-1.0", "MIT", "BSD-3-Clause", "free-5.Rubidium, dev-house_e-War_of_freedom"):
         assert words in text
 
