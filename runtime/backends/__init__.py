@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
 
 GROUP = "tfswa.backends"
+AUTO = "auto"  # registered like a backend: the function that chooses one
 EXTRAS = {  # what brings a library, by its top-level package
     "cuda": "trt-rtx",
     "onnxruntime": "ort",
@@ -92,8 +93,8 @@ class Session(Protocol):
 
 
 def backend_names() -> list[str]:
-    """Names of all registered backends, sorted."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+    """Names of all registered backends, sorted; ``auto`` is none."""
+    return sorted(point.name for point in entry_points(group=GROUP) if point.name != AUTO)
 
 
 def precisions_of(backend: str) -> tuple[str, ...]:
@@ -111,7 +112,7 @@ def default_device(backend: str) -> str:
     Raises:
         UsageError: no such backend.
     """
-    return "cpu" if backend == "auto" else str(_said(backend, "device_default", "cpu"))
+    return "cpu" if backend == AUTO else str(_said(backend, "device_default", "cpu"))
 
 
 def compiles(backend: str) -> bool:
@@ -130,12 +131,10 @@ def open_session(backend: str, model: Model, options: BackendOptions) -> Session
         UsageError: no such backend.
         BackendUnavailable: its library, its device or the model's artifact for it is missing.
     """
-    if backend == "auto":
-        from tfswa.runtime.backends.auto import choose
-
-        return choose(model, options)
-    options = resolved(model, options)
     kind = _load(_point(backend))
+    if backend == AUTO:
+        return kind(model, options)  # which opens one of the others
+    options = resolved(model, options)
     try:
         return kind(model, options)
     except TfxError as error:

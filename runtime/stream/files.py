@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfswa.runtime.audio.encoders import FORMATS
 from tfswa.runtime.audio.reading import model_blocks, open_audio, output_channels
@@ -18,7 +19,9 @@ from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
 from tfswa.runtime.backends.running import of_library
 from tfswa.runtime.errors import TfxError, UsageError, did_you_mean, reason
 from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
-from tfswa.runtime.stream.separator import Separator, stem_indices
+
+if TYPE_CHECKING:
+    from tfswa.runtime.stream.separator import Separator
 
 Progress = Callable[[float, float | None], None]
 """Called with seconds done and, where it is known, seconds in all."""
@@ -82,7 +85,7 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
         NonFiniteError: the network produced NaN or Inf, or so did the float32 one that was asked.
     """
     spec = separator.spec
-    picked = stem_indices(separator.model, list(job.outputs))
+    picked = separator.indices(list(job.outputs))
     wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
     rate = spec.stft.sample_rate
     with open_audio(job.source) as audio:

@@ -166,6 +166,10 @@ class Separator:
         engine = self.stream()
         return np.concatenate((engine.push(mixture), engine.flush()), axis=-1)
 
+    def indices(self, stems: Sequence[str]) -> list[int]:
+        """Places of some stems in the output; raises as ``stem_indices``."""
+        return stem_indices(self.model, stems)
+
     def separate_file(
         self,
         source: str | Path,
