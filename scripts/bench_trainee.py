@@ -27,7 +27,7 @@ import torch
 from tfswa.runtime.backends.torchscript import torch_device
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.machine import peak_memory_mb
-from tfswa.train.config import load_config
+from tfswa.train.config_files import load_config
 from tfswa.train.data.loader import Batch, batches
 from tfswa.train.loop import Run
 

@@ -1,8 +1,9 @@
-"""The shape of the source, read from its syntax alone: ``scripts/house`` prints it, tests/packaging holds it."""
+"""The shape of the source, read from its syntax: ``scripts/house`` prints it, tests/packaging holds it."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -66,6 +67,7 @@ class House:
                 self.files[".".join(("tfswa", *parts)).removesuffix(".__init__")] = path
         self.trees = {name: ast.parse(path.read_text()) for name, path in self.files.items()}
 
+    @functools.cache  # noqa: B019  a house lives as long as the process
     def arrows(self) -> set[Arrow]:
         """Every import of one module of ours by another."""
         return {
@@ -142,15 +144,18 @@ class House:
         places: dict[str, list[str]] = defaultdict(list)
         for module, tree in self.trees.items():
             for node in tree.body:
-                if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
-                    if not any(_is_command(decorator) for decorator in node.decorator_list):
-                        places[node.name].append(module)
+                if not isinstance(node, ast.ClassDef | Function) or node.name.startswith("_"):
+                    continue
+                if not any(map(_is_command, node.decorator_list)):
+                    places[node.name].append(module)
         return {name: modules for name, modules in sorted(places.items()) if len(modules) > 1}
 
     def options(self) -> dict[str, int]:
         """How many options each command has."""
         shared = self.trees.get("tfswa.runtime.commands.options")
-        sizes = {node.name: _size(node) for node in shared.body if isinstance(node, Function)} if shared else {}
+        sizes = (
+            {node.name: _size(node) for node in shared.body if isinstance(node, Function)} if shared else {}
+        )
         counts: dict[str, int] = {}
         for module, tree in self.trees.items():
             for node in ast.walk(tree):
@@ -224,9 +229,13 @@ def main() -> None:
     """Print the table, then what it counts."""
     roots = [Path(argument) for argument in sys.argv[1:]] or [Path(__file__).resolve().parents[1]]
     names = Counter(root.resolve().name for root in roots)
-    houses = {root.resolve().name if names[root.resolve().name] == 1 else str(root): House(root) for root in roots}
-    print("# The house\n\nMade by `scripts/house`. A function counts from its `def` to its end, docstring included;")
-    print("an import under `TYPE_CHECKING` is no arrow; the file of a command is no second meaning of its name.\n")
+    houses = {
+        root.resolve().name if names[root.resolve().name] == 1 else str(root): House(root) for root in roots
+    }
+    print(
+        "# The house\n\nMade by `scripts/house`. Functions count from `def` to end, docstring included;\n"
+        "an import under `TYPE_CHECKING` is no arrow; a command's function is no second meaning.\n"
+    )
     print("\n".join(table(houses)))
     house = list(houses.values())[-1]
     for title, lines in (

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from tfswa.runtime.metrics import sdr_db
-from tfswa.train.config import load_config
+from tfswa.train.config_files import load_config
 from tfswa.train.data.songs import load_training_songs
 from tfswa.train.loop import training_spec
 from tfswa.train.tasks import Separation

@@ -75,7 +75,7 @@ def _train(
 
     from tfswa.runtime.backends.torchscript import torch_device
     from tfswa.train.bar import TrainingBar, scored
-    from tfswa.train.config import load_config
+    from tfswa.train.config_files import load_config
     from tfswa.train.loop import train as run
 
     if name is None:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.train.strict import config_from_dict, read_toml
 
 Duration = int | str
 """A number of optimizer steps, or a string: ``"300 epochs"``, ``"1.5 epochs"``, ``"200 steps"``.
@@ -343,56 +341,6 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return dataclasses.asdict(self)
-
-
-def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> TrainConfig:
-    """Read a TOML file and apply ``section.key=value`` overrides, values in TOML's syntax.
-
-    Args:
-        path: the file.
-        overrides: paths in them are relative to the working directory.
-        base: what paths in the file are relative to; None for its own folder.
-
-    Raises:
-        ConfigError: unreadable file, unknown key, wrong type, impossible value.
-    """
-    return config_of(read_toml(path, overrides), overrides, base or path.parent)
-
-
-def config_of(values: Mapping[str, Any], overrides: Sequence[str], base: Path) -> TrainConfig:
-    """Build and check a configuration; paths become absolute.
-
-    Args:
-        values: the file's content, overrides applied.
-        overrides: paths in them are relative to the working directory.
-        base: what the other paths are relative to.
-
-    Raises:
-        ConfigError: unknown key, wrong type, impossible value.
-    """
-    from tfswa.train.bounds import check_bounds  # which needs the classes of this module
-
-    config = config_from_dict(TrainConfig, values)
-    typed = {override.partition("=")[0].strip() for override in overrides}
-
-    def absolute(key: str, name: str) -> str:
-        place = Path.cwd() if key in typed else base
-        return str((place / name).resolve()) if name else ""
-
-    data, model, loss = config.data, config.model, config.loss
-    features = loss.perceptual_network
-    if features != "log_mel" and ":" not in features:  # a file
-        features = absolute("loss.perceptual_network", features)
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(
-            data, root=absolute("data.root", data.root), cache=absolute("data.cache", data.cache)
-        ),
-        model=dataclasses.replace(model, init=absolute("model.init", model.init)),
-        loss=dataclasses.replace(loss, perceptual_network=features),
-    )
-    check_bounds(config)
-    return config
 
 
 def steps_of(duration: Duration, epoch_steps: int) -> int:

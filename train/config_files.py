@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tfswa.runtime.errors import ConfigError, TrainingError, UsageError
-from tfswa.train.strict import did_you_mean, parse_overrides
-
-if TYPE_CHECKING:
-    from tfswa.train.config import TrainConfig
+from tfswa.train.bounds import check_bounds
+from tfswa.train.config import TrainConfig
+from tfswa.train.strict import config_from_dict, parse_overrides, read_toml, suggestion
 
 SHIPPED = Path(__file__).parent / "configs"
 RUN_CONFIG = "config.json"
@@ -35,14 +35,28 @@ def find_config(name: str) -> tuple[Path, Path | None]:
     if not name:
         raise UsageError(f"a configuration is missing: name a TOML file, or one of {', '.join(known)}")
     if path.suffix or len(path.parts) > 1:
-        raise ConfigError(f"{name}: no such file{did_you_mean(path.stem, known)}")
-    raise ConfigError(f"no file and no configuration is called {name!r}{did_you_mean(name, known)}")
+        raise ConfigError(f"{name}: no such file{suggestion(path.stem, known)}")
+    raise ConfigError(f"no file and no configuration is called {name!r}{suggestion(name, known)}")
 
 
 def summaries() -> dict[str, str]:
     """First line of each shipped configuration's comment, by name."""
     files = sorted(SHIPPED.glob("*.toml"))
     return {file.stem: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for file in files}
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> TrainConfig:
+    """Read a TOML file and apply ``section.key=value`` overrides, values in TOML's syntax.
+
+    Args:
+        path: the file.
+        overrides: paths in them are relative to the working directory.
+        base: what paths in the file are relative to; None for its own folder.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type, impossible value.
+    """
+    return config_of(read_toml(path, overrides), overrides, base or path.parent)
 
 
 def load_run_config(run: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -52,8 +66,6 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         TrainingError: there is no run.
         ConfigError: the file is damaged, or a wrong override.
     """
-    from tfswa.train.config import config_of
-
     path = run / RUN_CONFIG
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -62,3 +74,37 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): name the configuration") from error
     return config_of(parse_overrides(overrides, data), overrides, run)
+
+
+def config_of(values: Mapping[str, Any], overrides: Sequence[str], base: Path) -> TrainConfig:
+    """Build and check a configuration; paths become absolute.
+
+    Args:
+        values: the file's content, overrides applied.
+        overrides: paths in them are relative to the working directory.
+        base: what the other paths are relative to.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
+    config = config_from_dict(TrainConfig, values)
+    typed = {override.partition("=")[0].strip() for override in overrides}
+
+    def absolute(key: str, name: str) -> str:
+        place = Path.cwd() if key in typed else base
+        return str((place / name).resolve()) if name else ""
+
+    data, model, loss = config.data, config.model, config.loss
+    features = loss.perceptual_network
+    if features != "log_mel" and ":" not in features:  # a file
+        features = absolute("loss.perceptual_network", features)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            data, root=absolute("data.root", data.root), cache=absolute("data.cache", data.cache)
+        ),
+        model=dataclasses.replace(model, init=absolute("model.init", model.init)),
+        loss=dataclasses.replace(loss, perceptual_network=features),
+    )
+    check_bounds(config)
+    return config

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.train.strict import did_you_mean
+from tfswa.train.strict import suggestion
 
 Features = Callable[[Tensor], list[Tensor]]
 """``[M, C, N]`` -> layers, each ``[M, ...]``."""
@@ -139,7 +139,7 @@ def _from_module(name: str) -> nn.Module:
     for part in attribute.split("."):
         if not hasattr(thing, part):
             known = [key for key, value in vars(thing).items() if callable(value) and key[0] != "_"]
-            hint = did_you_mean(part, known) if known else ": it defines nothing that gives a network"
+            hint = suggestion(part, known) if known else ": it defines nothing that gives a network"
             raise ConfigError(f"{_what(name)}: {place} has no {part!r}{hint}")
         thing = getattr(thing, part)
     if callable(thing) and not isinstance(thing, nn.Module):

@@ -63,7 +63,7 @@ def config_from_dict(kind: type[T], data: Mapping[str, Any], where: str = "") ->
     for key, value in data.items():
         name = f"{where}{key}"
         if key not in hints:
-            raise ConfigError(f"unknown key {name!r}{did_you_mean(key, list(hints))}")
+            raise ConfigError(f"unknown key {name!r}{suggestion(key, list(hints))}")
         values[key] = _convert(name, value, hints[key])
     missing = [
         field.name
@@ -77,7 +77,7 @@ def config_from_dict(kind: type[T], data: Mapping[str, Any], where: str = "") ->
     return kind(**values)
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def suggestion(name: str, known: Sequence[str]) -> str:
     """``: did you mean 'x'?`` where something is close, otherwise the list of what there is."""
     close = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(known)}"
@@ -93,7 +93,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return config_from_dict(hint, value, f"{name}.")
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{name} is {value!r}{did_you_mean(str(value), [str(a) for a in arguments])}")
+            raise ConfigError(f"{name} is {value!r}{suggestion(str(value), [str(a) for a in arguments])}")
         return value
     if origin in (Union, types.UnionType):
         if isinstance(value, arguments) and not isinstance(value, bool):

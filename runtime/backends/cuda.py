@@ -79,7 +79,7 @@ class Device:
             raise kind(f"{name} on {self.label} gave {code.name}, {reason}")
         return values if len(values) > 1 else next(iter(values), None)
 
-    def capture(self, stream: Stream, enqueue: Callable[[], None]) -> CudaGraph:
+    def capture(self, stream: CudaStream, enqueue: Callable[[], None]) -> CudaGraph:
         """Record what ``enqueue`` puts on a stream, in place of doing it.
 
         Raises:
@@ -100,15 +100,15 @@ class Device:
         finally:
             self.call("cudaGraphDestroy", template)
 
-    def copy_in(self, target: DeviceBuffer, source: PinnedBuffer, size: int, stream: Stream) -> None:
+    def copy_in(self, target: DeviceBuffer, source: PinnedBuffer, size: int, stream: CudaStream) -> None:
         """Put a copy from the host onto a stream; ``size`` in bytes, from the start of both."""
         self._copy(target.address, source.address, size, "cudaMemcpyHostToDevice", stream)
 
-    def copy_out(self, target: PinnedBuffer, source: DeviceBuffer, size: int, stream: Stream) -> None:
+    def copy_out(self, target: PinnedBuffer, source: DeviceBuffer, size: int, stream: CudaStream) -> None:
         """Put a copy to the host onto a stream; ``size`` in bytes, from the start of both."""
         self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost", stream)
 
-    def _copy(self, target: int, source: int, size: int, kind: str, stream: Stream) -> None:
+    def _copy(self, target: int, source: int, size: int, kind: str, stream: CudaStream) -> None:
         direction = getattr(self._runtime.cudaMemcpyKind, kind)
         self.call("cudaMemcpyAsync", target, source, size, direction, stream.handle)
 
@@ -189,7 +189,7 @@ class Event(_Resource):
         self._device.call("cudaEventSynchronize", self.handle)
 
 
-class Stream(_Resource):
+class CudaStream(_Resource):
     """Work that a GPU does in order; streams wait for one another at events alone."""
 
     def __init__(self, device: Device):
@@ -215,6 +215,6 @@ class CudaGraph(_Resource):
     def __init__(self, device: Device, handle: Any):
         super().__init__(device, handle, "cudaGraphExecDestroy")
 
-    def launch(self, stream: Stream) -> None:
+    def launch(self, stream: CudaStream) -> None:
         """Put the work onto a stream."""
         self._device.call("cudaGraphLaunch", self.handle, stream.handle)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends.cuda import CudaGraph, Device, DeviceBuffer, Event, PinnedBuffer, Stream
+from tfswa.runtime.backends.cuda import CudaGraph, CudaStream, Device, DeviceBuffer, Event, PinnedBuffer
 from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
 from tfswa.runtime.model.opening import INPUT, OUTPUT
@@ -79,7 +79,7 @@ class Execution:
         with ExitStack() as stack:
             self._stack = stack
             self._copies_in, self._compute, self._copies_out = (
-                stack.enter_context(closing(Stream(device))) for _ in range(3)
+                stack.enter_context(closing(CudaStream(device))) for _ in range(3)
             )
             self._slots = [stack.enter_context(closing(_Slot(device, ends, batch))) for _ in range(SLOTS)]
             self._config, self._kernels = _config(library, engine)
@@ -208,7 +208,7 @@ class _Run:
     pieces at once would gain nothing where one fills the GPU.
     """
 
-    def __init__(self, device: Device, library: Any, context: Any, stream: Stream):
+    def __init__(self, device: Device, library: Any, context: Any, stream: CudaStream):
         self._device, self._library, self._stream = device, library, stream
         self._context: Any = context
         self._graph: CudaGraph | None = None

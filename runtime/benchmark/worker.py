@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def main() -> None:
+def work() -> None:
     """Answer until the input ends."""
     import numpy as np
 
@@ -87,4 +87,4 @@ if __name__ == "__main__":
     # Answers go where the output went; what libraries print goes beside the errors.
     _answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    main()
+    work()

@@ -103,7 +103,7 @@ def evaluate(
             report=watch.report,
         )
     if as_json:
-        click.echo(json.dumps(describe(model, data, result), allow_nan=False))
+        click.echo(json.dumps(evaluation_as_dict(model, data, result), allow_nan=False))
     else:
         _print(model, result)
 
@@ -134,7 +134,7 @@ def pick_songs(
     return found
 
 
-def describe(model: str, data: Path, result: Evaluation) -> dict[str, Any]:
+def evaluation_as_dict(model: str, data: Path, result: Evaluation) -> dict[str, Any]:
     """The object of ``--json``; keys are documented in docs/json.md."""
     reused = sum(song.reused for song in result.songs)
     return {

@@ -57,7 +57,7 @@ def inspect(
 
         raise UsageError("-o and --force are for pictures, and none are asked for: add --attention SONG")
     signed = _verified(model, key) if key else None
-    description = describe(model)
+    description = bundle_as_dict(model)
     if as_json:
         click.echo(json.dumps({**description, "signed": signed} if signed else description))
     else:
@@ -75,7 +75,7 @@ def _verified(model: str, key: Path) -> dict[str, int]:
     return {"certificates": certificates, "held": held}
 
 
-def describe(model: str) -> dict[str, Any]:
+def bundle_as_dict(model: str) -> dict[str, Any]:
     """Return what is known of a model, JSON-ready; keys are documented in docs/json.md."""
     from importlib.metadata import entry_points
 

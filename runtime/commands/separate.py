@@ -169,7 +169,7 @@ class _Run:
             if len(self.jobs) > 1 or outcome.fault:
                 click.echo(f"tfx: {shown(outcome.told)}", err=True)
             return
-        self.reports.append(describe(outcome.job.source, outcome.result))
+        self.reports.append(result_as_dict(outcome.job.source, outcome.result))
         for line in _lines(outcome.job.source, outcome.result):
             self.say(line, err=False)
 
@@ -203,7 +203,7 @@ class _Run:
         raise kind(count if len(self.jobs) > 1 else self.failures[0].told)
 
 
-def describe(source: Path, result: FileResult) -> dict[str, Any]:
+def result_as_dict(source: Path, result: FileResult) -> dict[str, Any]:
     """One file's entry in ``--json``; keys are documented in docs/json.md."""
     from tfswa.runtime.machine import peak_memory_mb
 

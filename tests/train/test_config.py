@@ -20,9 +20,9 @@ from tfswa.train.config import (
     AugmentConfig,
     PhaseConfig,
     TrainConfig,
-    load_config,
     steps_of,
 )
+from tfswa.train.config_files import load_config
 from tfswa.train.strict import config_from_dict
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"

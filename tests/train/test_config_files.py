@@ -12,8 +12,7 @@ from tfswa.runtime.errors import ConfigError, UsageError
 
 pytest.importorskip("torch", reason="torch is not installed: the training stage needs it")
 
-from tfswa.train.config import load_config
-from tfswa.train.config_files import find_config, load_run_config, summaries
+from tfswa.train.config_files import find_config, load_config, load_run_config, summaries
 
 
 def test_a_name_a_file_and_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

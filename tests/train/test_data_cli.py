@@ -238,7 +238,7 @@ class TestPreview:
         written = json.loads((out / "preview.json").read_text())["chunks"]
         assert [chunk["index"] for chunk in written] == [0, 1, 2]
 
-        from tfswa.train.config import load_config
+        from tfswa.train.config_files import load_config
         from tfswa.train.data.chunks import Chunks
         from tfswa.train.data.songs import load_training_songs
 

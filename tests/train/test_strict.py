@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.train.strict import config_from_dict, did_you_mean, parse_overrides, read_toml
+from tfswa.train.strict import config_from_dict, parse_overrides, read_toml, suggestion
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def test_missing_keys_at_the_top_name_the_kind() -> None:
 
 
 def test_did_you_mean() -> None:
-    assert did_you_mean("windw", ["hop", "window"]) == ": did you mean 'window'?"
-    assert did_you_mean("zzz", ["hop", "window"]) == ": choose one of hop, window"
+    assert suggestion("windw", ["hop", "window"]) == ": did you mean 'window'?"
+    assert suggestion("zzz", ["hop", "window"]) == ": choose one of hop, window"
 
 
 def test_overrides_are_toml_values_and_bare_words_are_strings() -> None:

@@ -85,8 +85,7 @@ def preview(
     """
     import json
 
-    from tfswa.train.config import load_config
-    from tfswa.train.config_files import find_config
+    from tfswa.train.config_files import find_config, load_config
     from tfswa.train.data.preview import preview as run
 
     path, base = find_config(config)

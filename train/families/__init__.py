@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tfswa.runtime.errors import BundleError, ConfigError, TfxError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
-from tfswa.train.families.contract import failed, meta_forward
-from tfswa.train.strict import config_from_dict, did_you_mean
+from tfswa.train.families.contract import contract_error, meta_forward
+from tfswa.train.strict import config_from_dict, suggestion
 
 GROUP = "tfswa.families"
 
@@ -90,7 +90,7 @@ def get_family(name: str) -> Family:
     for point in entry_points(group=GROUP):
         if point.name == name:
             return cast(Family, point.load())
-    raise ConfigError(f"unknown family {name!r}{did_you_mean(name, family_names())}")
+    raise ConfigError(f"unknown family {name!r}{suggestion(name, family_names())}")
 
 
 def new_spec(
@@ -141,7 +141,7 @@ def build_network(spec: ModelSpec) -> nn.Module:
     except TfxError:
         raise
     except Exception as error:  # whatever a third party's code raises
-        raise failed(family.name, "building the network from (spec, hyper)", error) from error
+        raise contract_error(family.name, "building the network from (spec, hyper)", error) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"family {family.name!r}: its network is a {type(network).__name__}, not a torch.nn.Module"
@@ -158,7 +158,7 @@ def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:
     known = [field.name for field in dataclasses.fields(family.hyper)]
     for name in values:
         if name not in known:
-            raise ConfigError(f"{family.name} has no hyper-parameter {name!r}{did_you_mean(name, known)}")
+            raise ConfigError(f"{family.name} has no hyper-parameter {name!r}{suggestion(name, known)}")
     return config_from_dict(family.hyper, values, "hyper.")
 
 

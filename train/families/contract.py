@@ -19,7 +19,7 @@ from tfswa.runtime.errors import ConfigError, TfxError
 from tfswa.runtime.model.spec import ModelSpec
 
 
-def failed(family: str, what: str, error: Exception) -> ConfigError:
+def contract_error(family: str, what: str, error: Exception) -> ConfigError:
     """Return the one line for an exception inside a family's own code: what, where, and why."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     why = " ".join(str(error).split())[:200]
@@ -45,7 +45,7 @@ def checked_forward(network: nn.Module, spec: ModelSpec, mixture: Tensor) -> Ten
     except TfxError:
         raise
     except Exception as error:  # whatever a third party's code raises
-        raise failed(spec.family, f"forward of mixture {list(mixture.shape)}", error) from error
+        raise contract_error(spec.family, f"forward of mixture {list(mixture.shape)}", error) from error
     wanted = list(spec.output_shape(len(mixture)))
     if not isinstance(stems, Tensor) or list(stems.shape) != wanted:
         given = list(stems.shape) if isinstance(stems, Tensor) else f"a {type(stems).__name__}"
@@ -76,14 +76,14 @@ def check_trainable(network: nn.Module, family: str, *, pretraining: bool, check
 
 
 def features_of(network: nn.Module, planes: Tensor) -> Tensor:
-    """Return what the network normalises: its ``features``, or the planes themselves where it has none."""
+    """Return what the network normalizes: its ``features``, or the planes themselves where it has none."""
     own = getattr(network, "features", None)
     result: Tensor = own(planes) if callable(own) else planes
     return result
 
 
 def takes_statistics(network: nn.Module) -> bool:
-    """Whether the network normalises its input by fixed statistics."""
+    """Whether the network normalizes its input by fixed statistics."""
     return callable(getattr(network, "set_statistics", None))
 
 

@@ -1,0 +1,121 @@
+"""The source keeps its shape: rooms, imports, names, the length of functions, spelling. See scripts/house."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))  # the scripts are no package
+
+from house import DOORS, LONG, ORDER, House  # noqa: E402
+
+BRITISH = re.compile(
+    r"(?:characteri|digiti|equali|finali|generali|initiali|locali|maximi|memori|minimi|normali|optimi|organi|penali|"
+    r"quanti|randomi|recogni|seriali|speciali|standardi|summari|synchroni|utili|visuali)s(?:e[drs]?\b|ing|ation|able)"
+    r"|analyse|artefact|behaviour|catalogue|centr(?:e|ing)|colour|favour|flavour|grey|honour|judgement|labelled"
+    r"|licence|neighbour|whilst",
+    re.IGNORECASE,
+)
+KEPT = {  # British words that stay
+    "weights_licence",  # a key of manifests
+    "normalisation",  # a hyper-parameter that bundles hold
+    "runtime/backends/__init__.py: quantised",  # a slip of the pen that is told what was meant
+}
+STILL_LONG = {
+    "tfswa.calibration.cli.calibrate",
+    "tfswa.calibration.simulate._switch",
+    "tfswa.export.engine.build_engine",
+    "tfswa.export.onnx.export_onnx",
+    "tfswa.export.quantize.quantize_graph",
+    "tfswa.runtime.commands.parity.parity",
+    "tfswa.runtime.commands.parity_measure.run_measure",
+    "tfswa.runtime.commands.separate.separate",
+    "tfswa.runtime.parity.compare.certify",
+    "tfswa.train.data.preview.preview",
+}
+SPELLED = {".py", ".md", ".toml", ".css", ".js"}
+OTHERS = {"README.md", "CHANGELOG.md", "LICENSE"}
+
+
+@pytest.fixture(scope="module")
+def house() -> House:
+    return House(ROOT)
+
+
+def checkout(path: Path, **modules: str) -> House:
+    """A house of these modules of runtime; two underscores are a folder."""
+    for name, text in modules.items():
+        place = path / "runtime" / f"{name.replace('__', '/')}.py"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    return House(path)
+
+
+def test_every_room_of_runtime_has_its_place_in_the_order(house: House) -> None:
+    assert {house.room(name) for name in house.files if name.startswith("tfswa.runtime")} == set(ORDER)
+    assert set(DOORS) <= set(house.files)
+
+
+def test_no_module_imports_from_a_room_above_its_own(house: House) -> None:
+    assert house.arrows_up() == []
+
+
+def test_no_module_reaches_itself_by_its_imports_not_even_by_those_in_functions(house: House) -> None:
+    assert house.circles() == []
+
+
+def test_no_public_name_is_defined_twice(house: House) -> None:
+    assert house.twins() == {}
+
+
+def test_no_function_is_long(house: House) -> None:
+    assert [line for line in house.long_functions() if line.partition(":")[0] not in STILL_LONG] == []
+
+
+def test_what_is_wrong_is_seen(tmp_path: Path) -> None:
+    later = "def use():\n    from tfswa.runtime.stream.one import thing\n"
+    long = "def long():\n" + "    pass\n" * LONG
+    types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tfswa.runtime.stream import one\n"
+    made = checkout(
+        tmp_path,
+        files__two=later,
+        files__types=types,
+        stream__one=f"import tfswa.runtime.files.two\n\ndef thing(): ...\n\n{long}",
+        stream__other="class thing: ...\n",
+    )
+    assert made.arrows_up() == ["tfswa.runtime.files.two -> tfswa.runtime.stream.one"]
+    assert made.circles() == [["tfswa.runtime.files.two", "tfswa.runtime.stream.one"]]
+    assert list(made.twins()) == ["thing"]
+    assert made.long_functions() == [f"tfswa.runtime.stream.one.long: {LONG + 1} lines"]
+
+
+def test_spelling_is_american() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout: the files of this project are not known")
+    found = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix in SPELLED and path.is_file() and path != Path(__file__) and name not in OTHERS:
+            words = set(filter(BRITISH.search, set(re.findall(r"\w+", path.read_text(encoding="utf-8")))))
+            found += [f"{name}: {word}" for word in sorted(words) if not {word, f"{name}: {word}"} & KEPT]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "word", ["localise", "Quantised", "colours", "neighbouring", "_normalise", "licence"]
+)
+def test_british_words_are_seen(word: str) -> None:
+    assert BRITISH.search(f"a {word} here")
+
+
+@pytest.mark.parametrize(
+    "word", ["otherwise", "noise", "raised", "precise", "emphasis", "license", "pointwise"]
+)
+def test_words_that_only_look_british_are_not(word: str) -> None:
+    assert not BRITISH.search(f"a {word} here")
