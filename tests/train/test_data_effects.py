@@ -69,14 +69,14 @@ def tones(audio: Audio) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 @pytest.mark.parametrize("semitones", [-4.0, 4.0])
 def test_formants_move_and_the_pitch_does_not(semitones: float) -> None:
-    def centre(audio: Audio) -> float:
+    def center(audio: Audio) -> float:
         hertz, spectrum = tones(audio)
         power = spectrum**2 * (hertz > 100)
         return float(np.exp(np.sum(power * np.log(np.maximum(hertz, 1))) / power.sum()))
 
     before, moved = voice(), after(voice(), formant=semitones)
     # Four semitones are 26 %; harmonics that are 150 Hz apart show the move of the envelope coarsely.
-    shift = 12 * np.log2(centre(moved) / centre(before))
+    shift = 12 * np.log2(center(moved) / center(before))
     assert 0.5 * abs(semitones) < shift * np.sign(semitones) < 1.5 * abs(semitones)
     hertz, spectrum = tones(moved)
     strongest = hertz[np.argsort(spectrum)[-5:]]
