@@ -9,6 +9,7 @@ are rounded as Q/DQ pairs do, and half precision rounds what a layer is given an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,72 +82,96 @@ def _switched(
     return made
 
 
-def _switch(
-    node: onnx.NodeProto, number: int, weights: Mapping[str, onnx.TensorProto], limit: float, half: Low
-) -> onnx.NodeProto:
+@dataclass(frozen=True)
+class _Forms:
     """A layer in its three forms; the branches take all but their own weights from outside."""
-    make, make_graph = onnx.helper.make_node, onnx.helper.make_graph
-    output, weight = node.output[0], node.input[1]
-    ends = {kind: f"{output}_tfx_{kind}" for kind in (FULL, HALF, INT8, "low")}
-    axis, steps = weight_scales(onnx.numpy_helper.to_array(weights[weight]), node.op_type)
 
-    def layer(given: str, kernel: str, result: str) -> onnx.NodeProto:
+    node: onnx.NodeProto
+    half: Low
+
+    @property
+    def prefix(self) -> str:
+        """Of the names that are added."""
+        return f"{self.node.output[0]}_tfx_"
+
+    def full(self) -> onnx.GraphProto:
+        """As it stands."""
+        return self._branch(FULL, [self._layer(self.node.input[0], self.node.input[1], self.prefix + FULL)])
+
+    def in_half(self) -> onnx.GraphProto:
+        """Input, weights and output rounded to half precision."""
+        x, w, y = (self.prefix + name for name in "xwy")
+        nodes = [
+            *self._halved(self.node.input[0], "x_half", x),
+            *self._halved(self.node.input[1], "w_half", w),
+        ]
+        nodes += [self._layer(x, w, y), *self._halved(y, "y_half", self.prefix + HALF)]
+        return self._branch(HALF, nodes)
+
+    def in_int8(self, limit: float, weight: NDArray[np.float32]) -> onnx.GraphProto:
+        """Input and weights through Q/DQ pairs."""
+        axis, steps = weight_scales(weight, self.node.op_type)
+        x, w = (self.prefix + name for name in "xw")
+        nodes = [
+            *self._rounded(self.node.input[0], "x8", x),
+            *self._rounded(self.node.input[1], "w8", w, axis=axis),
+        ]
+        return self._branch(
+            INT8,
+            [*nodes, self._layer(x, w, self.prefix + INT8)],
+            x8_scale=np.array(limit / LEVELS, np.float32),
+            x8_point=np.array(0, np.int8),
+            w8_scale=steps,
+            w8_point=np.zeros(len(steps), np.int8),
+        )
+
+    def either(
+        self, kind: str, number: int, result: str, this: onnx.GraphProto, other: onnx.GraphProto
+    ) -> Any:
+        """The node that takes one branch where its group is of that kind."""
+        name = self.node.name if result == self.node.output[0] else ""
+        return onnx.helper.make_node(
+            "If", [f"tfx_{kind}_{number}"], [result], name=name, then_branch=this, else_branch=other
+        )
+
+    def _branch(self, kind: str, nodes: list[onnx.NodeProto], **constants: NDArray[Any]) -> onnx.GraphProto:
+        value = onnx.helper.make_tensor_value_info(self.prefix + kind, onnx.TensorProto.FLOAT, None)
+        held = [onnx.numpy_helper.from_array(array, self.prefix + name) for name, array in constants.items()]
+        return onnx.helper.make_graph(nodes, f"{self.node.output[0]}_{kind}", [], [value], held)
+
+    def low(self, node: onnx.NodeProto) -> onnx.GraphProto:
+        """The branch that chooses between float32 and half precision."""
+        return self._branch("low", [node])
+
+    def _layer(self, given: str, kernel: str, result: str) -> onnx.NodeProto:
         copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy.CopyFrom(self.node)
         copy.input[:2] = [given, kernel]
         copy.output[:] = [result]
         return copy
 
-    def branch(kind: str, nodes: list[onnx.NodeProto], **constants: NDArray[Any]) -> onnx.GraphProto:
-        value = onnx.helper.make_tensor_value_info(ends[kind], onnx.TensorProto.FLOAT, None)
-        held = [
-            onnx.numpy_helper.from_array(array, f"{output}_tfx_{name}") for name, array in constants.items()
-        ]
-        return make_graph(nodes, f"{output}_{kind}", [], [value], held)
-
-    def halved(value: str, name: str, result: str) -> list[onnx.NodeProto]:
-        between = f"{output}_tfx_{name}"
+    def _halved(self, value: str, name: str, result: str) -> list[onnx.NodeProto]:
+        make, between = onnx.helper.make_node, self.prefix + name
         return [
-            make("Cast", [value], [between], to=int(LOW[half])),
+            make("Cast", [value], [between], to=int(LOW[self.half])),
             make("Cast", [between], [result], to=int(onnx.TensorProto.FLOAT)),
         ]
 
-    def rounded(value: str, name: str, result: str, **along: Any) -> list[onnx.NodeProto]:
-        between, how = f"{output}_tfx_{name}", [f"{output}_tfx_{name}_{part}" for part in ("scale", "point")]
+    def _rounded(self, value: str, name: str, result: str, **along: Any) -> list[onnx.NodeProto]:
+        make, between = onnx.helper.make_node, self.prefix + name
+        how = [f"{between}_{part}" for part in ("scale", "point")]
         return [
             make("QuantizeLinear", [value, *how], [between], **along),
             make("DequantizeLinear", [between, *how], [result], **along),
         ]
 
-    x, w, y = (f"{output}_tfx_{name}" for name in "xwy")
-    full = branch(FULL, [layer(node.input[0], weight, ends[FULL])])
-    in_half = branch(
-        HALF,
-        [
-            *halved(node.input[0], "x_half", x),
-            *halved(weight, "w_half", w),
-            layer(x, w, y),
-            *halved(y, "y_half", ends[HALF]),
-        ],
-    )
-    in_int8 = branch(
-        INT8,
-        [
-            *rounded(node.input[0], "x8", x),
-            *rounded(weight, "w8", w, axis=axis),
-            layer(x, w, ends[INT8]),
-        ],
-        x8_scale=np.array(limit / LEVELS, np.float32),
-        x8_point=np.array(0, np.int8),
-        w8_scale=steps,
-        w8_point=np.zeros(len(steps), np.int8),
-    )
-    inner = make("If", [f"tfx_{HALF}_{number}"], [ends["low"]], then_branch=in_half, else_branch=full)
-    return make(
-        "If",
-        [f"tfx_{INT8}_{number}"],
-        [output],
-        name=node.name,
-        then_branch=in_int8,
-        else_branch=branch("low", [inner]),
-    )
+
+def _switch(
+    node: onnx.NodeProto, number: int, weights: Mapping[str, onnx.TensorProto], limit: float, half: Low
+) -> onnx.NodeProto:
+    """A node that computes a layer in the precision that its group is in."""
+    forms = _Forms(node, half)
+    int8 = forms.in_int8(limit, onnx.numpy_helper.to_array(weights[node.input[1]]))
+    inner = forms.either(HALF, number, forms.prefix + "low", forms.in_half(), forms.full())
+    found: onnx.NodeProto = forms.either(INT8, number, node.output[0], int8, forms.low(inner))
+    return found

@@ -130,9 +130,7 @@ def build_engine(
         NonFiniteError: the eager network gives NaN or Inf for the self-test.
     """
     start = time.perf_counter()
-    if not 1 <= options.batch[0] <= options.batch[1] <= options.batch[2]:
-        sizes = ",".join(map(str, options.batch))
-        raise UsageError(f"batch {sizes} is not MIN <= OPT <= MAX, each 1 or more: put it in order")
+    _check_batch(options.batch)
     bundle = bundle_of(model, "build-engine")
     name, digest = model.artifact("onnx", options.precision)
     flavor, library = _library(options.flavor)
@@ -163,6 +161,12 @@ def build_engine(
                 _add(bundle, target, plan, answer(model), details)
     file = bundle.file(target)
     return Engine(bundle.home, file, file.stat().st_size, key, details, cached, time.perf_counter() - start)
+
+
+def _check_batch(sizes: tuple[int, int, int]) -> None:
+    if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        given = ",".join(map(str, sizes))
+        raise UsageError(f"batch {given} is not MIN <= OPT <= MAX, each 1 or more: put it in order")
 
 
 def answer(model: Model) -> NDArray[np.float32]:

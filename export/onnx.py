@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,38 @@ def export_onnx(
         ExportError: the graph cannot be made, differs from eager, or overflows; nothing is written.
     """
     opset = OPSETS.get(precision, OPSET) if opset is None else opset
+    _check_request(precision, plan, low_io, opset)
+    bundle = bundle_of(model, "export")
+    ranges = load_ranges(model) if precision in QUANTIZED else {}
+    if precision in QUANTIZED and plan is None:
+        plan = _own_plan(bundle)
+    recipe = _Recipe(precision, plan or PrecisionPlan(), ranges, low_io, opset)
+    return produce(
+        model,
+        NAME if precision == "fp32" else f"model.{precision}.onnx",
+        "onnx",
+        functools.partial(_convert, bundle, model.spec, recipe),
+        precision,
+        output=output,
+        audio=audio,
+        compared_on=compared_on,
+        force=force,
+    )
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a graph is made; see ``export_onnx``."""
+
+    precision: Precision
+    plan: PrecisionPlan
+    ranges: Mapping[str, float]
+    low_io: bool
+    opset: int
+
+
+def _check_request(precision: Precision, plan: PrecisionPlan | None, low_io: bool, opset: int) -> None:
+    """Refuse options that do not go together."""
     if precision == "bf16" and opset < OPSETS["bf16"]:
         raise UsageError(f"opset {opset} has no convolution in bf16: use {OPSETS['bf16']} or newer")
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -86,57 +120,42 @@ def export_onnx(
         raise UsageError("a precision plan says what stays fp32, asked for is fp32 altogether: leave it out")
     if low_io and precision != "fp16":
         raise UsageError(f"inputs and outputs in fp16 are for precision fp16, asked for is {precision}")
-    bundle = bundle_of(model, "export")
-    source = bundle.digest
-    ranges = load_ranges(model) if precision in QUANTIZED else {}
-    if precision in QUANTIZED and plan is None:
-        plan = _own_plan(bundle)
-    chosen = plan or PrecisionPlan()
 
-    def convert(network: nn.Module, path: Path) -> dict[str, Any]:
-        graph = _calibrated(bundle, opset) if precision in QUANTIZED else None
-        if graph is None:
-            graph = build_graph(network, model.spec, opset)
-        chosen.check(source, [node.name for node in graph.graph.node])
-        able = [layer.name for layer in layers(graph)]
-        if precision in TYPED:
-            graph = typed(graph, TYPED[precision], plan=chosen, low_io=low_io)
-            graph = _checked(graph, model.spec, opset)
-        if precision in QUANTIZED:
-            names = [name for name in able if chosen.quantizes(name)]
-            if not names:
-                raise ConfigError(
-                    f"the precision plan has no layer in 8 bits, asked for is {precision}: use fp32, fp16 or "
-                    "bf16, or name another plan with --plan"
-                )
-            graph = _checked(quantize_graph(graph, ranges, names), model.spec, opset)
-        graph.metadata_props.add(key=METADATA, value=embed(model.spec, precision, source))
-        path.write_bytes(graph.SerializeToString(deterministic=True))
-        details = {
-            "opset": opset,
-            "nodes": len(graph.graph.node),
-            "casts": count_casts(graph),
-            "io": "fp16" if low_io else "fp32",
-            "plan": list(chosen.fp32),
-            "torch": torch.__version__,
-            "onnxscript": onnxscript.__version__,
-        }
-        if precision in QUANTIZED:
-            details |= {"quantized": count_quantized(graph), "layers": len(able)}
-        return details
 
-    name = NAME if precision == "fp32" else f"model.{precision}.onnx"
-    return produce(
-        model,
-        name,
-        "onnx",
-        convert,
-        precision,
-        output=output,
-        audio=audio,
-        compared_on=compared_on,
-        force=force,
-    )
+def _convert(
+    bundle: Bundle, spec: ModelSpec, recipe: _Recipe, network: nn.Module, path: Path
+) -> dict[str, Any]:
+    """Write the graph of a network; return what the manifest says of it."""
+    precision, plan, opset = recipe.precision, recipe.plan, recipe.opset
+    graph = _calibrated(bundle, opset) if precision in QUANTIZED else None
+    if graph is None:
+        graph = build_graph(network, spec, opset)
+    plan.check(bundle.digest, [node.name for node in graph.graph.node])
+    able = [layer.name for layer in layers(graph)]
+    if precision in TYPED:
+        graph = _checked(typed(graph, TYPED[precision], plan=plan, low_io=recipe.low_io), spec, opset)
+    if precision in QUANTIZED:
+        names = [name for name in able if plan.quantizes(name)]
+        if not names:
+            raise ConfigError(
+                f"the precision plan has no layer in 8 bits, asked for is {precision}: use fp32, fp16 or "
+                "bf16, or name another plan with --plan"
+            )
+        graph = _checked(quantize_graph(graph, recipe.ranges, names), spec, opset)
+    graph.metadata_props.add(key=METADATA, value=embed(spec, precision, bundle.digest))
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+    details = {
+        "opset": opset,
+        "nodes": len(graph.graph.node),
+        "casts": count_casts(graph),
+        "io": "fp16" if recipe.low_io else "fp32",
+        "plan": list(plan.fp32),
+        "torch": torch.__version__,
+        "onnxscript": onnxscript.__version__,
+    }
+    if precision in QUANTIZED:
+        details |= {"quantized": count_quantized(graph), "layers": len(able)}
+    return details
 
 
 def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx.ModelProto:

@@ -157,31 +157,10 @@ def quantize_graph(
     chosen = [layer for layer in layers(graph) if layer.name in wanted]
     if missing := wanted - {layer.name for layer in chosen}:
         raise ConfigError(f"{min(missing)} is to be computed in int8, the graph has no such layer")
-    found: dict[str, float] = {}
-    for layer in chosen:
-        if layer.name not in ranges:
-            raise ConfigError(f"{layer.name} is to be computed in int8, no range of it was calibrated")
-        limit = float(ranges[layer.name])
-        if not (math.isfinite(limit) and limit > 0):
-            raise ExportError(f"the range of {layer.activation} is {limit:g}: calibrate on other audio")
-        # Layers that share an input share its pair, and so the wider of their ranges.
-        found[layer.activation] = max(found.get(layer.activation, 0.0), limit)
-    weights = {layer.weight for layer in chosen}
-    for tensor in graph.graph.initializer:
-        if tensor.name in weights and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
-            raise ExportError(f"weight {tensor.name} holds NaN or Inf: train the network again")
-    types = _types(graph)
-    data = {}
-    for name, limit in found.items():  # a scale has the type of what it scales
-        with np.errstate(over="ignore"):
-            highest = np.array(limit, types[name])
-        if not np.isfinite(highest):
-            raise ExportError(
-                f"the range of {name} is {limit:g}, {types[name]} holds no such number: use int8"
-            )
-        data[name] = TensorData(lowest=-highest, highest=highest)
+    highest = _highest(graph, chosen, ranges)
+    data = {name: TensorData(lowest=-limit, highest=limit) for name, limit in highest.items()}
     options: dict[str, Any] = dict(_OPTIONS)
-    if any(types[name] == np.float16 for name in found):
+    if any(limit.dtype == np.float16 for limit in highest.values()):
         options["MinimumRealRange"] = _SMALLEST_HALF
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
@@ -208,6 +187,34 @@ def quantize_graph(
         if entry.domain:  # ONNX Runtime's own operators, none of which is used
             made.opset_import.remove(entry)
     return made
+
+
+def _highest(
+    graph: onnx.ModelProto, chosen: Collection[Layer], ranges: Mapping[str, float]
+) -> dict[str, NDArray[Any]]:
+    """By activation, what the largest 8-bit number stands for; a scale has the type of what it scales."""
+    found: dict[str, float] = {}
+    for layer in chosen:
+        if layer.name not in ranges:
+            raise ConfigError(f"{layer.name} is to be computed in int8, no range of it was calibrated")
+        limit = float(ranges[layer.name])
+        if not (math.isfinite(limit) and limit > 0):
+            raise ExportError(f"the range of {layer.activation} is {limit:g}: calibrate on other audio")
+        # Layers that share an input share its pair, and so the wider of their ranges.
+        found[layer.activation] = max(found.get(layer.activation, 0.0), limit)
+    weights = {layer.weight for layer in chosen}
+    for tensor in graph.graph.initializer:
+        if tensor.name in weights and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
+            raise ExportError(f"weight {tensor.name} holds NaN or Inf: train the network again")
+    types = _types(graph)
+    with np.errstate(over="ignore"):
+        highest = {name: np.array(limit, types[name]) for name, limit in found.items()}
+    for name, value in highest.items():
+        if not np.isfinite(value):
+            raise ExportError(
+                f"the range of {name} is {found[name]:g}, {types[name]} holds no such number: use int8"
+            )
+    return highest
 
 
 def count_quantized(graph: onnx.ModelProto) -> int:

@@ -28,15 +28,10 @@ KEPT = {  # British words that stay
 }
 STILL_LONG = {
     "tfswa.calibration.cli.calibrate",
-    "tfswa.calibration.simulate._switch",
-    "tfswa.export.engine.build_engine",
-    "tfswa.export.onnx.export_onnx",
-    "tfswa.export.quantize.quantize_graph",
     "tfswa.runtime.commands.parity.parity",
     "tfswa.runtime.commands.parity_measure.run_measure",
     "tfswa.runtime.commands.separate.separate",
     "tfswa.runtime.parity.compare.certify",
-    "tfswa.train.data.preview.preview",
 }
 SPELLED = {".py", ".md", ".toml", ".css", ".js"}
 OTHERS = {"README.md", "CHANGELOG.md", "LICENSE"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.songs.finding import MIXTURE
@@ -67,13 +69,7 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         staging.prepare(CHANNELS * samples * 4)
         partials = iter(staging.partials)
         for plan in plans:
-            stems = chunks.render(plan)
-            audio = dict(zip(groups, stems, strict=True))
-            audio.setdefault(MIXTURE, stems.sum(axis=0))
-            for name in names:
-                soundfile.write(
-                    next(partials), audio[name].T, stft.sample_rate, format="WAV", subtype="FLOAT"
-                )
+            _write(dict(zip(groups, chunks.render(plan), strict=True)), names, stft.sample_rate, partials)
         entries = [_entry(plan, out, names) for plan in plans]
         next(partials).write_text(json.dumps({"chunks": entries}, indent=1) + "\n")
         next(partials).write_text("".join(_text(plan) for plan in plans))
@@ -82,6 +78,15 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         staging.discard()
     _remove(stale)
     return entries
+
+
+def _write(
+    audio: dict[str, NDArray[np.float32]], names: Sequence[str], rate: int, partials: Iterator[Path]
+) -> None:
+    """The stems of a chunk and their sum, in the order of ``names``."""
+    audio.setdefault(MIXTURE, np.sum(list(audio.values()), axis=0))
+    for name in names:
+        soundfile.write(next(partials), audio[name].T, rate, format="WAV", subtype="FLOAT")
 
 
 def _listed(out: Path) -> set[Path]:
