@@ -6,6 +6,7 @@ What cannot be shown as it is becomes ``\x1b``, ``\u202e`` and the like. File na
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
@@ -28,6 +29,11 @@ def markdown_text(text: object) -> str:
     """Text in Markdown, also in a cell of a table."""
     safe = shown(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return safe.replace("|", "\\|")
+
+
+def html_text(text: object) -> str:
+    """Text in HTML, also in an attribute; line breaks stay."""
+    return html.escape(_UNSAFE.sub(_outside_layout, str(text)))
 
 
 def json_text(value: Any, **options: Any) -> str:
@@ -62,7 +68,7 @@ class _Escaped:
 
     def write(self, text: str) -> int:
         """Write text, escaped, in what the stream's encoding has."""
-        safe = _UNSAFE.sub(lambda found: found[0] if found[0] in _LAYOUT else _code(found), text)
+        safe = _UNSAFE.sub(_outside_layout, text)
         encoding = getattr(self.rich_proxied_file, "encoding", None) or "utf-8"
         self.rich_proxied_file.write(safe.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
@@ -76,6 +82,10 @@ class _Escaped:
         if name == "buffer":
             raise AttributeError(name)
         return getattr(self.rich_proxied_file, name)
+
+
+def _outside_layout(found: re.Match[str]) -> str:
+    return found[0] if found[0] in _LAYOUT else _code(found)
 
 
 def _code(found: re.Match[str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tfswa.runtime.escape import markdown_text, shown
+
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[str | float | None]], digits: int = 2) -> str:
     """Lay out a table: text to the left, numbers to the right with ``digits`` decimals, None as a dash."""
@@ -21,12 +23,14 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str | float | Non
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lay out a table for Markdown, a line each; None as a dash."""
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
-    return lines + ["| " + " | ".join("-" if v is None else str(v) for v in row) + " |" for row in rows]
+    return lines + [
+        "| " + " | ".join("-" if v is None else markdown_text(v) for v in row) + " |" for row in rows
+    ]
 
 
 def _cell(value: str | float | None, digits: int) -> str:
     if value is None:
         return "-"
     if isinstance(value, str):
-        return value
+        return shown(value)
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"

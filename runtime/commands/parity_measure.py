@@ -40,13 +40,16 @@ class Outputs:
 
         Raises:
             OutputExists: a file is there.
-            UsageError: players are left out of no page.
+            UsageError: a place that cannot be written to, or players are left out of no page.
         """
         from tfswa.runtime.errors import OutputExists, UsageError
+        from tfswa.runtime.files.checks import check_file
 
         for path in (self.junit, self.markdown, self.report):
             if path is not None and path.exists() and not self.force:
                 raise OutputExists(f"{path} is there already: choose another name, or --force")
+            if path is not None:
+                check_file(path)
         if self.no_audio and self.report is None:
             raise UsageError("--no-audio leaves the players out of a report: name one with --report FILE")
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.backends import BackendOptions, Session
-from tfswa.runtime.errors import BundleError, GateError
-from tfswa.runtime.gates import Gates
+from tfswa.runtime.errors import BundleError, GateError, UsageError
+from tfswa.runtime.gates import Gates, default_gates
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.certificate import EVIDENCE, Certificate
-from tfswa.runtime.parity.judge import passes
+from tfswa.runtime.parity.judge import judge, passes
 
 SCHEMA = 2
 _IDENTITY = (
@@ -105,16 +106,31 @@ def require_passing(model: Model, session: Session, options: BackendOptions) -> 
 
 def describe_evidence(model: Model, session: Session, options: BackendOptions) -> str:
     """Say in a few words whether this combination has passed parity; never a reason not to separate."""
+    advice = _advice(model, session, options) if _can_measure(model) else ""
     try:
-        found = passing(model, session, options)
+        bound = [found for found in read_evidence(model) if _binds(found, model, session, options)]
     except BundleError:
-        return f"the parity evidence is damaged{_advice(model, session, options)}"
-    if found is None:
-        return f"no passing parity evidence here{_advice(model, session, options)}"
-    figure = "silent" if found.worst_snr_db is None else f"{found.worst_snr_db:.0f} dB SNR"
-    if all(row.identical for row in found.signal):
-        figure = "identical"
-    return f"parity passed ({figure}, {found.date[:10]})"
+        return f"the parity evidence is damaged{advice}"
+    bound.sort(key=lambda found: found.date, reverse=True)
+    for found in bound:
+        if passes(found):
+            figure = "silent" if found.worst_snr_db is None else f"{found.worst_snr_db:.0f} dB SNR"
+            if all(row.identical for row in found.signal):
+                figure = "identical"
+            return f"parity passed ({figure}, {found.date[:10]})"
+    if not bound:
+        return f"no parity evidence here{advice}"
+    try:
+        why = str(judge(bound[0], default_gates())[0])
+    except UsageError as error:  # there is no gate for its precision
+        why = str(error)
+    return f"parity FAILED on {bound[0].date[:10]} ({why})"
+
+
+def _can_measure(model: Model) -> bool:
+    """Whether a reference can run here; where it cannot, there is no use in asking for parity."""
+    families = {point.name for point in entry_points(group="tfswa.families")}
+    return find_spec("torch") is not None and model.spec.family in families
 
 
 def _advice(model: Model, session: Session, options: BackendOptions) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tfswa.runtime.errors import UsageError
+from tfswa.runtime.escape import markdown_text, shown
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.gates import Gates
 from tfswa.runtime.parity.certificate import Certificate, QualityFigures, SignalFigures
@@ -40,7 +41,7 @@ def markdown(model: str, judged: Judged, gates: Gates) -> str:
     first = judged[0][0]
     versions = ", ".join(f"{name} {number}" for name, number in sorted(first.versions.items()))
     lines = [
-        f"# Parity of {model}",
+        f"# Parity of {markdown_text(model)}",
         "",
         f"{first.cpu}, {first.date}, {versions}; against {first.reference}, gates of {gates.source}",
         "",
@@ -53,8 +54,8 @@ def markdown(model: str, judged: Judged, gates: Gates) -> str:
             "",
             *markdown_table(COLUMNS, [_rounded(row) for row in song_rows(certificate)]),
         ]
-        lines += ["", *(f"- {line}" for line in _rest(certificate))]
-        lines += [f"- {line}" for line in _verdict(certificate, breaches, gates)]
+        lines += ["", *(f"- {markdown_text(line)}" for line in _rest(certificate))]
+        lines += [f"- {markdown_text(line)}" for line in _verdict(certificate, breaches, gates)]
     return "\n".join(lines) + "\n"
 
 
@@ -79,6 +80,9 @@ def junit(model: str, judged: Judged) -> str:
             if found:
                 message = "; ".join(map(str, found))
                 ElementTree.SubElement(case, "failure", message=message).text = message
+    for element in suites.iter():  # XML has no control characters, and no surrogates
+        element.attrib = {name: shown(value) for name, value in element.attrib.items()}
+        element.text = None if element.text is None else shown(element.text)
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 

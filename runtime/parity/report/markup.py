@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
+
+from tfswa.runtime.escape import html_text
 
 VOID = ("meta", "link", "img", "br")
 
@@ -38,8 +39,8 @@ def _attribute(key: str, value: Any) -> str:
     if value is None or value is False:
         return ""
     name = key.rstrip("_").replace("_", "-")
-    return f" {name}" if value is True else f' {name}="{html.escape(str(value))}"'
+    return f" {name}" if value is True else f' {name}="{html_text(value)}"'
 
 
 def _escaped(part: object) -> str:
-    return "" if part is None else html.escape(str(part))
+    return "" if part is None else html_text(part)

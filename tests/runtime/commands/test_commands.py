@@ -141,7 +141,7 @@ class TestSeparate:
         assert done.out.startswith("song.wav -> separated/song/{vocals.wav, accompaniment.wav}")
         (line,) = done.lines  # no bar in a pipe
         assert "onnxruntime" in line
-        assert f"no passing parity evidence here: run `tfx parity {bundle} --backend ort`" in line
+        assert line.endswith("no parity evidence here")  # its family is not installed: nothing to measure by
 
     def test_a_cut_mp3(self, tfx: Tfx, bundle: Path) -> None:
         soundfile.write("whole.mp3", noise(6 * 44_100), 44_100, format="MP3")
@@ -167,7 +167,7 @@ class TestSeparate:
         write("song.wav")
         done = tfx("separate", "song.wav", "-m", "halves.onnx")
         assert done.code == 0, done.err
-        assert done.lines[0].endswith("no passing parity evidence here")  # parity needs the bundle
+        assert done.lines[0].endswith("no parity evidence here")  # parity needs the bundle
 
     def test_a_folder_and_what_an_earlier_run_left_in_it(self, tfx: Tfx, bundle: Path) -> None:
         write("music/a.wav")
@@ -659,6 +659,8 @@ class TestParity:
         Path("out.xml").touch()
         for option in ("--junit", "--markdown"):
             assert_refused(tfx("parity", bundle, option, "out.xml"), 2, "out.xml is there already")
+            done = tfx("parity", bundle, option, "out.xml/deep/er.xml")
+            assert_refused(done, 2, "out.xml/deep cannot be written", "Not a directory")
 
     def test_missing_and_silent_audio(self, tfx: Tfx, bundle: Path) -> None:
         write("silent.wav", 0)
@@ -721,7 +723,7 @@ class TestParity:
         )
         assert "FAILED" in done.out
         done = tfx("separate", "song.wav", "-m", made.path, "--backend", "ort", "-o", "again")
-        assert "no passing parity evidence here" in done.lines[0]
+        assert "parity FAILED on " in done.lines[0]
         done = tfx(
             "separate", "song.wav", "-m", made.path, "--backend", "ort", "-o", "more", "--require-parity"
         )

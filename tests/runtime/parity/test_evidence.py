@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,13 @@ class TestEvidence:
 class TestDescription:
     """What `tfx separate` says of the combination that it runs."""
 
+    @pytest.fixture(autouse=True)
+    def able(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As if the model's family and torch were installed: parity could be measured."""
+        point = SimpleNamespace(name="none")
+        monkeypatch.setattr(module, "entry_points", lambda group: [point])
+        monkeypatch.setattr(module, "find_spec", lambda name: point)
+
     def test_of_a_combination_that_passed(self, model: BundleModel) -> None:
         store(model, [of(model)])
         assert describe_evidence(model, Fixed(), CPU) == "parity passed (120 dB SNR, 2026-11-22)"
@@ -144,7 +152,7 @@ class TestDescription:
 
     def test_without_any(self, model: BundleModel) -> None:
         advice = f": run `tfx parity {model.name} --backend fixed`"
-        assert describe_evidence(model, Fixed(), CPU) == f"no passing parity evidence here{advice}"
+        assert describe_evidence(model, Fixed(), CPU) == f"no parity evidence here{advice}"
         with pytest.raises(GateError, match=r"model\.fixed of .* holds no passing certificate") as caught:
             require_passing(model, Fixed(), CPU)
         assert str(caught.value).endswith(advice)
@@ -154,13 +162,28 @@ class TestDescription:
 
     def test_of_one_that_failed(self, model: BundleModel) -> None:
         store(model, [of(model, **FAILED)])
-        assert describe_evidence(model, Fixed(), CPU).startswith("no passing parity evidence")
+        told = describe_evidence(model, Fixed(), CPU)
+        assert told.startswith("parity FAILED on 2026-11-22 (")
+        assert ", the limit is " in told
         with pytest.raises(GateError):
             require_passing(model, Fixed(), CPU)
+        # Of several the newest is told, and one that passed is enough.
+        store(model, [of(model, threads=3, date="2026-11-23T00:00:00+00:00", **FAILED)])
+        assert describe_evidence(model, Fixed(), CPU).startswith("parity FAILED on 2026-11-23 (")
+        store(model, [of(model, threads=5)])
+        assert describe_evidence(model, Fixed(), CPU).startswith("parity passed (")
+
+    def test_where_nothing_can_be_measured_nobody_is_asked_to(
+        self, model: BundleModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+        assert describe_evidence(model, Fixed(), CPU) == "no parity evidence here"
 
     def test_a_precision_without_gates_never_passes(self, model: BundleModel) -> None:
         store(model, [of(model, precision="fp8")])
-        assert describe_evidence(model, Fixed(), BackendOptions("fp8")).startswith("no passing")
+        assert describe_evidence(model, Fixed(), BackendOptions("fp8")).startswith(
+            "parity FAILED on 2026-11-22 ("
+        )
 
     @pytest.mark.parametrize(
         ("session", "options"),
@@ -181,7 +204,7 @@ class TestDescription:
     ) -> None:
         store(model, [of(model)])
         assert "passed (" in describe_evidence(model, Fixed(), BackendOptions(precision="fp32"))
-        assert describe_evidence(model, session, options).startswith("no passing parity evidence")
+        assert describe_evidence(model, session, options).startswith("no parity evidence")
 
     def test_of_another_chunking_of_the_same_weights(self, model: BundleModel) -> None:
         store(model, [of(model)])
@@ -191,12 +214,12 @@ class TestDescription:
         other = Bundle.create(model.bundle.path, spec, weights, force=True)
         other.add(EVIDENCE, text.encode(), kind="evidence")
         changed = dataclasses.replace(model, bundle=other)
-        assert describe_evidence(changed, Fixed(), CPU).startswith("no passing parity")
+        assert describe_evidence(changed, Fixed(), CPU).startswith("no parity evidence")
 
     def test_of_another_tfx(self, model: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
         store(model, [of(model)])
         monkeypatch.setattr(module, "version", lambda name: "99.0")
-        assert describe_evidence(model, Fixed(), CPU).startswith("no passing parity")
+        assert describe_evidence(model, Fixed(), CPU).startswith("no parity evidence")
 
     def test_damaged_evidence_is_no_reason_not_to_separate(self, model: BundleModel) -> None:
         store(model, [of(model)]).write_text("{")

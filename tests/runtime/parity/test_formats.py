@@ -1,0 +1,57 @@
+"""Verdicts as Markdown and JUnit XML: whatever a song is called, the files stay what they are."""
+
+import dataclasses
+from typing import Any
+from xml.etree import ElementTree
+
+from parity_fakes import certificate, signal
+
+from tfswa.runtime.gates import default_gates
+from tfswa.runtime.parity.judge import judge
+from tfswa.runtime.parity.report.formats import junit, markdown, text
+from tfswa.runtime.parity.report.markup import element
+
+NAME = "a\x1b[2J|<script>\n\udc85 & é"
+SHOWN = "a\\x1b[2J|<script>\\x0a\\x85 & é"
+
+
+def judged() -> list[Any]:
+
+    rows = [dataclasses.replace(signal(1.0), item=NAME)]
+    made = certificate(signal=rows, quality=[])
+    return [(made, judge(made, default_gates()))]
+
+
+def test_junit_is_xml_and_names_are_whole() -> None:
+    suites = ElementTree.fromstring(junit(NAME, judged()).encode())
+    assert suites.get("name") == f"tfx parity {SHOWN}"
+    case = suites.find("testsuite/testcase")
+    assert case is not None
+    assert case.get("name") == f"{SHOWN}: vocals"
+    failure = case.find("failure")
+    assert failure is not None
+    assert failure.text is not None
+    assert f"of vocals on {SHOWN} is" in failure.text
+
+
+def test_a_cell_of_markdown_stays_a_cell() -> None:
+    lines = markdown(NAME, judged(), default_gates()).splitlines()
+    row = next(line for line in lines if line.startswith("| a"))
+    assert row.startswith("| a\\x1b[2J\\|&lt;script&gt;\\x0a\\x85 &amp; é | vocals | 1.0 |")
+    assert "<script>" not in "\n".join(lines)
+    assert "\x1b" not in "\n".join(lines)
+
+
+def test_a_table_in_a_terminal_keeps_its_lines() -> None:
+    lines = "\n".join(text(judged(), default_gates())).splitlines()
+    assert any(line.startswith(SHOWN) for line in lines)
+
+
+def test_html_has_no_surrogates() -> None:
+    found = element("p", NAME, title=NAME)
+    assert (
+        found.encode()
+        == (
+            '<p title="a\\x1b[2J|&lt;script&gt;\n\\x85 &amp; é">a\\x1b[2J|&lt;script&gt;\n\\x85 &amp; é</p>'
+        ).encode()
+    )
