@@ -31,7 +31,7 @@ _FROM_0 = {
     "run": ("validation_seconds",),
     "loss": (
         *("magnitude_l1", "spectrogram_l1", "spectrogram_mse", "waveform_l1"),
-        *("multi_resolution_stft", "perceptual"),
+        *("multi_resolution_stft", "si_sdr", "perceptual"),
     ),
 }
 _PROBABILITIES = (
@@ -83,9 +83,14 @@ def check_bounds(config: TrainConfig) -> None:
     if not 0 <= config.pretrain.share < 1:
         raise ConfigError(f"pretrain.share {config.pretrain.share} must be in [0, 1)")
     if config.pretrain.share:
+        if any(phase.loss_without for phase in config.curriculum):
+            raise ConfigError(
+                "curriculum.loss_without is for separation: pre-training has one term, leave it out"
+            )
         _check_unlabeled(config)
     else:
         _check_loss(config.loss)
+        _check_left_out(config.curriculum, config.loss)
         _check_stems(config.model, config.data)
 
 
@@ -145,6 +150,17 @@ def _check_loss(loss: LossConfig) -> None:
         raise ConfigError("loss has no term: give one of its weights a value above 0")
     if loss.multi_resolution_stft and not (loss.windows and min(loss.windows) >= 4):
         raise ConfigError(f"loss.windows {list(loss.windows)} must be window lengths, 4 samples or more")
+
+
+def _check_left_out(curriculum: Sequence[PhaseConfig], loss: LossConfig) -> None:
+    terms = [name for name in _FROM_0["loss"] if getattr(loss, name)]
+    for index, phase in enumerate(curriculum):
+        key = f"curriculum[{index}].loss_without"
+        for name in phase.loss_without:
+            if name not in terms:
+                raise ConfigError(f"{key} has {name!r}, no term of the loss, which has {', '.join(terms)}")
+        if set(terms) <= set(phase.loss_without):
+            raise ConfigError(f"{key} leaves no term of the loss, which has {', '.join(terms)}")
 
 
 def _check_unlabeled(config: TrainConfig) -> None:

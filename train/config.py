@@ -200,6 +200,8 @@ class LossConfig:
         waveform_l1: mean absolute error of the waveform.
         multi_resolution_stft: mean absolute error of magnitudes at ``windows``, hop a quarter.
         windows: window lengths of the multi-resolution term, in samples.
+        si_sdr: minus the scale-invariant SDR of each stem of each chunk, in dB; 0.001 is some weight beside
+            ``waveform_l1``. Where the truth is silent it asks for silence.
         perceptual: mean absolute error of the features of ``perceptual_network``; those of ``log_mel`` are
             some hundred times the other terms, so 0.01 is a sensible weight.
         perceptual_network: ``log_mel`` (built in), a TorchScript file, or ``package.module:attribute``.
@@ -211,6 +213,7 @@ class LossConfig:
     waveform_l1: float = 1.0
     multi_resolution_stft: float = 0.5
     windows: tuple[int, ...] = (512, 1024, 2048)
+    si_sdr: float = 0.0
     perceptual: float = 0.0
     perceptual_network: str = "log_mel"
 
@@ -276,11 +279,13 @@ class PhaseConfig:
         until: end of the phase, counted from the start of the training.
         frames: T of a chunk during it; 0 for ``optim.frames``.
         bandwidth_hz: what lies above is filtered out of the stems; 0 for everything.
+        loss_without: terms of ``loss`` that do not count yet.
     """
 
     until: Duration
     frames: int = 0
     bandwidth_hz: float = 0.0
+    loss_without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

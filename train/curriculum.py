@@ -20,11 +20,13 @@ class Phase:
         end: the first step after it.
         samples: N of a chunk.
         bandwidth_hz: what lies above is filtered out; 0 for everything.
+        loss_without: terms of the loss that do not count.
     """
 
     end: float
     samples: int
     bandwidth_hz: float
+    loss_without: tuple[str, ...] = ()
 
 
 class Curriculum:
@@ -68,7 +70,8 @@ class Curriculum:
                 )
             end = until
             frames = phase.frames or self._config.optim.frames
-            self._phases.append(Phase(end, self._samples("frames", frames), phase.bandwidth_hz))
+            samples = self._samples("frames", frames)
+            self._phases.append(Phase(end, samples, phase.bandwidth_hz, phase.loss_without))
 
     @property
     def longest(self) -> int:

@@ -257,6 +257,7 @@ class Run:
         """One step; a batch that is not finite is described in a file before the training stops."""
         step = self.trainer.step
         phase = self.curriculum.phase(step)
+        self.task.leave_out(phase.loss_without)
         try:
             return self.trainer.train(batch, self.schedule.rate(step), phase.bandwidth_hz, logs)
         except NotFinite as error:

@@ -28,10 +28,14 @@ class SeparationLoss:
 
     Raises:
         ConfigError: the perceptual network is missing or unusable.
+
+    Attributes:
+        left_out: terms that are 0 for now.
     """
 
     def __init__(self, config: LossConfig, sample_rate: int, device: torch.device):
         self.config = config
+        self.left_out: frozenset[str] = frozenset()
         self.windows = [torch.hann_window(length, device=device) for length in config.windows]
         if config.perceptual > 0:
             self.features = perceptual_network(config.perceptual_network, sample_rate, device)
@@ -39,8 +43,7 @@ class SeparationLoss:
     @property
     def needs_waveform(self) -> bool:
         """Whether any term looks at waveforms."""
-        config = self.config
-        return config.waveform_l1 > 0 or config.multi_resolution_stft > 0 or config.perceptual > 0
+        return any(map(self._counts, ("waveform_l1", "multi_resolution_stft", "si_sdr", "perceptual")))
 
     def __call__(
         self, planes: Tensor, true_planes: Tensor, wave: Tensor | None, true_wave: Tensor | None
@@ -55,27 +58,31 @@ class SeparationLoss:
             wave: estimate, ``[B, S, C, N]``, float32, or None where no term needs it.
             true_wave: truth, alike.
         """
-        config = self.config
         error = planes - true_planes
-        terms: dict[str, Tensor] = {}
-        if config.magnitude_l1 > 0:
+        terms: dict[str, Tensor] = {name: error.new_zeros(()) for name in sorted(self.left_out)}
+        if self._counts("magnitude_l1"):
             terms["magnitude_l1"] = (_plane_magnitude(planes) - _plane_magnitude(true_planes)).abs().mean()
-        if config.spectrogram_l1 > 0:
+        if self._counts("spectrogram_l1"):
             terms["spectrogram_l1"] = error.abs().mean()
-        if config.spectrogram_mse > 0:
+        if self._counts("spectrogram_mse"):
             terms["spectrogram_mse"] = error.square().mean()
         if self.needs_waveform:
             assert wave is not None
             assert true_wave is not None
-            if config.waveform_l1 > 0:
+            if self._counts("waveform_l1"):
                 terms["waveform_l1"] = (wave - true_wave).abs().mean()
-            if config.multi_resolution_stft > 0:
+            if self._counts("multi_resolution_stft"):
                 terms["multi_resolution_stft"] = self._resolutions(wave, true_wave)
-            if config.perceptual > 0:
+            if self._counts("si_sdr"):
+                terms["si_sdr"] = -_si_sdr_db(wave, true_wave).mean()
+            if self._counts("perceptual"):
                 terms["perceptual"] = self._perceptual(wave, true_wave)
-        terms = {name: getattr(config, name) * term for name, term in terms.items()}
+        terms = {name: getattr(self.config, name) * term for name, term in terms.items()}
         total = torch.stack(list(terms.values())).sum()
         return total, {name: term.detach() for name, term in terms.items()}
+
+    def _counts(self, name: str) -> bool:
+        return getattr(self.config, name) > 0 and name not in self.left_out
 
     def _resolutions(self, wave: Tensor, true_wave: Tensor) -> Tensor:
         """Mean over the windows of the mean absolute error of magnitudes."""
@@ -89,6 +96,21 @@ class SeparationLoss:
             true_layers = self.features(true_wave.flatten(0, 1))
         pairs = zip(layers, true_layers, strict=True)
         return torch.stack([(estimate - truth).abs().mean() for estimate, truth in pairs]).mean()
+
+
+def _si_sdr_db(wave: Tensor, true_wave: Tensor) -> Tensor:
+    """Scale-invariant SDR, ``[B, S, C, N] -> [B, S]``.
+
+    After J. Le Roux et al., SDR - Half-baked or Well Done?, ICASSP 2019, with -80 dBFS of noise in both
+    energies: it ends at the level where nothing is heard, and a silent truth has a gradient.
+    """
+    estimate, truth = wave.flatten(2), true_wave.flatten(2)
+    floor = 1e-8 * truth.shape[-1]
+    energy = truth.square().sum(dim=-1)
+    scale = (estimate * truth).sum(dim=-1) / (energy + floor)
+    target = scale[..., None] * truth
+    noise = (estimate - target).square().sum(dim=-1)
+    return 10 * torch.log10((target.square().sum(dim=-1) + floor) / (noise + floor))
 
 
 def _plane_magnitude(planes: Tensor) -> Tensor:

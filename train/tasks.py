@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +52,9 @@ class Task(Protocol):
     def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of chunks ``[B, S, C, N]`` of these indices, and its parts; ``network`` is the wrapped one."""
 
+    def leave_out(self, terms: Collection[str]) -> None:
+        """Let these terms of the loss be 0, and all others count."""
+
     def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """Scores of one held-out song by name, higher is better; a score that is undefined is left out."""
 
@@ -86,6 +89,10 @@ class Separation:
             # Of music there is nothing at the Nyquist frequency that a loss would notice.
             wave = self.stft.inverse(planes, torch.zeros_like(nyquist), signals.shape[-1])
         return self.terms(planes, true_planes, wave, signals)
+
+    def leave_out(self, terms: Collection[str]) -> None:
+        """Let these terms be 0; see ``Task``."""
+        self.terms.left_out = frozenset(terms)
 
     def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """SDR in dB per stem of a song, or of its middle; without stems below ``SILENT_DBFS`` there.
@@ -157,6 +164,10 @@ class Reconstruction:
         # Patches cut by the edge are smaller: a mean per chunk, so that all chunks weigh alike.
         each = distance.sum(dim=(1, 2)) / hidden.sum(dim=(1, 2, 3))
         return each.mean(), {}
+
+    def leave_out(self, terms: Collection[str]) -> None:
+        """See ``Task``; there is one term."""
+        assert not terms  # see bounds.py
 
     def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """How well hidden features of a song's first chunks are guessed: minus the loss."""

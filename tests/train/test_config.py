@@ -269,6 +269,14 @@ def test_wrong_keys_and_types(tmp_path: Path, text: str, match: str) -> None:
         ("augment.codec_kbits=[8, 64]", r"augment\.codec_kbits \[8\.0, 64\.0\] must .* between 24 and 320"),
         ("augment.equalizer_db=30", r"augment\.equalizer_db 30\.0 must be between 0 and 24"),
         ("augment.formant=-1", r"augment\.formant -1\.0 is not a probability"),
+        (
+            "curriculum=[{until=3,loss_without=['perceptual']}]",
+            r"curriculum\[0\]\.loss_without has 'perceptual', no term of the loss",
+        ),
+        (
+            "curriculum=[{until=3,loss_without=['spectrogram_l1','waveform_l1','multi_resolution_stft']}]",
+            r"curriculum\[0\]\.loss_without leaves no term",
+        ),
         ("augment.balance_db=[4, -14]", r"augment\.balance_db \[4\.0, -14\.0\] must rise"),
         ("data.sets=[{songs=[],shares={}}]", r"data\.sets\[0\]\.songs is empty"),
         ("data.sets=[{songs=['a'],shares={vocals=-1}}]", r"data\.sets\[0\]\.shares\.vocals -1\.0 must be 0"),

@@ -50,6 +50,12 @@ def test_each_step_has_its_phase(tiny_spec: ModelSpec) -> None:
     assert curriculum.samples == 15 * HOP  # of the full training, whatever came before
 
 
+def test_a_phase_may_leave_out_terms_of_the_loss(tiny_spec: ModelSpec) -> None:
+    curriculum = curriculum_of(tiny_spec, {"until": 2, "loss_without": ("multi_resolution_stft",)})
+    found = [curriculum.phase(step).loss_without for step in range(4)]
+    assert found == [("multi_resolution_stft",)] * 2 + [()] * 2
+
+
 def test_a_phase_may_have_longer_chunks_than_the_full_training(tiny_spec: ModelSpec) -> None:
     curriculum = curriculum_of(tiny_spec, {"until": 1, "frames": 64})
     assert [curriculum.phase(step).samples for step in (0, 1)] == [63 * HOP, 15 * HOP]

@@ -34,6 +34,7 @@ from tfswa.train.config import (  # noqa: E402
     LossConfig,
     ModelConfig,
     OptimConfig,
+    PhaseConfig,
     RunConfig,
     SetConfig,
     TrainConfig,
@@ -296,6 +297,14 @@ def test_songs_that_lack_sources_train_and_resume_exactly(config: TrainConfig, t
         train(config, tmp_path / "cut", device=CPU, report=Recorder(stop_after=3))
     train(config, tmp_path / "cut", device=CPU, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_term_of_the_loss_counts_from_the_end_of_its_phase(config: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, curriculum=(PhaseConfig(3, loss_without=("waveform_l1",)),))
+    train(config, tmp_path / "run", device=CPU)
+    found = [float(row["waveform_l1"]) for row in rows(tmp_path / "run")]
+    assert found[:3] == [0.0] * 3
+    assert all(value > 0 for value in found[3:])
 
 
 def test_a_better_score_of_before_is_not_forgotten(
