@@ -223,19 +223,6 @@ def count_quantized(graph: onnx.ModelProto) -> int:
     return sum(node.op_type in KINDS and pairs.issuperset(node.input[:2]) for node in graph.graph.node)
 
 
-def rounded_weight(weight: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
-    """Weights as a quantized layer has them: rounded to 8 bits by output channel, as float32.
-
-    Args:
-        weight: of a layer of that kind, in ONNX's layout.
-        kind: one of ``KINDS``.
-    """
-    axis, scale = weight_scales(weight, kind)
-    scale = scale.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
-    rounded: NDArray[np.float32] = np.clip(np.rint(weight / scale), -LEVELS, LEVELS) * scale
-    return rounded
-
-
 def weight_scales(weight: NDArray[np.float32], kind: str) -> tuple[int, NDArray[np.float32]]:
     """The axis of a layer's output channels, and what one step of each channel's 8-bit weights is worth.
 

@@ -109,29 +109,6 @@ def sdr_windows_db(
     return np.array(values, np.float64)
 
 
-def sdr_median_db(reference: NDArray[Any], estimate: NDArray[Any], window_samples: int) -> float | None:
-    """Median of ``sdr_windows_db`` over the windows that are not silent: a song's "cSDR".
-
-    A data set's score is by custom the median over its songs. Source: F.-R. Stoeter, A. Liutkus, N. Ito,
-    The 2018 Signal Separation Evaluation Campaign, LVA/ICA 2018. ``sdr_windows_db`` tells which windows
-    count here and which count in museval.
-
-    Args:
-        reference: the true stem, ``[..., N]``.
-        estimate: the separated stem, of the same shape.
-        window_samples: length of a window, by custom one second.
-
-    Returns:
-        dB, maybe ``math.inf``; None where every window is silent, or there is none.
-
-    Raises:
-        TfxError, NonFiniteError: as ``sdr_windows_db``.
-    """
-    values = sdr_windows_db(reference, estimate, window_samples)
-    audible = values[~np.isnan(values)]
-    return float(np.median(audible)) if audible.size else None
-
-
 def si_sdr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float | None:
     """Scale-invariant SDR: with a = <e, r> / <r, r>, 10 log10(sum (a r)^2 / sum (a r - e)^2).
 

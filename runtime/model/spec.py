@@ -9,7 +9,6 @@ normalization to the network, so that a backend knows nothing of families.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -189,10 +188,6 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; ``from_dict`` reads it back."""
         return {"spec_version": SPEC_VERSION, **dataclasses.asdict(self), "stems": list(self.stems)}
-
-    def to_json(self) -> str:
-        """The form carried inside ONNX and TorchScript files."""
-        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

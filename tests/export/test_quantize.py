@@ -36,7 +36,7 @@ from tfswa.export.quantize import (  # noqa: E402
     layers,
     load_ranges,
     quantize_graph,
-    rounded_weight,
+    weight_scales,
 )
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
 from tfswa.runtime.errors import BundleError, ConfigError, ExportError, TfxError, UsageError  # noqa: E402
@@ -143,6 +143,13 @@ def failure(command: Any, *arguments: Any) -> TfxError:
     assert isinstance(result.exception, TfxError), result.output
     assert result.stdout == ""
     return result.exception
+
+
+def rounded_weight(weight: Any, kind: str) -> Any:
+    """Weights as a layer in 8 bits has them, in float32."""
+    axis, scale = weight_scales(weight, kind)
+    scale = scale.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
+    return np.clip(np.rint(weight / scale), -LEVELS, LEVELS) * scale
 
 
 class TestPlacement:

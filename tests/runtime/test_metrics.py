@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError
-from tfswa.runtime.metrics import sdr_db, sdr_median_db, sdr_windows_db, si_sdr_db, snr_db
+from tfswa.runtime.metrics import sdr_db, sdr_windows_db, si_sdr_db, snr_db
 
 Measure = Callable[[NDArray[Any], NDArray[Any]], float | None]
 
@@ -60,7 +60,6 @@ def test_windows_drop_the_rest_and_ignore_silence() -> None:
     values = sdr_windows_db(reference, estimate, 2)
     assert values.dtype == np.float64
     np.testing.assert_allclose(values, [20.0, math.inf, math.nan, math.nan, 10 * math.log10(4)], atol=1e-12)
-    assert sdr_median_db(reference, estimate, 2) == pytest.approx(20.0)
 
 
 def test_windows_have_museval_s_values() -> None:
@@ -73,19 +72,12 @@ def test_windows_have_museval_s_values() -> None:
     np.testing.assert_allclose(values, [11.95959071, 11.98802523, 11.73360818], atol=1e-7)
 
 
-def test_median_of_an_even_number_of_windows_is_their_middle() -> None:
-    reference, estimate = stereo(3.0, 4.0, 2.0, 0.0), stereo(3.0, 4.5, 1.0, 0.0)
-    assert sdr_median_db(reference, estimate, 2) == pytest.approx((20.0 + 10 * math.log10(4)) / 2)
-
-
 def test_a_short_song_is_one_window() -> None:
     np.testing.assert_allclose(sdr_windows_db(stereo(3.0, 4.0), stereo(3.0, 4.5), 44_100), [20.0], atol=1e-12)
 
 
-def test_a_silent_or_empty_song_has_no_median() -> None:
-    assert sdr_median_db(stereo(0.0, 0.0, 0.0), stereo(1.0, 1.0, 1.0), 2) is None
+def test_an_empty_song_has_no_windows() -> None:
     assert sdr_windows_db(stereo(), stereo(), 2).shape == (0,)
-    assert sdr_median_db(stereo(), stereo(), 2) is None
 
 
 def test_si_sdr_ignores_the_scale_alone() -> None:
@@ -105,7 +97,7 @@ def test_si_sdr_at_its_limits() -> None:
     assert si_sdr_db(np.zeros((1, 2)), reference) is None
 
 
-@pytest.mark.parametrize("measure", [snr_db, sdr_db, si_sdr_db, lambda r, e: sdr_median_db(r, e, 2)])
+@pytest.mark.parametrize("measure", [snr_db, sdr_db, si_sdr_db])
 def test_what_cannot_be_compared_is_refused(measure: Measure) -> None:
     good = np.ones((2, 4), np.float32)
     with pytest.raises(TfxError, match=r"\[2, 4\] and estimate \[2, 3\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,23 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError
-from tfswa.train.importers.crc32c import crc32c, masked
 from tfswa.train.importers.tensorflow import read_checkpoint
 
 TYPES = {"f4": 1, "f8": 2, "i4": 3, "i8": 9}
 HEADER = b"\x08\x01\x1a\x02\x08\x01"  # one shard, little-endian, version 1
 
 Tensors = Mapping[str, NDArray[Any]]
-
-
-def bitwise(message: bytes) -> int:
-    """CRC-32C as it is defined, bit by bit."""
-    register = 0xFFFFFFFF
-    for byte in message:
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ 0x82F63B78 * (register & 1)
-    return register ^ 0xFFFFFFFF
 
 
 def varint(value: int) -> bytes:
@@ -46,9 +36,8 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def sealed(content: bytes, kind: int = 0) -> bytes:
-    """A block's content with type and CRC."""
-    whole = content + bytes((kind,))
-    return whole + masked(bitwise(whole)).to_bytes(4, "little")
+    """A block's content with type and CRC, which is not read: a wheel has a SHA-256."""
+    return content + bytes((kind,)) + bytes(4)
 
 
 def block(pairs: list[tuple[bytes, bytes]], interval: int = 3) -> bytes:
@@ -88,7 +77,7 @@ def entry(value: NDArray[Any], offset: int, **changes: int) -> bytes:
     if value.ndim:
         out += field(2, b"".join(field(2, field(1, size)) for size in value.shape))
     out += field(3, numbers["shard"]) + field(4, numbers["offset"]) + field(5, numbers["size"])
-    return out + b"\x35" + masked(bitwise(data)).to_bytes(4, "little")
+    return out + b"\x35" + bytes(4)
 
 
 def checkpoint(tensors: Tensors, per_block: int = 4) -> tuple[bytes, bytes]:
@@ -118,20 +107,6 @@ def equal(one: Tensors, two: Tensors) -> bool:
     )
 
 
-@given(st.binary(max_size=600))
-def test_crc_is_the_one_by_bits(message: bytes) -> None:
-    assert crc32c(message) == bitwise(message)
-
-
-def test_crc_of_the_standard_and_of_megabytes() -> None:
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
-    message = np.random.default_rng(1).bytes(3_000_001)
-    whole = crc32c(message)
-    assert whole != crc32c(message[:-1] + bytes((message[-1] ^ 1,)))
-    assert whole == crc32c(memoryview(message))
-
-
 @pytest.mark.parametrize("per_block", [1, 2, 100])
 def test_what_was_written_is_read(tensors: Tensors, per_block: int) -> None:
     assert equal(read_checkpoint(*checkpoint(tensors, per_block)), tensors)
@@ -139,18 +114,12 @@ def test_what_was_written_is_read(tensors: Tensors, per_block: int) -> None:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_a_changed_byte_is_found(tensors: Tensors, data: st.DataObject) -> None:
-    """In the index, or in the data; the footer's filling and the meta index mean nothing."""
-    parts = [bytearray(part) for part in checkpoint(tensors)]
-    part = data.draw(st.sampled_from(parts))
-    place = data.draw(st.integers(0, len(part) - 1))
-    part[place] ^= data.draw(st.integers(1, 255))
-    try:
-        found = read_checkpoint(bytes(parts[0]), bytes(parts[1]))
-    except BundleError:
-        return
-    assert part is parts[0]
-    assert equal(found, tensors)
+def test_a_changed_byte_of_the_index_is_one_error_or_none(tensors: Tensors, data: st.DataObject) -> None:
+    index, numbers = checkpoint(tensors)
+    part = bytearray(index)
+    part[data.draw(st.integers(0, len(part) - 1))] ^= data.draw(st.integers(1, 255))
+    with contextlib.suppress(BundleError):
+        read_checkpoint(bytes(part), numbers)
 
 
 @given(st.data())
@@ -169,7 +138,6 @@ def test_a_cut_file_is_found(tensors: Tensors, data: st.DataObject) -> None:
 @settings(max_examples=300)
 @given(st.binary(max_size=80), st.binary(max_size=80))
 def test_sealed_nonsense_is_one_error(content: bytes, value: bytes) -> None:
-    """Its CRC is right, so that what parses it is met."""
     nonsense = block([(b"", HEADER), (b"name", value)])
     for index in (table([sealed(content)]), table([nonsense]), content + table([])[-48:], content):
         with pytest.raises(BundleError) as error:
@@ -210,7 +178,6 @@ def test_foreign_indexes_are_refused(index: bytes, match: str) -> None:
         (entry(ONE, 8), "'name' ends at byte 16, the data is 8 bytes long"),
         (entry(ONE, 0, size=4), r"'name' is \[2\] of f4 in 4 bytes"),
         (entry(ONE, 0, size=12), "more than the 8 bytes of its data"),
-        (entry(ONE + 1, 0), "'name' is damaged, its CRC does not match"),
         (entry(ONE, 0) + field(7, b""), "'name' is stored in slices"),
         (field(1, 1) + field(2, 5), "a number where a message belongs"),
         (field(1, 1) + field(2, field(2, field(1, 2**63)) * 2), "'name' is of shape"),

