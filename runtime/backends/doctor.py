@@ -183,7 +183,7 @@ def _extras() -> Iterator[Finding]:
     for topic, packages, extra in (
         ("export", ("onnx", "onnxscript"), "export"),
         ("train", ("lightning_fabric", "tensorboard", "python_stretch"), "train"),
-        ("evaluate", ("museval", "musdb"), "eval"),
+        ("evaluate --bsseval museval", ("museval",), "eval"),
         ("pictures", ("matplotlib",), "plots"),
     ):
         absent = [name for name in packages if not _findable(name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ import click
 from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
+    from tfswa.runtime.evaluation.bsseval import Method
     from tfswa.runtime.evaluation.evaluate import Evaluation, EvaluationProgress
+    from tfswa.runtime.evaluation.scores import Summary
     from tfswa.runtime.songs.finding import SongFiles
 
 COLUMNS = {
@@ -41,13 +44,22 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Processes that measure; default: one a core, fewer where memory is short.",
+    help="Processes that measure; default: one a core.",
 )
 @click.option(
     "--baselines/--no-baselines",
     default=True,
     show_default=True,
     help="Measure the mixture, silence and the ideal ratio mask too.",
+)
+@click.option(
+    "--bsseval",
+    "method",
+    type=click.Choice(["v4", "continuous", "museval"]),
+    default="v4",
+    show_default=True,
+    help="How ISR, SIR and SAR are found. v4: museval's definition, not defined where parts do not add up; "
+    "continuous: stems are filtered before they are cut into windows, so that they do; museval: the library.",
 )
 @click.option(
     "--estimates",
@@ -72,12 +84,13 @@ def evaluate(
     batch: int,
     jobs: int | None,
     baselines: bool,
+    method: Method,
     estimates: Path | None,
     plot: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Measure MODEL on songs with true stems: SDR, ISR, SIR and SAR as museval, global SDR and SI-SDR.
+    """Measure MODEL on songs with true stems: SDR, ISR, SIR, SAR (BSSEval v4), global SDR and SI-SDR.
 
     Finished songs stay in the output folder; a second run goes on where the first was stopped.
     """
@@ -99,7 +112,7 @@ def evaluate(
             backend=backend,
             options=BackendOptions(precision, device or default_device(backend), threads),
             batch=batch,
-            choices=Choices(baselines, estimates, jobs, force, plot),
+            choices=Choices(baselines, method, estimates, jobs, force, plot),
             report=watch.report,
         )
     if as_json:
@@ -152,14 +165,40 @@ def _print(model: str, result: Evaluation) -> None:
     from tfswa.runtime.table import text_table
 
     rows = [
-        (summary.stem, summary.estimator, *(summary.figures[name] for name in COLUMNS.values()))
+        (summary.stem, summary.estimator, *(_cell(summary, name) for name in COLUMNS.values()))
         for summary in result.summaries
     ]
     songs = f"{len(result.songs)} song{'s' if len(result.songs) > 1 else ''}"
     click.echo(f"{model}, {result.identity['backend']} {result.identity['precision']}, {songs}")
     click.echo(text_table(("stem", "estimator", *COLUMNS), rows))
     click.echo(LEGEND)
+    undefined = list(_undefined(result))
+    for line in undefined:
+        click.echo(line)
+    if undefined:
+        click.echo("--bsseval continuous does not cut stems; --bsseval museval prints figures as they come")
     click.echo(f"results: {', '.join(str(path) for path in result.files.values())}")
+
+
+def _cell(summary: Summary, name: str) -> float | str | None:
+    value = summary.figures[name]
+    return "not defined" if value is None and name in summary.undefined_songs else value
+
+
+def _undefined(result: Evaluation) -> Iterator[str]:
+    """Figures of the model that songs lack, and why; each figure once, with the first song that lacks it."""
+    names = {name: label for label, name in COLUMNS.items()}
+    for summary in result.summaries:
+        for name, count in summary.undefined_songs.items() if summary.estimator == "model" else ():
+            first = next(
+                song.song + ": " + score.undefined[name]
+                for song in result.songs
+                for score in song.scores
+                if (score.stem, score.estimator) == (summary.stem, "model") and name in score.undefined
+            )
+            if name in names:
+                songs = f"{count} song{'s' if count > 1 else ''}"
+                yield f"{names[name]} of {summary.stem} is not defined for {songs} ({first})"
 
 
 class _Watch:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfswa.runtime.plots import pictures
 from tfswa.runtime.evaluation.scores import Score
+from tfswa.runtime.plots import pictures
 
 FIGURE, LABEL = "sdr_c_db", "SDR c of each song, dB (median over windows of 1 s)"
 

@@ -1,4 +1,4 @@
-"""Quality on songs with true stems: the model, song by song, beside baselines, measured by museval.
+"""Quality on songs with true stems: the model, song by song, beside baselines, measured by BSSEval v4.
 
                    this process                                        --jobs processes
 decode -> Separator -> estimates, references as .npy files ──> BSSEval, global figures, baselines
@@ -9,7 +9,7 @@ decode -> Separator -> estimates, references as .npy files ──> BSSEval, glob
 
 from __future__ import annotations
 
-import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -22,19 +22,20 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa.runtime.files.atomic import folder
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, NonFiniteError, TfxError, UsageError
-from tfswa.runtime.evaluation import boxplot, bsseval, memory, results
+from tfswa.runtime.evaluation import boxplot, by_museval, results
+from tfswa.runtime.evaluation.bsseval import Method
 from tfswa.runtime.evaluation.pool import Workers
 from tfswa.runtime.evaluation.records import Records, SongResult, audio_sha256, identify
 from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summarize
-from tfswa.runtime.model.opening import Model
-from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.files.atomic import folder
 from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.staging import Staging
+from tfswa.runtime.model.opening import Model
 from tfswa.runtime.songs.finding import SongFiles
 from tfswa.runtime.songs.loading import Song, load, true_sources
+from tfswa.runtime.stream.separator import Separator
 
 Audio = NDArray[np.float32]
 
@@ -43,17 +44,19 @@ _BLOCK_SECONDS = 10.0  # between two reports of progress
 
 @dataclass(frozen=True)
 class Choices:
-    """What does not decide any number but for ``baselines``.
+    """What does not decide any number but for ``baselines`` and ``method``.
 
     Attributes:
         baselines: measure mixture, silence and the oracle mask too.
+        method: how BSSEval is done, see ``bsseval``.
         estimates: folder for the model's stems as WAV, ``<split>/<song>/<stem>.wav``; None for none.
-        jobs: processes that measure; None for one a core, or fewer where memory is short, see ``memory``.
+        jobs: processes that measure; None for one a core.
         force: replace what was made under other circumstances.
         plot: draw a box plot.
     """
 
     baselines: bool = True
+    method: Method = "v4"
     estimates: Path | None = None
     jobs: int | None = None
     force: bool = False
@@ -133,10 +136,9 @@ def evaluate(
         report: called as it goes on.
 
     Raises:
-        AudioError: a song without true stems or a stem of the model, one that cannot be decoded, or one too
-            long for the memory that is free.
+        AudioError: a song without true stems or a stem of the model, or one that cannot be decoded.
         OutputExists: results of other circumstances are there; ``choices.force`` replaces them.
-        BackendUnavailable: museval, ffmpeg, matplotlib or the backend is missing.
+        BackendUnavailable: matplotlib or the backend is missing, or museval where it is asked for.
         NonFiniteError: the model produced NaN or Inf; song and stem are named.
     """
     names = {song.name: _sources(song, model) for song in songs}
@@ -145,13 +147,14 @@ def evaluate(
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, the results need a folder: choose another place")
     with Separator(model, backend=backend, options=options, batch=batch) as separator:
-        identity = identify(separator, options, baselines=choices.baselines)
+        identity = identify(separator, options, baselines=choices.baselines, method=choices.method)
         results.check_results(output, identity, force=choices.force)
         records = Records(output, identity, model.spec.stems, choices.estimates, choices.force)
         finished = records.find(songs, names)
         todo = [song for song in songs if song.name not in finished]
         if todo:
-            bsseval.require_museval()
+            if choices.method == "museval":
+                by_museval.require_museval()
             with folder(output):
                 _Run(separator, records, choices, names, report, finished, len(songs)).compute(todo)
     ordered = [finished[song.name] for song in songs]
@@ -177,14 +180,10 @@ class _Run:
         self.separator, self.records, self.choices, self.names = separator, records, choices, names
         self.report, self.finished, self.total = report, finished, total
         self.flights: list[_Flight] = []
-        self.free = math.inf  # bytes of memory
 
     def compute(self, todo: Sequence[SongFiles]) -> None:
         """Separate and measure; ``finished`` grows."""
-        spec, self.free = self.separator.spec, memory.free_bytes()
-        rate = spec.stft.sample_rate
-        lengths = {song.name: memory.declared_samples(song, self.names[song.name], rate) for song in todo}
-        jobs = memory.jobs_that_fit(lengths, spec, self.choices.jobs, self.free)
+        jobs = min(self.choices.jobs or os.cpu_count() or 1, len(todo))
         place = self.records.output
         with working(place / "songs") as scratch, Workers(jobs) as workers:
             try:
@@ -214,7 +213,6 @@ class _Run:
             )
         if song.mixture.shape[1] == 0:
             raise AudioError(f"{files.name} holds no samples, measuring needs some: take it away")
-        memory.check_fits(files.name, song.mixture.shape[1], spec, self.free)  # it may have declared less
         estimates = self._separate(song)
         paths = {**self.records.estimate_paths(files), "": self.records.path(files)}
         staging = Staging(paths, force=True, source=None)
@@ -227,7 +225,8 @@ class _Run:
             np.save(folder / "mixture.npy", song.mixture)
             np.save(folder / "references.npy", np.stack([song.stems[stem] for stem in spec.stems]))
             np.save(folder / "estimates.npy", estimates)
-            future = workers.submit(score_song, folder, spec, baselines=self.choices.baselines)
+            chosen = {"baselines": self.choices.baselines, "method": self.choices.method}
+            future = workers.submit(score_song, folder, spec, **chosen)
         except BrokenProcessPool as error:
             staging.discard()
             raise self._killed() from error

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.model.bundle import sha256_of
 from tfswa.runtime.errors import OutputExists
+from tfswa.runtime.evaluation.bsseval import Method
 from tfswa.runtime.evaluation.scores import WINDOWS, Score
-from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.model.bundle import sha256_of
 from tfswa.runtime.songs.finding import SongFiles
+from tfswa.runtime.stream.separator import Separator
 
-SCHEMA = 1
+SCHEMA = 2
 
 Identity = Mapping[str, Any]
 
@@ -123,9 +124,13 @@ class Records:
         return None if different else result
 
 
-def identify(separator: Separator, options: BackendOptions, *, baselines: bool) -> dict[str, Any]:
+def identify(
+    separator: Separator, options: BackendOptions, *, baselines: bool, method: Method
+) -> dict[str, Any]:
     """All that decides a song's numbers, the song apart."""
     session, bundle = separator.session, separator.model.bundle
+    measuring = ("museval",) if method == "museval" else ("numpy", "scipy")
+    libraries = ("tfswa", *measuring, "av", "soundfile", "soxr")
     return {
         "artifact": session.artifact[0],
         "artifact_sha256": session.artifact[1],
@@ -135,8 +140,9 @@ def identify(separator: Separator, options: BackendOptions, *, baselines: bool) 
         "precision": options.precision or "fp32",
         "device": options.device,
         "baselines": baselines,
+        "bsseval": method,
         "windows_seconds": list(WINDOWS.values()),
-        "versions": {**_versions("tfswa", "museval", "av", "soundfile", "soxr"), **session.versions},
+        "versions": {**_versions(*libraries), **session.versions},
     }
 
 

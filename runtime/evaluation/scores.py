@@ -4,15 +4,17 @@
     ..._u_db   mean over songs of one figure for each whole song
 
 A song's own figures have the same names: its median over windows, its global figure. What is undefined or
-infinite is None and takes no part in a median or a mean; so does museval's own aggregation.
+infinite is None and takes no part in a median or a mean; so does museval's own aggregation. Why ISR, SIR and
+SAR of a song are not defined stands beside them (see ``bsseval``).
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline
-from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
+from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval, Figures, Method
 from tfswa.runtime.metrics import sdr_db, si_sdr_db
 from tfswa.runtime.model.spec import ModelSpec
 
@@ -42,35 +44,47 @@ class Score:
         estimator: ``model``, or one of ``baselines.BASELINES``.
         figures: dB by each name of ``FIGURES``.
         windows: dB of each window, by ``sdr_1s_db`` ... ``sar_10s_db``; empty for a song below 1 s.
+        undefined: why a figure of ``MEDIANS`` is not defined, by its name (see ``bsseval``).
     """
 
     stem: str
     estimator: str
     figures: Mapping[str, float | None]
     windows: Mapping[str, Values]
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {"stem": self.stem, "estimator": self.estimator, **self.figures, "windows": dict(self.windows)}
+        kept = {"undefined": dict(self.undefined), "windows": dict(self.windows)}
+        return {"stem": self.stem, "estimator": self.estimator, **self.figures, **kept}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Score:
         """Read what ``to_dict`` wrote."""
         figures = {name: data[name] for name in FIGURES}
-        return cls(data["stem"], data["estimator"], figures, data["windows"])
+        return cls(data["stem"], data["estimator"], figures, data["windows"], data["undefined"])
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One estimator's figures of one stem over all songs."""
+    """One estimator's figures of one stem over all songs.
+
+    Attributes:
+        stem: its name.
+        estimator: as in ``Score``.
+        figures: dB by each name of ``FIGURES``.
+        undefined_songs: how many songs ``Score.undefined`` names, by figure; none is left out.
+    """
 
     stem: str
     estimator: str
     figures: Mapping[str, float | None]
+    undefined_songs: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {"stem": self.stem, "estimator": self.estimator, **self.figures}
+        kept = {"undefined_songs": dict(self.undefined_songs)}
+        return {"stem": self.stem, "estimator": self.estimator, **self.figures, **kept}
 
 
 def summarize(songs: Sequence[Sequence[Score]]) -> list[Summary]:
@@ -80,24 +94,25 @@ def summarize(songs: Sequence[Sequence[Score]]) -> list[Summary]:
         for score in scores:
             groups.setdefault((score.estimator, score.stem), []).append(score)
     return [
-        Summary(stem, estimator, {name: _over_songs(name, group) for name in FIGURES})
+        Summary(stem, estimator, {name: _over_songs(name, group) for name in FIGURES}, _undefined(group))
         for (estimator, stem), group in sorted(groups.items(), key=lambda item: _order(item[0][0]))
     ]
 
 
-def score_song(folder: Path, spec: ModelSpec, *, baselines: bool) -> list[Score]:
+def score_song(folder: Path, spec: ModelSpec, *, baselines: bool, method: Method = "v4") -> list[Score]:
     """Measure one song, all of it in this process.
 
     Args:
         folder: holds ``mixture.npy [C, N]``, ``references.npy`` and ``estimates.npy``, ``[S, C, N]``.
         spec: the model's; stems are in its order.
         baselines: measure those too.
+        method: how BSSEval is done, see ``bsseval``.
     """
     mixture, references, estimates = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mixture", "references", "estimates")
     )
     rate = spec.stft.sample_rate
-    bsseval = _bsseval(mixture, references, rate)
+    bsseval = _bsseval(mixture, references, rate, method)
     scores = []
     for estimator in (MODEL, *(BASELINES if baselines else ())):
         if estimator != MODEL:
@@ -108,16 +123,15 @@ def score_song(folder: Path, spec: ModelSpec, *, baselines: bool) -> list[Score]
     return scores
 
 
-def _bsseval(mixture: NDArray[Any], references: NDArray[Any], rate: int) -> BssEval | None:
+def _bsseval(mixture: NDArray[Any], references: NDArray[Any], rate: int, method: Method) -> BssEval | None:
     """None for a song too short for one window of a second."""
     if mixture.shape[-1] < min(WINDOWS.values()) * rate:
         return None
-    return BssEval(_with_rest(mixture, references), [int(seconds * rate) for seconds in WINDOWS.values()])
+    lengths = [int(seconds * rate) for seconds in WINDOWS.values()]
+    return BssEval(_with_rest(mixture, references), lengths, method)
 
 
-def _windows(
-    bsseval: BssEval | None, mixture: NDArray[Any], estimates: NDArray[Any]
-) -> list[NDArray[np.float64]]:
+def _windows(bsseval: BssEval | None, mixture: NDArray[Any], estimates: NDArray[Any]) -> list[Figures]:
     return [] if bsseval is None else bsseval.evaluate(_with_rest(mixture, estimates))
 
 
@@ -131,23 +145,29 @@ def _score(
     estimator: str,
     reference: NDArray[Any],
     estimate: NDArray[Any],
-    windows: Sequence[NDArray[np.float64]],
+    windows: Sequence[Figures],
     index: int,
 ) -> Score:
     figures: dict[str, float | None] = dict.fromkeys(FIGURES)
     listed: dict[str, Values] = {}
-    for (added, seconds), values in zip(WINDOWS.items(), windows, strict=False):
-        for measure, row in zip(MEASURES, values[:, index], strict=True):
+    undefined: dict[str, str] = {}
+    for (added, seconds), window in zip(WINDOWS.items(), windows, strict=False):
+        undefined |= {f"{measure}{added}_c_db": why for measure, why in window.undefined[index].items()}
+        for measure, row in zip(MEASURES, window.values[:, index], strict=True):
             listed[f"{measure}_{seconds:g}s_db"] = found = [_finite(float(value)) for value in row]
             figures[f"{measure}{added}_c_db"] = _median(found)
     figures["sdr_u_db"] = _finite(sdr_db(reference, estimate))
     figures["si_sdr_u_db"] = _finite(si_sdr_db(reference, estimate))
-    return Score(stem, estimator, figures, listed)
+    return Score(stem, estimator, figures, listed, undefined)
 
 
 def _over_songs(name: str, scores: Sequence[Score]) -> float | None:
     values = [score.figures[name] for score in scores]
     return _median(values) if name in MEDIANS else _mean(values)
+
+
+def _undefined(scores: Sequence[Score]) -> dict[str, int]:
+    return dict(Counter(name for score in scores for name in score.undefined))
 
 
 def _median(values: Sequence[float | None]) -> float | None:

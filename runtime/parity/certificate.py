@@ -70,7 +70,7 @@ class QualityFigures:
         item: the song's name.
         stem: the stem's name.
         reference: of the reference: ``sdr_u_db`` (whole song), ``sdr_c_db``, ``sir_c_db``, ``sar_c_db``
-            (museval's medians over windows of a second; None where museval is not installed).
+            (BSSEval v4, medians over windows of a second; None where they are not defined).
         artifact: the same of the artifact.
         drift_db: the change of ``sdr_u_db``.
         drift_c_db: the change of ``sdr_c_db``.

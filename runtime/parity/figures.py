@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
 from tfswa.runtime.metrics import sdr_db, sdr_windows_db, si_sdr_db, snr_db
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.certificate import GraphFigures, QualityFigures, SignalFigures
 from tfswa.runtime.songs.loading import Song
 
 Stems = NDArray[np.floating[Any]]
-
-MEASURES = ("sdr", "isr", "sir", "sar")  # in the order of museval
 
 
 def graph_figures(item: str, spec: ModelSpec, right: Stems, found: Stems) -> list[GraphFigures]:
@@ -80,24 +78,18 @@ class Quality:
     def __init__(self, song: Song, spec: ModelSpec):
         self._song, self._spec = song, spec
         self._known = [stem for stem in spec.stems if stem in song.stems]
-        self._bsseval: Any = None
+        self._bsseval: BssEval | None = None
         rate = spec.stft.sample_rate
         complete = len(self._known) == len(spec.stems) > 1
-        if complete and song.mixture.shape[-1] >= rate and importlib.util.find_spec("museval"):
-            from tfswa.runtime.errors import BackendUnavailable
-            from tfswa.runtime.evaluation.bsseval import BssEval
-
-            try:
-                self._bsseval = BssEval(np.stack([song.stems[stem] for stem in spec.stems]), [rate])
-            except BackendUnavailable:  # museval is there, what it needs on PATH is not
-                self._bsseval = None
+        if complete and song.mixture.shape[-1] >= rate:
+            self._bsseval = BssEval(np.stack([song.stems[stem] for stem in spec.stems]), [rate])
 
     def measure(self, estimates: Stems) -> dict[str, dict[str, Any]]:
         """By stem: dB by name, and ``windows``, the SDR of each second."""
         if not self._known:
             return {}
         rate = self._spec.stft.sample_rate
-        evaluated = None if self._bsseval is None else self._bsseval.evaluate(estimates)[0]  # [4, S, windows]
+        evaluated = None if self._bsseval is None else self._bsseval.evaluate(estimates)[0].values
         found: dict[str, dict[str, Any]] = {}
         for index, stem in enumerate(self._spec.stems):
             if stem not in self._known:

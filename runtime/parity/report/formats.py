@@ -165,7 +165,7 @@ def _rest(certificate: Certificate) -> Iterator[str]:
         yield f"graph alone, {row.stem}: {figures}"
     for song in certificate.quality:
         if song.reference["sdr_c_db"] is not None:
-            yield f"museval, {song.stem} of {song.item}: {_museval(song)}"
+            yield f"BSSEval, {song.stem} of {song.item}: {_bsseval(song)}"
     difficult = [row for row in certificate.signal if row.kind != "real" and row.peak_error is not None]
     if difficult:
         worst = max(difficult, key=lambda row: row.peak_error or 0.0)
@@ -182,12 +182,15 @@ def _rest(certificate: Certificate) -> Iterator[str]:
         yield f"the float32 reference itself, {stem}: {decibels(value)} SNR"
 
 
-def _museval(song: QualityFigures) -> str:
+def _bsseval(song: QualityFigures) -> str:
     """Medians over windows of a second, of the reference and of the artifact."""
     figures = []
     for measure in ("sdr", "sir", "sar"):
         before, after = song.reference[f"{measure}_c_db"], song.artifact[f"{measure}_c_db"]
-        figures.append(f"{measure.upper()} {decibels(before)} -> {decibels(after)}")
+        if before is None and after is None:
+            figures.append(f"{measure.upper()} not defined")
+        else:
+            figures.append(f"{measure.upper()} {decibels(before)} -> {decibels(after)}")
     return ", ".join(figures)
 
 

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa.runtime.errors import BackendUnavailable
-from tfswa.runtime.evaluation import bsseval
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline, ratio_mask
-from tfswa.runtime.evaluation.bsseval import MEASURES
+from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
 from tfswa.runtime.evaluation.scores import FIGURES, MEANS, MEDIANS, WINDOWS, Score, score_song, summarize
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
@@ -31,25 +29,9 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return (np.random.default_rng(seed).standard_normal(shape) * 0.1).astype(np.float32)
 
 
-@pytest.fixture
-def museval() -> Any:
-    try:
-        bsseval.require_museval()
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
-    return bsseval._metrics()
-
-
-def theirs(museval: Any, references: Audio, estimates: Audio, window: int) -> Audio:
-    """museval's figures of signals ``[S, C, N]``: ``[4, S, windows]``."""
-    found = museval.bss_eval(
-        references.transpose(0, 2, 1).astype(np.float64),
-        estimates.transpose(0, 2, 1).astype(np.float64),
-        compute_permutation=False,
-        window=window,
-        hop=window,
-    )
-    return np.stack(found[:4])
+def by_bsseval(references: Audio, estimates: Audio) -> Audio:
+    """``[4, S, windows]`` of a second."""
+    return BssEval(references, [RATE]).evaluate(estimates)[0].values
 
 
 def write_arrays(folder: Path, references: Audio, estimates: Audio, mixture: Audio | None = None) -> Path:
@@ -94,7 +76,7 @@ class TestBaselines:
 
 
 class TestScores:
-    def test_a_songs_figures(self, tmp_path: Path, museval: Any) -> None:
+    def test_a_songs_figures(self, tmp_path: Path) -> None:
         references = noise(2, 1, 3 * RATE)
         estimates = references + 0.5 * noise(2, 1, 3 * RATE, seed=1)
         found = score_song(write_arrays(tmp_path, references, estimates), SPEC, baselines=False)
@@ -102,7 +84,7 @@ class TestScores:
             ("vocals", "model"),
             ("accompaniment", "model"),
         ]
-        expected = theirs(museval, references, estimates, RATE)
+        expected = by_bsseval(references, estimates)
         for index, score in enumerate(found):
             assert tuple(score.figures) == FIGURES
             assert list(score.windows) == [f"{m}_{s}s_db" for s in (1, 10) for m in MEASURES]
@@ -127,7 +109,7 @@ class TestScores:
             assert score.figures["sdr_u_db"] is not None
             assert score.windows == {}
 
-    def test_baselines_come_along(self, tmp_path: Path, museval: Any) -> None:
+    def test_baselines_come_along(self, tmp_path: Path) -> None:
         references = noise(2, 1, RATE)
         found = score_song(write_arrays(tmp_path, references, references[::-1]), SPEC, baselines=True)
         assert [score.estimator for score in found[::2]] == ["model", *BASELINES]
@@ -136,7 +118,7 @@ class TestScores:
         assert {name for name in FIGURES if silence.figures[name] is not None} == {"sdr_u_db"}
         assert (found[6].figures["sdr_c_db"] or 0) > (found[2].figures["sdr_c_db"] or 0)
 
-    def test_silent_stems_and_perfect_ones_are_undefined(self, tmp_path: Path, museval: Any) -> None:
+    def test_silent_stems_and_perfect_ones_are_undefined(self, tmp_path: Path) -> None:
         references = noise(2, 1, RATE)
         references[0] = 0
         silent, perfect = score_song(write_arrays(tmp_path, references, references), SPEC, baselines=False)
@@ -144,17 +126,35 @@ class TestScores:
         assert perfect.figures["sdr_u_db"] is None
         json.dumps(perfect.to_dict(), allow_nan=False)
 
-    def test_a_single_stem_is_paired_with_the_rest(self, tmp_path: Path, museval: Any) -> None:
+    def test_a_single_stem_is_paired_with_the_rest(self, tmp_path: Path) -> None:
         one = ModelSpec("none", ("vocals",), stft=SPEC.stft, chunk=SPEC.chunk)
         references, estimates = noise(2, 1, RATE), noise(2, 1, RATE, seed=1)
         mixture = references.sum(axis=0)
         folder = write_arrays(tmp_path, references[:1], estimates[:1], mixture)
         (found,) = score_song(folder, one, baselines=False)
         pair = np.stack((estimates[0], mixture - estimates[0]))
-        expected = theirs(museval, references, pair, RATE)[:, 0]
+        expected = by_bsseval(references, pair)[:, 0]
         np.testing.assert_allclose(
             [found.figures[f"{measure}_c_db"] or 0 for measure in MEASURES], expected[:, 0], atol=1e-4
         )
+
+    def test_what_is_not_defined_is_null_and_says_why(self, tmp_path: Path) -> None:
+        one = noise(1, 1, 2 * RATE)
+        one[..., -5:] = 0
+        references = np.concatenate((one, np.roll(one, 5, axis=-1)))  # a stem and its echo
+        estimates = references + noise(2, 1, 2 * RATE, seed=1)
+        scores = score_song(write_arrays(tmp_path, references, estimates), SPEC, baselines=False)
+        lost = [name for name in MEDIANS if not name.startswith("sdr")]
+        for score in scores:
+            assert [name for name in FIGURES if score.figures[name] is None] == lost
+            assert list(score.undefined) == lost
+            assert "singular" in score.undefined["sir_c_db"]
+            assert set(score.windows["sir_1s_db"]) == {None}
+            assert Score.from_dict(json.loads(json.dumps(score.to_dict()))) == score
+        assert summarize([scores, scores])[0].undefined_songs == dict.fromkeys(lost, 2)
+        fine = score_song(tmp_path, SPEC, baselines=False, method="continuous")
+        assert fine[0].undefined == {}
+        assert fine[0].figures["sir_c_db"] is not None
 
     def test_c_is_a_median_and_u_a_mean(self) -> None:
         def song(value: float | None) -> list[Score]:
@@ -164,7 +164,8 @@ class TestScores:
         assert (first.estimator, second.estimator) == ("model", "oracle")
         assert all(first.figures[name] == 2.0 for name in MEDIANS)
         assert all(first.figures[name] == 4.0 for name in MEANS)
-        assert first.to_dict() == {"stem": "vocals", "estimator": "model", **first.figures}
+        told = {"stem": "vocals", "estimator": "model", **first.figures, "undefined_songs": {}}
+        assert first.to_dict() == told
         assert set(summarize([song(None)])[0].figures.values()) == {None}
 
     def test_names_tell_the_conventions_apart(self) -> None:

@@ -177,14 +177,7 @@ class TestFigures:
         assert found.worst_drift_db == worst
         assert any(breach.level == "quality" for breach in breaches(found))
 
-    def test_museval_measures_songs_of_a_second_and_more(self, measure: Measure, model: BundleModel) -> None:
-        pytest.importorskip("museval", reason="museval is not installed")
-        from tfswa.runtime.evaluation import bsseval
-
-        try:
-            bsseval.require_museval()
-        except BackendUnavailable as error:
-            pytest.skip(str(error))
+    def test_bsseval_measures_songs_of_a_second_and_more(self, measure: Measure, model: BundleModel) -> None:
         found = measure(Fixed(), [synthetic_song(model.spec, seconds=2.0)])
         for row in found.quality:
             assert all(row.reference[f"{name}_c_db"] is not None for name in ("sdr", "sir", "sar"))
