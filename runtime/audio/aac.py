@@ -10,7 +10,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from tfswa.runtime.audio.decoders import Block, one_line
+from tfswa.runtime.audio.decoders import one_line
+from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.tags import MP4_COVERS, Tags
 
 BITS_PER_SECOND = 128_000  # per channel; at low rates the encoder uses what it can

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio.decoders import Block
+from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.tags import SNDFILE_STRINGS, Tags, riff_chunks
 from tfswa.runtime.errors import UsageError
 

@@ -1,26 +1,29 @@
-"""The decoder for what libsndfile does not read: FFmpeg, inside PyAV's wheel.
+"""The decoder for what no other takes: FFmpeg, inside PyAV's wheel.
 
 Imported only when such a file is opened: its libraries take a moment to load, and most songs do without.
 """
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
 from av import AudioFrame
 from av.audio.stream import AudioStream
 from av.container.input import InputContainer
-from numpy.typing import NDArray
+from av.stream import Disposition
 
-from tfswa.runtime.audio.decoders import LAYOUTS, Block, UnsuitableFile, check_stream, one_line
+from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, changed, check_stream, one_line
+from tfswa.runtime.audio.layouts import Block
+from tfswa.runtime.audio.notes import Note
+from tfswa.runtime.audio.packets import to_float
+from tfswa.runtime.audio.source import Source
+from tfswa.runtime.audio.tracks import Track, pick
+from tfswa.runtime.audio.whole import completeness
 from tfswa.runtime.errors import AudioError
-
-logger = logging.getLogger(__name__)
 
 # Demuxers a song may come in. Playlists (hls, concat, dash) are left out on purpose: they make FFmpeg
 # open other files and addresses, which an uploaded file must never do.
@@ -30,37 +33,38 @@ DEMUXERS = (
 )
 # Their duration is a guess from the first frames' bit rate, not something the file says.
 GUESSED_DURATION = frozenset({"aac", "ac3", "eac3", "mp3", "dts", "amr", "mpeg", "mpegts", "truehd"})
-
-# A file damaged in more places than this is refused rather than patched with silence.
-MAX_DAMAGE = 50
-MAX_GAP_S = 10.0
+_LATE_S = 0.05
 
 
 class FFmpegDecoder:
-    """Everything else (m4a, mp4, opus, webm, stem.mp4 ...), through PyAV.
+    """Everything else (m4a, mp4, webm, wma, stem.mp4 ...), through PyAV.
 
     Encoder delay is taken off by FFmpeg itself, from edit lists, pre-skip and iTunSMPB. The padding after
     the end it leaves on in MP4, so the last frame is cut at the length that the edit list gives. FFmpeg's
     own files round that down to a millisecond unless told otherwise (ours are exact).
 
-    Places that cannot be decoded become silence of the same length, each with a warning that names the
-    time, so that what follows stays where it was. AAC has no checksum: damage that still parses as a
-    frame sounds wrong and cannot be noticed.
+    Places that cannot be decoded become silence of the same length, each with a note that names the time,
+    so that what follows stays where it was. AAC has no checksum: damage that still parses as a frame
+    sounds wrong and cannot be noticed.
+
+    Args:
+        source: the file.
+        track: which audio track: a number from 0, a language, or None for the default one.
 
     Raises:
         UnsuitableFile: not a file that FFmpeg reads.
-        AudioError: no audio stream, or none that decodes.
-        UsageError: ``stream`` is not there.
+        AudioError: no audio track, or none that decodes.
+        UsageError: the track is not there.
     """
 
-    def __init__(self, path: Path, stream: int) -> None:
-        self._path = path
-        self._damage = 0
-        self._file: BinaryIO = path.open("rb")
+    def __init__(self, source: Source, track: Track = None) -> None:
+        self._path = source.path
+        self.notes: list[Note] = []
+        self._damage = Damage(source.path, self.notes)
         self._container: InputContainer | None = None
         try:
-            self._container = open_container(self._file)
-            self._stream = self._pick(stream)
+            self._container = open_container(cast(BinaryIO, source.window()))
+            self._stream = self._pick(track)
             self._decoded = self._decode()
             self._first = next(self._decoded, None)
             self._describe()
@@ -70,8 +74,10 @@ class FFmpegDecoder:
         except BaseException:
             self.close()
             raise
+        self.notes += completeness(source)
+        self._check_offset()
 
-    def _pick(self, stream: int) -> AudioStream:
+    def _pick(self, track: Track) -> AudioStream:
         assert self._container is not None
         streams = self._container.streams.audio
         self.streams = len(streams)
@@ -79,7 +85,14 @@ class FFmpegDecoder:
             raise AudioError(
                 f"{self._path}: 0 audio streams in this {self._container.format.name}: use a file with sound"
             )
-        return streams[check_stream(self._path, stream, self.streams)]
+        languages = [stream.metadata.get("language", "") for stream in streams]
+        default = next((i for i, s in enumerate(streams) if s.disposition & Disposition.default), 0)
+        index, note = pick(self._path, track, languages, default)
+        self.notes += [note] if note is not None else []
+        stream = streams[check_stream(self._path, index, self.streams)]
+        if cast(Any, stream.codec_context) is None:
+            raise UnsuitableFile("FFmpeg: it knows no decoder for the codec that the header names")
+        return stream
 
     def _describe(self) -> None:
         """Rate, channels and length. The first frame decides: HE-AAC headers give half the rate."""
@@ -88,32 +101,56 @@ class FFmpegDecoder:
         self.sample_rate = int(shown.sample_rate or 0)
         names = tuple(channel.name for channel in shown.layout.channels)
         self.channels = len(names)
-        if not self.sample_rate or not self.channels or (self._first is None and self._damage):
+        if not self.sample_rate or not self.channels or (self._first is None and self._damage.count):
             raise AudioError(
                 f"{self._path}: no sample of its {self._stream.codec_context.name} stream can be decoded: "
                 "repair the file or use another copy"
             )
-        self.layout = names if all(name != "NONE" for name in names) else LAYOUTS.get(self.channels, ())
+        self.layout = () if "NONE" in names else names
         # Opus counts its pre-skip, WebM rounds to a millisecond and to a whole packet.
         self.tolerance_samples = self.sample_rate // 10
-        self.samples: int | None = None
+        seconds = self._declared_seconds()
+        self.samples: int | None = None if seconds is None else round(seconds * self.sample_rate)
+
+    def _declared_seconds(self) -> float | None:
+        """The length of this very track, where the file gives it; that of a picture says nothing."""
+        assert self._container is not None
         if self._container.format.name.split(",")[0] in GUESSED_DURATION:
-            return
+            return None
         if self._stream.duration is not None and self._stream.time_base is not None:
-            self.samples = round(self._stream.duration * self._stream.time_base * self.sample_rate)
-        elif self._container.duration is not None:
-            self.samples = round(self._container.duration * self.sample_rate / av.time_base)
+            return float(self._stream.duration * self._stream.time_base)
+        tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", self._stream.metadata.get("DURATION", ""))
+        if tag is not None:  # Matroska's statistics, by track; it counts from the file's beginning
+            length = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+            return length - self._start_s()
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            return self._container.duration / av.time_base - self._start_s()
+        return None
+
+    def _start_s(self) -> float:
+        start, tick = self._stream.start_time, self._stream.time_base
+        return 0.0 if start is None or tick is None else max(0.0, float(start * tick))
+
+    def _check_offset(self) -> None:
+        """A track that begins after the file does is read from its own beginning."""
+        assert self._container is not None
+        begin = (self._container.start_time or 0) / av.time_base
+        late = self._start_s() - max(0.0, begin)
+        if late > _LATE_S and len(self._container.streams) > 1:
+            text = f"its sound begins {late:.3f} s after the file: the stems begin with the sound"
+            self.notes.append(Note("offset", text))
 
     def blocks(self, block_samples: int) -> Iterator[Block]:
         """See ``Decoder``."""
         held: list[Block] = []
         count = 0
-        for block in self._trimmed():
-            if count and count + block.shape[1] > block_samples:
-                yield np.concatenate(held, axis=1)
-                held, count = [], 0
-            held.append(block)
-            count += block.shape[1]
+        for whole in self._trimmed():
+            for block in _pieces(whole, block_samples):
+                if count and count + block.shape[1] > block_samples:
+                    yield np.concatenate(held, axis=1)
+                    held, count = [], 0
+                held.append(block)
+                count += block.shape[1]
         if count:
             yield np.concatenate(held, axis=1)
 
@@ -146,31 +183,19 @@ class FFmpegDecoder:
         while frame is not None:
             rate, channels = frame.sample_rate, len(frame.layout.channels)
             if (rate, channels) != (self.sample_rate, self.channels):
-                raise AudioError(
-                    f"{self._path}: at {position / self.sample_rate:.3f} s it changes from "
-                    f"{self.sample_rate} Hz, {self.channels} channels to {rate} Hz, {channels} channels: "
-                    "convert it to one format first"
-                )
+                seconds, before = position / self.sample_rate, (self.sample_rate, self.channels)
+                raise changed(self._path, seconds, before, (rate, channels))
             if time_s is not None and start_s is not None:
                 gap = round((time_s - start_s) * self.sample_rate) - position
                 # Less than most of a frame is rounding of the container's clock, not a lost frame.
                 if gap > max(0.75 * longest, 0.01 * self.sample_rate):
-                    yield self._silence(gap, position)
+                    self._damage.hole(gap / self.sample_rate, position / self.sample_rate)
+                    yield np.zeros((self.channels, gap), np.float32)
                     position += gap
             longest = max(longest, frame.samples)
             position += frame.samples
             yield to_float(frame.to_ndarray(), self.channels, frame.format.is_planar)
             frame, time_s = next(self._decoded, (None, None))
-
-    def _silence(self, gap: int, position: int) -> Block:
-        seconds = gap / self.sample_rate
-        if seconds > MAX_GAP_S:
-            raise AudioError(
-                f"{self._path}: {seconds:.1f} s are missing at {position / self.sample_rate:.3f} s, "
-                f"more than the {MAX_GAP_S:.0f} s that are filled with silence: repair the file"
-            )
-        self._damaged(f"{seconds:.3f} s missing, silence put in their place", position / self.sample_rate)
-        return np.zeros((self.channels, gap), np.float32)
 
     def _decode(self) -> Iterator[tuple[AudioFrame, float | None]]:
         """Frames with their time in seconds, past packets that do not decode."""
@@ -181,32 +206,22 @@ class FFmpegDecoder:
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError as error:
-                    self._damaged(one_line(error.strerror), (packet.pts or 0) * tick)
+                    self._damage.corrupt(one_line(error.strerror), (packet.pts or 0) * tick)
                     continue
                 for frame in frames:
                     time_s = frame.time
                     if frame.is_corrupt:
-                        self._damaged("a frame is marked as corrupt", time_s or 0.0)
+                        self._damage.corrupt("a frame is marked as corrupt", time_s or 0.0)
                     yield frame, time_s
         except av.error.FFmpegError as error:
             raise AudioError(
                 f"{self._path}: FFmpeg cannot read on: {one_line(error.strerror)}: repair the file"
             ) from error
 
-    def _damaged(self, what: str, time_s: float) -> None:
-        self._damage += 1
-        if self._damage > MAX_DAMAGE:
-            raise AudioError(
-                f"{self._path}: damaged in more than {MAX_DAMAGE} places, the last at {time_s:.3f} s "
-                f"({what}): repair the file or use another copy"
-            )
-        logger.warning("%s: damaged at %.3f s: %s", self._path, time_s, what)
-
     def close(self) -> None:
         """See ``Decoder``."""
         if self._container is not None:
             self._container.close()
-        self._file.close()
 
 
 def open_container(file: BinaryIO) -> InputContainer:
@@ -219,19 +234,6 @@ def open_container(file: BinaryIO) -> InputContainer:
     )
 
 
-def to_float(samples: NDArray[Any], channels: int, planar: bool) -> Block:
-    """FFmpeg's sample formats to float32 ``[C, n]``, full scale at 1.
-
-    Args:
-        samples: ``[C, n]`` if planar, else interleaved ``[1, n * C]``; unsigned 8 bit, signed, or float.
-        channels: C.
-        planar: whether each channel has its own row.
-    """
-    if not planar:
-        samples = samples.reshape(-1, channels).T
-    if samples.dtype.kind == "u":
-        return np.ascontiguousarray((samples.astype(np.float32) - 128.0) / 128.0)
-    if samples.dtype.kind == "i":
-        return np.ascontiguousarray(samples.astype(np.float32) / 2.0 ** (8 * samples.dtype.itemsize - 1))
-    with np.errstate(over="ignore"):  # what overflows becomes inf, which the reader then names
-        return np.ascontiguousarray(samples, dtype=np.float32)
+def _pieces(block: Block, most: int) -> Iterator[Block]:
+    for start in range(0, block.shape[1], most):
+        yield block[:, start : start + most]

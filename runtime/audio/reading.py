@@ -2,57 +2,43 @@
 
     open_audio -> AudioSource.blocks -> to_channels -> resampled        (model_blocks does all of it)
 
-libsndfile reads what it can (wav, flac, ogg, mp3, aiff ...), chosen by content, not by name; FFmpeg reads
-the rest. Sample 0 of the file is sample 0 of the first block, whatever the codec's delay.
+The source is opened once; its content decides who reads it, not its name. Sample 0 of the file is sample 0
+of the first block, whatever the codec's delay. What is decoded is counted, what the file declared for sure
+is compared, and every difference, repair and omission is a ``Note``.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import soxr
 
-from tfswa.runtime.audio.decoders import (
-    LAYOUTS,
-    Block,
-    Decoder,
-    SndfileDecoder,
-    UnsuitableFile,
-    check_stream,
-    one_line,
-)
+from tfswa.runtime.audio.choosing import open_decoder
+from tfswa.runtime.audio.decoders import Decoder
+from tfswa.runtime.audio.layouts import Block, downmix, to_channels
+from tfswa.runtime.audio.notes import Note
+from tfswa.runtime.audio.source import Source, open_source
+from tfswa.runtime.audio.tags import Tags, read_tags
+from tfswa.runtime.audio.tracks import Track
 from tfswa.runtime.errors import AudioError
 
-logger = logging.getLogger(__name__)
-
 BLOCK_SAMPLES = 1 << 16
+BLOCK_SECONDS = 4.0  # at low rates a block of fixed length would become hours at the model's
+BLOCK_BYTES = 8 << 20  # with many channels
 
-# ITU-R BS.775-3, table 2: center and surrounds at -3 dB; a single surround (Cs) is shared by both sides,
-# -3 dB each, on top of that; LFE is dropped. Not normalized: louder than full scale is possible.
-_HALF_POWER = float(np.sqrt(0.5))
-_TO_STEREO: dict[str, tuple[float, float]] = {
-    "FL": (1.0, 0.0),
-    "FR": (0.0, 1.0),
-    "FC": (_HALF_POWER, _HALF_POWER),
-    "LFE": (0.0, 0.0),
-    "BL": (_HALF_POWER, 0.0),
-    "BR": (0.0, _HALF_POWER),
-    "SL": (_HALF_POWER, 0.0),
-    "SR": (0.0, _HALF_POWER),
-    "BC": (0.5, 0.5),
-}
+LOWEST_RATE, HIGHEST_RATE = 1000, 3_000_000  # Hz; DSD512 comes to 2.8 MHz
 
 
 class AudioSource:
-    """An open audio file; a context manager. Get one from ``open_audio``.
+    """Open audio; a context manager. Get one from ``open_audio``.
 
     Attributes:
-        path: the file.
+        path: the file, ``stdin`` for standard input.
         sample_rate: native, in Hz.
         channels: native number of channels.
         layout: names of the channels in FFmpeg's spelling, e.g. ``("FL", "FR")``; empty when unknown.
@@ -61,9 +47,10 @@ class AudioSource:
         samples_read: native samples per channel handed out so far; after ``blocks`` has ended, the length.
     """
 
-    def __init__(self, path: Path, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self.path = path
+    def __init__(self, source: Source, decoder: Decoder) -> None:
+        self._source, self._decoder = source, decoder
+        self._notes: list[Note] = []
+        self.path = source.path
         self.sample_rate = decoder.sample_rate
         self.channels = decoder.channels
         self.layout = decoder.layout
@@ -71,11 +58,29 @@ class AudioSource:
         self.streams = decoder.streams
         self.samples_read = 0
 
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was found, repaired or left out; complete once ``blocks`` has ended."""
+        return tuple(dict.fromkeys((*self._decoder.notes, *self._notes)))
+
+    @property
+    def damaged(self) -> bool:
+        """Whether sound is missing or may be wrong; final once ``blocks`` has ended."""
+        return any(note.damaged for note in self.notes)
+
+    @cached_property
+    def tags(self) -> Tags:
+        """Tags and cover; empty where there are none or they cannot be read."""
+        tags = read_tags(self._source)
+        self._notes += tags.notes
+        return tags
+
     def blocks(self, block_samples: int = BLOCK_SAMPLES) -> Iterator[Block]:
         """Read the file once, from start to end.
 
         Args:
-            block_samples: samples per block, per channel; FFmpeg's frames are not cut, so blocks vary.
+            block_samples: samples per block, per channel, at most; fewer at low rates and with many
+                channels, and blocks vary.
 
         Yields:
             float32 ``[C, n]`` at the native rate, finite, owned by the caller.
@@ -83,17 +88,31 @@ class AudioSource:
         Raises:
             AudioError: the file is damaged, or holds NaN or Inf.
         """
-        for block in self._decoder.blocks(block_samples):
-            self._check_finite(block)
-            self.samples_read += block.shape[1]
-            yield block
-        if self.samples is not None and self.samples_read + self._decoder.tolerance_samples < self.samples:
-            logger.warning(
-                "%s ends at %.3f s, but declares %.3f s: the rest is missing or damaged",
-                self.path,
-                self.samples_read / self.sample_rate,
-                self.samples / self.sample_rate,
+        most = min(
+            block_samples,
+            max(1, int(BLOCK_SECONDS * self.sample_rate)),
+            max(1, BLOCK_BYTES // (4 * self.channels)),
+        )
+        for block in self._decoder.blocks(most):
+            for start in range(0, block.shape[1], most):
+                piece = np.ascontiguousarray(block[:, start : start + most])
+                self._check_finite(piece)
+                self.samples_read += piece.shape[1]
+                yield piece
+        declared = self._decoder.samples
+        if declared is not None and self.samples_read + self._decoder.tolerance_samples < declared:
+            self._notes.append(
+                Note(
+                    "cut",
+                    f"ends at {self.samples_read / self.sample_rate:.3f} s, but declares "
+                    f"{declared / self.sample_rate:.3f} s: the rest is missing or damaged",
+                    damaged=True,
+                )
             )
+
+    def note(self, note: Note) -> None:
+        """Add what was found on the way from here to the model."""
+        self._notes.append(note)
 
     def _check_finite(self, block: Block) -> None:
         finite = np.isfinite(block)
@@ -110,6 +129,7 @@ class AudioSource:
     def close(self) -> None:
         """Release the file; the context manager does so too."""
         self._decoder.close()
+        self._source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,89 +140,33 @@ class AudioSource:
         self.close()
 
 
-def open_audio(path: Path, *, stream: int = 0) -> AudioSource:
-    """Open an audio or video file for reading.
+def open_audio(given: Path | BinaryIO, *, stream: Track = None) -> AudioSource:
+    """Open an audio or video file for reading, once.
 
     Args:
-        path: the file; its content decides how it is read, not its extension.
-        stream: which audio stream, from 0; only containers such as MP4 hold more than one.
+        given: a file, a pipe, ``Path("-")`` for standard input, or a binary file object; its content
+            decides how it is read, not its extension.
+        stream: which audio track: its number from 0, its language, or None for the default one; only
+            containers such as MP4 hold more than one.
 
     Raises:
-        AudioError: no such file, a directory, empty, not audio, or without an audio stream.
-        UsageError: the file has no such stream.
+        AudioError: no such file, a directory, a device, empty, not audio, without an audio stream, or at a
+            rate that no recording has.
+        UsageError: the file has no such track.
     """
+    source = open_source(given)
     try:
-        if path.is_dir():
-            raise AudioError(f"{path} is a directory, not an audio file: name a file in it")
-        if path.stat().st_size == 0 and path.is_file():
-            raise AudioError(f"{path} is empty (0 bytes): use a file that holds audio")
-        decoder = _open_decoder(path, stream)
-    except OSError as error:
-        raise AudioError(f"{path} cannot be opened: {one_line(error.strerror)}: check the path") from error
-    return AudioSource(path, decoder)
-
-
-def _open_decoder(path: Path, stream: int) -> Decoder:
-    try:
-        decoder = SndfileDecoder(path)
-    except UnsuitableFile as error:
-        refusal = str(error)
-    else:
-        try:
-            check_stream(path, stream, decoder.streams)
-        except BaseException:
-            decoder.close()
-            raise
-        return decoder
-    from tfswa.runtime.audio.ffmpeg import FFmpegDecoder  # slow to load, see there
-
-    try:
-        return FFmpegDecoder(path, stream)
-    except UnsuitableFile as error:
+        audio = AudioSource(source, open_decoder(source, stream))
+    except BaseException:
+        source.close()
+        raise
+    if not LOWEST_RATE <= audio.sample_rate <= HIGHEST_RATE:
+        audio.close()
         raise AudioError(
-            f"{path} cannot be decoded as audio ({refusal}; {error}): "
-            "convert it to wav or flac, or use another copy"
-        ) from error
-
-
-def to_channels(block: Block, channels: int, layout: tuple[str, ...] = ()) -> Block:
-    """Bring a block to a model's channels.
-
-    Mono to stereo duplicates; stereo to mono is the mean; 3 to 8 channels to stereo follow ITU-R BS.775;
-    those to mono are the mean of that stereo.
-
-    Args:
-        block: float32 ``[C, n]``.
-        channels: M, 1 or 2.
-        layout: names of the C channels, for files that order them otherwise than WAV does (AAC's 4.0 has
-            L R C Cs); left out, or with a name that is unknown here, WAV's order for C is taken.
-
-    Returns:
-        float32 ``[M, n]``; the block itself if C is M.
-
-    Raises:
-        AudioError: more than 8 channels.
-    """
-    count = block.shape[0]
-    if count == channels:
-        return block
-    if count == 1:
-        return np.repeat(block, channels, axis=0)
-    if count > 2:
-        if count not in LAYOUTS:
-            raise AudioError(
-                f"{count} channels are more than the {max(LAYOUTS)} that can be mixed down to {channels}: "
-                "mix the file down to stereo first"
-            )
-        known = len(layout) == count and all(name in _TO_STEREO for name in layout)
-        weights = [_TO_STEREO[name] for name in (layout if known else LAYOUTS[count])]
-        block = np.asarray(weights, np.float32).T @ block  # [2, C] @ [C, n]
-    return block if channels == 2 else block.mean(axis=0, keepdims=True, dtype=np.float32)
-
-
-def output_channels(source_channels: int, model_channels: int) -> int:
-    """Channels of the files written: mono stays mono, all else takes the model's count."""
-    return 1 if source_channels == 1 else model_channels
+            f"{source.path} has a sample rate of {audio.sample_rate} Hz, read are {LOWEST_RATE} to "
+            f"{HIGHEST_RATE} Hz: its header is damaged, or it is no recording"
+        )
+    return audio
 
 
 class Resampler:
@@ -262,5 +226,8 @@ def model_blocks(source: AudioSource, sample_rate: int, channels: int) -> Iterat
     Raises:
         AudioError: the file is damaged, holds NaN or Inf, or has more than 8 channels.
     """
+    mixing = downmix(source.channels, channels, source.layout)
+    if mixing is not None:
+        source.note(Note("channels", mixing))
     mixed = (to_channels(block, channels, source.layout) for block in source.blocks())
     return resampled(mixed, source.sample_rate, sample_rate)

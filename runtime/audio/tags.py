@@ -21,6 +21,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from tfswa.runtime.audio.notes import Note, without_controls
+from tfswa.runtime.audio.source import Source, Window, open_source
+from tfswa.runtime.errors import TfxError
+
+if TYPE_CHECKING:
+    from av.container.input import InputContainer
+    from av.video.stream import VideoStream
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +84,8 @@ _IMAGES = {
 MP4_COVERS = ("image/png", "image/jpeg")
 _LARGEST_COVER = (1 << 24) - (1 << 12)  # a FLAC block's length has 24 bits
 _FRONT_COVER = 3
+_WIDEST_COVER = 1 << 14
+_LONGEST_FIELD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,12 @@ class Tags:
     Attributes:
         fields: text by FFmpeg's name of the field; keys of ``ID3_FRAMES`` only.
         cover: an image file's bytes, or None.
+        notes: what of the file's tags was changed or left out.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
     cover: bytes | None = None
+    notes: tuple[Note, ...] = field(default=(), compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.fields) or self.cover is not None
@@ -99,43 +112,98 @@ class Tags:
         return next(known, "")
 
 
-def read_tags(path: Path) -> Tags:
-    """Tags and cover of a file; empty where there are none or they cannot be read."""
+def read_tags(given: Source | Path) -> Tags:
+    """Tags and cover of a file; empty where there are none. Never costs the audio: what cannot be read or
+    kept is a note.
+    """
+    if isinstance(given, Path):
+        try:
+            source = open_source(given)
+        except TfxError:
+            return Tags()
+        try:
+            return read_tags(source)
+        finally:
+            source.close()
     import av  # its libraries are slow to load
 
     from tfswa.runtime.audio.ffmpeg import open_container
 
     try:
-        with _Budgeted(path, _LARGEST_COVER + (8 << 20)) as file, open_container(file) as container:
+        with open_container(cast(BinaryIO, _Budgeted(given, _LARGEST_COVER + (8 << 20)))) as container:
             found = dict(container.metadata)
             for audio in container.streams.audio[:1]:
                 found.update(audio.metadata)  # Ogg keeps its comments with the stream
-            cover = None
-            for picture in container.streams.video:
-                if cover is None and picture.disposition & av.stream.Disposition.attached_pic:
-                    cover = next((bytes(packet) for packet in container.demux(picture) if packet.size), None)
-    except (OSError, av.error.FFmpegError) as error:
-        logger.debug("no tags from %s: %s", path, error)
+            covers = [_cover(container, stream) for stream in container.streams.video]
+    except (OSError, ValueError, av.error.FFmpegError) as error:
+        logger.debug("no tags from %s: %s", given.path, error)
         return Tags()
+    notes: list[Note] = []
+    cover = _kept_cover(next((cover for cover in covers if cover is not None), None), notes)
     lowered = {key.lower(): value for key, value in found.items() if value}
-    if cover is not None and len(cover) > _LARGEST_COVER:
-        logger.debug("cover of %s left out: %d bytes", path, len(cover))
-        cover = None
-    return Tags({name: lowered[name] for name in ID3_FRAMES if name in lowered}, cover)
+    fields = {name: _kept(name, lowered[name], notes) for name in ID3_FRAMES if name in lowered}
+    return Tags({name: text for name, text in fields.items() if text}, cover, tuple(notes))
 
 
-class _Budgeted(io.FileIO):
+def _cover(container: InputContainer, stream: VideoStream) -> bytes | None:
+    from av.stream import Disposition
+
+    if not stream.disposition & Disposition.attached_pic:
+        return None
+    return next((bytes(packet) for packet in container.demux(stream) if packet.size), None)
+
+
+def _kept_cover(cover: bytes | None, notes: list[Note]) -> bytes | None:
+    """The cover, if players can show it."""
+    if cover is None:
+        return None
+    why = ""
+    if len(cover) > _LARGEST_COVER:
+        why = f"{len(cover)} bytes are more than fit"
+    elif not Tags(cover=cover).cover_type:
+        why = "it is no image"
+    elif not _is_whole(cover):
+        why = "it is damaged"
+    if why:
+        notes.append(Note("tags", f"its cover was left out: {why}"))
+    return None if why else cover
+
+
+def _is_whole(cover: bytes) -> bool:
+    """Whether an image decodes. One that does not breaks players, and FFmpeg's MP4."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(cover), "r", metadata_errors="replace") as image:
+            stream = image.streams.video[0]
+            return 0 < stream.width <= _WIDEST_COVER and next(image.decode(stream), None) is not None
+    except (IndexError, ValueError, av.error.FFmpegError):
+        return False
+
+
+def _kept(name: str, text: str, notes: list[Note]) -> str:
+    """A field's text without what would steer a terminal; nothing if it is absurdly long."""
+    if len(text) > _LONGEST_FIELD:
+        notes.append(Note("tags", f"its {name} was left out: {len(text)} letters are too many"))
+        return ""
+    clean = without_controls(text)
+    if clean != " ".join(text.splitlines()).replace("\t", " ").strip():
+        notes.append(Note("tags", f"control characters were taken out of its {name}"))
+    return clean
+
+
+class _Budgeted(Window):
     """A file that ends once so many bytes were read: FFmpeg walks through any junk after a WAV's samples."""
 
-    def __init__(self, path: Path, budget: int) -> None:
-        super().__init__(path, "rb")
+    def __init__(self, source: Source, budget: int) -> None:
+        super().__init__(source, 0, source.size)
         self._budget = budget
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        size = self._budget if size is None or size < 0 else min(size, self._budget)
-        block = super().read(size) or b""
-        self._budget -= len(block)
-        return block
+    def readinto(self, buffer: Any, /) -> int:
+        """See ``Window``."""
+        count = super().readinto(memoryview(buffer)[: max(0, self._budget)])
+        self._budget -= count
+        return count
 
 
 def uncarried(container: str, tags: Tags) -> str | None:

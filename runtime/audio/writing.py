@@ -16,10 +16,11 @@ from typing import BinaryIO, Literal, Self
 import numpy as np
 import soundfile
 
-from tfswa.runtime.audio.decoders import Block, one_line
+from tfswa.runtime.audio.decoders import one_line
 from tfswa.runtime.audio.encoders import Encoder, Format, check_format, open_encoder
-from tfswa.runtime.audio.reading import BLOCK_SAMPLES, Resampler, to_channels
-from tfswa.runtime.audio.tags import Tags, insert_flac_blocks, prepend_id3, read_tags, uncarried
+from tfswa.runtime.audio.layouts import Block, to_channels
+from tfswa.runtime.audio.reading import BLOCK_SAMPLES, Resampler
+from tfswa.runtime.audio.tags import Tags, insert_flac_blocks, prepend_id3, uncarried
 from tfswa.runtime.errors import AudioError, NonFiniteError
 from tfswa.runtime.files.staging import Staging, scratch_path
 
@@ -90,7 +91,8 @@ class StemFiles:
             for which there is no room.
         clip: ``none`` leaves samples as they are (integer formats limit them, which is reported), ``clip``
             limits them to [-1, 1], ``rescale`` turns all stems down by the same factor if any exceeds 1.
-        tags_from: a file whose tags and cover are copied, usually the input.
+        tags: of the input, copied into each file as far as its format holds them.
+        source: the input, which must not be replaced.
         force: replace files that are there already.
 
     Raises:
@@ -110,7 +112,8 @@ class StemFiles:
         model_rate: int,
         expected_samples: int | None = None,
         clip: Clip = "none",
-        tags_from: Path | None = None,
+        tags: Tags = Tags(),  # noqa: B008  frozen
+        source: Path | None = None,
         force: bool = False,
     ) -> None:
         self.format = check_format(format, sample_rate)
@@ -124,8 +127,8 @@ class StemFiles:
         self._clipped = np.zeros(len(self.paths), np.int64)
         self._scratch: list[BinaryIO] = []
         self._encoders: list[Encoder] = []
-        self._staging = Staging(self.paths, force=force, source=tags_from)
-        self._tags = Tags() if tags_from is None else read_tags(tags_from)
+        self._staging = Staging(self.paths, force=force, source=source)
+        self._tags = tags
         with self._reported():
             self._staging.prepare((expected_samples or 0) * self._bytes_per_sample())
             self._open()

@@ -54,6 +54,18 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     help="A chunk with NaN or Inf: stop, or compute it again by the bundle's float32 network on the CPU, "
     "and say which they were.",
 )
+@click.option(
+    "--track",
+    metavar="N|LANGUAGE",
+    help="Audio track of a file that has several, a number from 1 or a language such as eng; default: the "
+    "file's default track.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit code 1 for an input that is damaged, cut or has holes, and no file written of it; "
+    "default: say so and go on.",
+)
 @options.force
 @click.option(
     "--skip-existing",
@@ -76,6 +88,8 @@ def separate(
     clip: Any,
     require_parity: bool,
     on_nonfinite: Any,
+    track: str | None,
+    strict: bool,
     force: bool,
     skip_existing: bool,
     quiet: bool,
@@ -83,8 +97,10 @@ def separate(
 ) -> None:
     """Separate songs into stems.
 
-    INPUT is an audio or video file, or a folder of which everything that holds audio is taken.
+    INPUT is an audio or video file, - for standard input, or a folder of which everything that holds audio
+    is taken.
     """
+    from tfswa.runtime.audio.tracks import parse_track
     from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.files.checks import check_folder
@@ -98,12 +114,21 @@ def separate(
     if skip_existing and force:
         raise UsageError("--skip-existing keeps what --force replaces: give one of them")
     check_folder(output)
+    picked_track = None if track is None else parse_track(track)
     opened = open_model(model)
     wanted = [stem.strip() for stem in stems.split(",")] if stems else list(opened.spec.stems)
     stem_indices(opened, wanted)
     plan = plan_jobs(inputs, output, opened.spec.stems)
     jobs = [
-        FileJob(source, paths_in(folder, wanted, format_), format=format_, clip=clip, force=force)
+        FileJob(
+            source,
+            paths_in(folder, wanted, format_),
+            format=format_,
+            clip=clip,
+            force=force,
+            track=picked_track,
+            strict=strict,
+        )
         for source, folder in plan.jobs
     ]
     skipped = [job for job in jobs if skip_existing and all(map(Path.exists, job.outputs.values()))]
@@ -169,6 +194,9 @@ class _Run:
             if len(self.jobs) > 1 or outcome.fault:
                 click.echo(f"tfx: {shown(outcome.told)}", err=True)
             return
+        for note in outcome.result.notes:
+            if note.damaged or not self.quiet:
+                click.echo(f"tfx: {shown(outcome.job.source)}: {shown(note)}", err=True)
         self.reports.append(result_as_dict(outcome.job.source, outcome.result))
         for line in _lines(outcome.job.source, outcome.result):
             self.say(line, err=False)
@@ -219,7 +247,8 @@ def result_as_dict(source: Path, result: FileResult) -> dict[str, Any]:
         "clipped": dict(result.written.clipped),
         "gain": result.written.gain,
         "recomputed": [[round(edge, 6) for edge in chunk] for chunk in result.recomputed],
-        "notes": result.written.lines(),
+        "damaged": result.damaged,
+        "notes": [*map(str, result.notes), *result.written.lines()],
     }
 
 

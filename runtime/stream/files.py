@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfswa.runtime.audio.encoders import FORMATS
-from tfswa.runtime.audio.reading import model_blocks, open_audio, output_channels
+from tfswa.runtime.audio.layouts import output_channels
+from tfswa.runtime.audio.notes import Note
+from tfswa.runtime.audio.reading import AudioSource, model_blocks, open_audio
+from tfswa.runtime.audio.tracks import Track
 from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
 from tfswa.runtime.backends.running import of_library
-from tfswa.runtime.errors import TfxError, UsageError, did_you_mean, reason
+from tfswa.runtime.errors import AudioError, TfxError, UsageError, did_you_mean, reason
 from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
 
 if TYPE_CHECKING:
@@ -32,11 +35,13 @@ class FileJob:
     """What is asked for of one input.
 
     Attributes:
-        source: any audio file.
+        source: any audio file or pipe; ``-`` is standard input.
         outputs: final path per wanted stem; stems left out are not written.
         format: a name in ``encoders.FORMATS``.
         clip: what happens to samples beyond full scale, see ``StemFiles``.
         force: replace existing files.
+        track: which audio track of the input: a number from 0, a language, or None for the default one.
+        strict: refuse an input that is damaged, see ``AudioSource.damaged``; nothing is published then.
     """
 
     source: Path
@@ -44,6 +49,8 @@ class FileJob:
     format: str = "wav"
     clip: Clip = "none"
     force: bool = False
+    track: Track = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class FileResult:
         cpu_seconds: CPU time of the whole process meanwhile.
         host_cpu_seconds: CPU time of everything but the network: decode, STFT, overlap-add, encode.
         recomputed: start and end, in seconds, of each chunk that was computed again in float32.
+        notes: what was found, repaired or left out while the input was read.
     """
 
     written: WriteReport
@@ -65,6 +73,12 @@ class FileResult:
     cpu_seconds: float
     host_cpu_seconds: float
     recomputed: tuple[tuple[float, float], ...]
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def damaged(self) -> bool:
+        """Whether sound of the input is missing or may be wrong."""
+        return any(note.damaged for note in self.notes)
 
     @property
     def x_realtime(self) -> float:
@@ -81,14 +95,14 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
 
     Raises:
         UsageError: an unknown stem or an output that cannot be.
-        AudioError: an input that cannot be decoded.
+        AudioError: an input that cannot be decoded, or is damaged where the job is strict.
         NonFiniteError: the network produced NaN or Inf, or so did the float32 one that was asked.
     """
     spec = separator.spec
     picked = separator.indices(list(job.outputs))
     wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
     rate = spec.stft.sample_rate
-    with open_audio(job.source) as audio:
+    with open_audio(job.source, stream=job.track) as audio:
         total = None if audio.samples is None else audio.samples / audio.sample_rate
         with StemFiles(
             job.outputs,
@@ -98,7 +112,8 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
             model_rate=rate,
             expected_samples=audio.samples,
             clip=job.clip,
-            tags_from=job.source,
+            tags=audio.tags,
+            source=job.source,
             force=job.force,
         ) as files:
             engine, done = separator.stream(), 0
@@ -111,6 +126,8 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
                         done += stems.shape[-1]
                         progress(done / rate, total)
                 encoder.put(engine.flush()[picked])
+            if job.strict:
+                refuse_damage(audio)
             report = files.finish(audio.samples_read)
         seconds = audio.samples_read / audio.sample_rate
     progress(seconds, seconds)
@@ -122,6 +139,7 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
         time.process_time() - cpu,
         own + decoded.cpu_seconds + encoder.cpu_seconds,
         tuple((chunk.start / rate, chunk.stop / rate) for chunk in engine.redone),
+        audio.notes,
     )
 
 
@@ -190,3 +208,17 @@ def separate_files(
             yield Outcome(job, error=error)
         else:
             yield Outcome(job, result)
+
+
+def refuse_damage(audio: AudioSource) -> None:
+    """End a strict job whose input is damaged.
+
+    Raises:
+        AudioError: it is.
+    """
+    found = [note.text for note in audio.notes if note.damaged]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise AudioError(
+            f"{audio.path} is damaged: {found[0]}{more}: use another copy, or leave out --strict"
+        )

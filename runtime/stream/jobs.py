@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfswa.runtime.audio.source import STDIN
 from tfswa.runtime.errors import UsageError
 from tfswa.runtime.stream.folders import LeftOut, find_audio
 
@@ -119,6 +120,8 @@ def _number(place: Path, number: int) -> Path:
 
 def _folder_name(path: Path) -> str:
     """A file's name without its ending; one that is all dots before it, such as ``...wav``, is its ending."""
+    if path == STDIN:
+        return "stdin"
     return path.stem.lstrip(".") or path.name.strip(".") or "input"
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.audio.tracks import Track
 from tfswa.runtime.audio.writing import Clip
 from tfswa.runtime.backends import BackendOptions, Session, open_session, resolved
 from tfswa.runtime.backends.running import infer
@@ -178,6 +179,8 @@ class Separator:
         format: str = "wav",
         clip: Clip = "none",
         force: bool = False,
+        track: Track = None,
+        strict: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> FileResult:
         """Separate a file into files, in bounded memory, whole or not at all; see ``stream/files.py``.
@@ -188,6 +191,8 @@ class Separator:
             format: a name in ``encoders.FORMATS``.
             clip: what happens to samples beyond full scale, see ``StemFiles``.
             force: replace existing files.
+            track: which audio track: a number from 0, a language, or None for the default one.
+            strict: refuse an input that is damaged.
             progress: called with seconds done and, where it is known, seconds in all.
 
         Raises:
@@ -198,7 +203,8 @@ class Separator:
         if isinstance(outputs, (str, Path)):
             outputs = paths_in(Path(outputs), self.spec.stems, format)
         paths = {stem: Path(path) for stem, path in outputs.items()}
-        return separate_file(self, FileJob(Path(source), paths, format, clip, force), progress)
+        job = FileJob(Path(source), paths, format, clip, force, track, strict)
+        return separate_file(self, job, progress)
 
 
 class Stream(OverlapAdd):

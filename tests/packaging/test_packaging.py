@@ -127,6 +127,7 @@ def test_the_runtime_imports_heavy_libraries_in_functions_of_its_backends_alone(
     assert {name.partition(":")[0] for name in av} <= {
         "tfswa.runtime.audio.aac",
         "tfswa.runtime.audio.ffmpeg",
+        "tfswa.runtime.audio.packets",
     }
 
 

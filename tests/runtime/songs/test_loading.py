@@ -224,7 +224,7 @@ class TestFiles:
 
     def test_a_plain_file_is_no_stem_file(self, tmp_path: Path, put: Put) -> None:
         put(tmp_path / "song.wav")
-        with pytest.raises(UsageError, match="stream 1 is not there"):
+        with pytest.raises(UsageError, match="track 2 is not there"):
             load_stem_file(tmp_path / "song.wav", FOUR)
 
     def test_an_mp4_of_one_stream_is_a_mixture(self, tmp_path: Path) -> None:
