@@ -139,7 +139,9 @@ class TestSeparate:
             info = soundfile.info(f"separated/song/{stem}.wav")
             assert (info.frames, info.samplerate, info.channels) == (samples, rate, written)
         assert done.out.startswith("song.wav -> separated/song/{vocals.wav, accompaniment.wav}")
-        (line,) = done.lines  # no bar in a pipe
+        line, *notes = done.lines  # no bar in a pipe
+        assert len(notes) == (channels > 2)
+        assert all("mixed down to 2; LFE left out" in note for note in notes)
         assert "onnxruntime" in line
         assert line.endswith("no parity evidence here")  # its family is not installed: nothing to measure by
 
@@ -263,10 +265,10 @@ class TestSeparate:
 
         opened = files.open_audio
 
-        def broken(path: Path) -> Any:
+        def broken(path: Path, **options: Any) -> Any:
             if path.name == "b.wav":
                 raise ValueError("an accident")
-            return opened(path)
+            return opened(path, **options)
 
         monkeypatch.setattr(files, "open_audio", broken)
         for name in ("a.wav", "b.wav", "c.wav"):
