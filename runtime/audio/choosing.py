@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tfswa.runtime.audio.decoders import Decoder, SndfileDecoder, UnsuitableFile, check_stream
-from tfswa.runtime.audio.flac import FlacDecoder, declared_samples, streams
+from tfswa.runtime.audio.flac import FlacDecoder, streaminfo_samples, streams
 from tfswa.runtime.audio.frames import tag_size
 from tfswa.runtime.audio.headers import find_pcm
 from tfswa.runtime.audio.layouts import Block
@@ -66,7 +66,7 @@ def _flac(source: Source, track: Track) -> Decoder | None:
     if source.read_at(start, 4) != b"fLaC":
         return None
     places = streams(source, start)[:_MOST_JOINED]
-    if not all(declared_samples(source, place) for place in places):
+    if not all(streaminfo_samples(source, place) for place in places):
         raise UnsuitableFile("FLAC: unknown length")
     check_single(source, track)
     parts: list[Decoder] = []

@@ -187,7 +187,7 @@ def check_stream(path: Path, stream: int, streams: int) -> int:
     return stream
 
 
-def changed(path: Path, seconds: float, before: tuple[int, int], after: tuple[int, int]) -> AudioError:
+def format_changed(path: Path, seconds: float, before: tuple[int, int], after: tuple[int, int]) -> AudioError:
     """The error about a file whose rate or number of channels changes on the way."""
     return AudioError(
         f"{path}: at {seconds:.3f} s it changes from {before[0]} Hz, {before[1]} channels to {after[0]} Hz, "

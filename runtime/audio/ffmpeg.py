@@ -16,7 +16,7 @@ from av.audio.stream import AudioStream
 from av.container.input import InputContainer
 from av.stream import Disposition
 
-from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, changed, check_stream, one_line
+from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, check_stream, format_changed, one_line
 from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.notes import Note
 from tfswa.runtime.audio.packets import to_float
@@ -184,7 +184,7 @@ class FFmpegDecoder:
             rate, channels = frame.sample_rate, len(frame.layout.channels)
             if (rate, channels) != (self.sample_rate, self.channels):
                 seconds, before = position / self.sample_rate, (self.sample_rate, self.channels)
-                raise changed(self._path, seconds, before, (rate, channels))
+                raise format_changed(self._path, seconds, before, (rate, channels))
             if time_s is not None and start_s is not None:
                 gap = round((time_s - start_s) * self.sample_rate) - position
                 # Less than most of a frame is rounding of the container's clock, not a lost frame.

@@ -67,7 +67,7 @@ def streams(source: Source, start: int) -> list[int]:
     return found
 
 
-def declared_samples(source: Source, start: int) -> int:
+def streaminfo_samples(source: Source, start: int) -> int:
     """The length that STREAMINFO gives; 0 where it leaves that open."""
     head = source.read_at(start + 8, 34)
     return struct.unpack(">Q", head[10:18])[0] & ((1 << 36) - 1) if len(head) == 34 else 0

@@ -31,7 +31,7 @@ _RECORDINGS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b".snd", b"caff", b"
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Part:
     """One part of a file.
 
     Attributes:
@@ -47,7 +47,7 @@ class Chunk:
     next: int
 
 
-Walk = Callable[[Source, int], Iterator[Chunk]]
+Walk = Callable[[Source, int], Iterator[Part]]
 
 
 def find_pcm(source: Source, start: int = 0) -> Pcm:
@@ -73,19 +73,19 @@ def find_pcm(source: Source, start: int = 0) -> Pcm:
 
 
 def _chunks(order: str) -> Walk:
-    def walk(source: Source, position: int) -> Iterator[Chunk]:
+    def walk(source: Source, position: int) -> Iterator[Part]:
         for _ in range(_MOST_CHUNKS):
             head = source.read_at(position, 8)
             if len(head) < 8:
                 return
             size = struct.unpack(order + "I", head[4:])[0]
-            yield Chunk(head[:4], position + 8, size, position + 8 + size + size % 2)
+            yield Part(head[:4], position + 8, size, position + 8 + size + size % 2)
             position += 8 + size + size % 2
 
     return walk
 
 
-def _chunks_wave64(source: Source, position: int) -> Iterator[Chunk]:
+def _chunks_wave64(source: Source, position: int) -> Iterator[Part]:
     for _ in range(_MOST_CHUNKS):
         head = source.read_at(position, 24)
         if len(head) < 24:
@@ -93,17 +93,17 @@ def _chunks_wave64(source: Source, position: int) -> Iterator[Chunk]:
         size = struct.unpack("<Q", head[16:])[0]
         known = head[4:16] == _GUID or head[:4] in (b"riff", b"list")
         name = head[:4] if known else b"\0\0\0\0"
-        yield Chunk(name, position + 24, max(0, size - 24), position + max(24, (size + 7) // 8 * 8))
+        yield Part(name, position + 24, max(0, size - 24), position + max(24, (size + 7) // 8 * 8))
         position += max(24, (size + 7) // 8 * 8)
 
 
-def _chunks_caf(source: Source, position: int) -> Iterator[Chunk]:
+def _chunks_caf(source: Source, position: int) -> Iterator[Part]:
     for _ in range(_MOST_CHUNKS):
         head = source.read_at(position, 12)
         if len(head) < 12:
             return
         size = struct.unpack(">q", head[4:])[0]
-        yield Chunk(head[:4], position + 12, size, position + 12 + max(0, size))
+        yield Part(head[:4], position + 12, size, position + 12 + max(0, size))
         position += 12 + max(0, size)
 
 
@@ -172,7 +172,7 @@ def _aiff(source: Source, start: int, flavor: bytes) -> Pcm:
     raise UnsuitableFile("no SSND chunk")
 
 
-def _aiff_place(source: Source, form: _Form, first: int, frames: int, chunk: Chunk, walk: Walk) -> Pcm:
+def _aiff_place(source: Source, form: _Form, first: int, frames: int, chunk: Part, walk: Walk) -> Pcm:
     """AIFF gives the length twice, as samples and as bytes; one of them may have been left open."""
     present = source.size - first
     by_frames, by_bytes = frames * form.frame_bytes, chunk.start + chunk.size - first
@@ -365,7 +365,7 @@ def _extended(raw: bytes) -> int:
     return int(mantissa + (1 << -shift >> 1) >> -shift)
 
 
-def _body(source: Source, chunk: Chunk, least: int) -> bytes:
+def _body(source: Source, chunk: Part, least: int) -> bytes:
     body = source.read_at(chunk.start, min(max(chunk.size, 0), _LARGEST_HEADER))
     if len(body) < least:
         raise UnsuitableFile(f"{chunk.name.decode('latin-1').strip()} chunk cut")

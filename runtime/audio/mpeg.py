@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, changed
+from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, format_changed
 from tfswa.runtime.audio.frames import Head, Info, Piece, first_frame, information, walk
 from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.notes import Note
-from tfswa.runtime.audio.packets import Codec
+from tfswa.runtime.audio.packets import PacketCodec
 from tfswa.runtime.audio.source import Source
 from tfswa.runtime.errors import AudioError
 
@@ -90,7 +90,7 @@ class MpegDecoder:
             if info is not None:
                 continue
             if codec is None:
-                codec = Codec(piece.head.codec)
+                codec = PacketCodec(piece.head.codec)
             yield from self._count(self._frame(recording, codec, piece))
         yield from self._count(self._finished(recording))
         if self._joined:
@@ -107,7 +107,7 @@ class MpegDecoder:
     def _seconds(self) -> float:
         return self._read / max(1, self.sample_rate)
 
-    def _frame(self, recording: _Recording, codec: Codec, piece: Piece) -> list[Block]:
+    def _frame(self, recording: _Recording, codec: PacketCodec, piece: Piece) -> list[Block]:
         assert piece.head is not None
         recording.frames += 1
         recording.bytes += piece.size
@@ -123,7 +123,7 @@ class MpegDecoder:
             self.layout = codec.layout
         elif (codec.sample_rate, codec.channels) != (self.sample_rate, self.channels):
             before, after = (self.sample_rate, self.channels), (codec.sample_rate, codec.channels)
-            raise changed(self._path, self._seconds(), before, after)
+            raise format_changed(self._path, self._seconds(), before, after)
         return recording.push(blocks)
 
     def _skipped(self, recording: _Recording, size: int) -> list[Block]:
@@ -160,7 +160,7 @@ class MpegDecoder:
         self.samples = None
 
     def _changed(self, head: Head) -> AudioError:
-        return changed(
+        return format_changed(
             self._path, self._seconds(), (self.sample_rate, self.channels), (head.rate, head.channels)
         )
 

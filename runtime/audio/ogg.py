@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, changed, check_stream
+from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, check_stream, format_changed
 from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.notes import Note
-from tfswa.runtime.audio.packets import Codec
+from tfswa.runtime.audio.packets import PacketCodec
 from tfswa.runtime.audio.pages import Page, last_page, read_pages
 from tfswa.runtime.audio.source import Source
 from tfswa.runtime.audio.tracks import Track, pick
@@ -53,7 +53,7 @@ class _Link:
     kind: str
     skip: int
     headers: list[bytes]
-    codec: Codec | None = None
+    codec: PacketCodec | None = None
     next_number: int = 1
     partial: bytes | None = None
     position: int | None = None
@@ -167,7 +167,7 @@ class OggDecoder:
             link.headers.append(packet)
             if len(link.headers) == (3 if link.kind == "vorbis" else 2):
                 extra = _laced(link.headers) if link.kind == "vorbis" else link.headers[0]
-                link.codec = Codec(link.kind, extra)
+                link.codec = PacketCodec(link.kind, extra)
             return []
         blocks = link.codec.decode(packet)
         if not blocks and packet and link.position is not None:
@@ -225,7 +225,7 @@ class OggDecoder:
             self.layout = link.codec.layout
         got = (link.codec.sample_rate, link.codec.channels)
         if link.codec.channels and got != (self.sample_rate, self.channels):
-            raise changed(self._path, self._seconds(), (self.sample_rate, self.channels), got)
+            raise format_changed(self._path, self._seconds(), (self.sample_rate, self.channels), got)
         ready, link.held = link.held, [block for block in fresh if block.shape[1]]
         self._read += sum(block.shape[1] for block in ready)
         yield from ready

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.audio.layouts import Block
 
 
-class Codec:
+class PacketCodec:
     """One decoder of FFmpeg.
 
     Args:
