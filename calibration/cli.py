@@ -177,7 +177,7 @@ def calibrate(
     if planned is not None and chart is not None:
         from tfswa.calibration.chart import draw
 
-        pictures.save_png(draw(planned, budget_db, opened.name), chart)
+        pictures.save_png(draw(planned, budget_db, opened.name), chart, named=True)
     if as_json:
         _print_json(opened, corpus, calibrated, planned)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,9 @@ class RunLock:
         self._made = [place for place in (out, *out.parents) if not place.exists()]
         try:
             out.mkdir(parents=True, exist_ok=True)
-            self._stream = self._path.open("w")
+            # Nothing is cut short, and a link is not followed: what lies there may be somebody else's.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._stream = os.fdopen(os.open(self._path, flags, 0o666), "r+")
         except OSError as error:
             raise UsageError(f"{out} cannot be made ({error.strerror}): choose another -o") from error
         try:

@@ -7,7 +7,9 @@ is in here.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,16 +21,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.model.bundle import WEIGHTS, Bundle
+from tfswa.runtime.model.bundle import WEIGHTS, Bundle, replacing_directory
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.train.config import ModelConfig, PretrainConfig, TrainConfig
 from tfswa.train.data.songs import TrainingSong
 from tfswa.train.losses import SeparationLoss
 from tfswa.train.reference import separate_whole
 from tfswa.train.spectral import DifferentiableStft
+
+log = logging.getLogger(__name__)
 
 PRETRAINED = "pretrained.safetensors"
 SILENT_DBFS = -60.0  # RMS of a held-out stem; below it there is nothing that a score could be about
@@ -129,10 +133,31 @@ class Separation:
     def save(
         self, out: Path, weights: Mapping[str, Tensor], provenance: Mapping[str, Any], best: bool
     ) -> None:
-        """Write ``last.tfx``, and ``best.tfx`` where this is the best so far."""
+        """Write ``last.tfx``, and ``best.tfx`` where this is the best so far.
+
+        One that holds more than weights (somebody exported from it) is kept beside as
+        ``best-step-<steps>.tfx``: what was made from old weights does not fit the new ones.
+        """
         arrays = {name: value.numpy() for name, value in weights.items()}
         for name in ("best.tfx", "last.tfx") if best else ("last.tfx",):
+            _keep_aside(out / name)
             Bundle.create(out / name, self.spec, arrays, provenance=provenance, force=True)
+
+
+def _keep_aside(path: Path) -> None:
+    """Keep a bundle to which something was added under a name of its own, before another takes its place."""
+    try:
+        bundle = Bundle.open(path)
+    except BundleError:  # not there, or not worth keeping
+        return
+    added = sorted(name for name in bundle.files if name != WEIGHTS)
+    if not added:
+        return
+    step = int(bundle.provenance.get("step", 0))
+    aside = path.with_name(f"{path.stem}-step-{step:08d}{path.suffix}")
+    with replacing_directory(aside, force=True, named=False) as work:
+        shutil.copytree(path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    log.warning("%s gets new weights: the old ones, with %s, are kept as %s", path, ", ".join(added), aside)
 
 
 class Reconstruction:
@@ -234,8 +259,8 @@ def initialize(network: nn.Module, config: ModelConfig) -> list[str]:
     """
     path = Path(config.init)
     try:
-        weights = load_file(path / WEIGHTS if path.is_dir() else path)
-    except (OSError, SafetensorError) as error:
+        weights = load_file(Bundle.open(path).file(WEIGHTS) if path.is_dir() else path)
+    except (BundleError, OSError, SafetensorError) as error:
         raise ConfigError(
             f"model.init {path} cannot be read ({error}): name a bundle or {PRETRAINED}"
         ) from error

@@ -209,7 +209,9 @@ class _Table:
             self._names = [*self._names, *fresh]
             self._rewrite([cells + [""] * len(fresh) for cells in rows])
         cells = {**row, "step": step}
-        with self.path.open("a", newline="") as stream:
+        # A link that came to lie there is not followed.
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(handle, "a", newline="") as stream:
             _writer(stream).writerow(cells.get(name, "") for name in self._names)
 
     def columns(self) -> dict[str, list[float]]:

@@ -94,6 +94,7 @@ class StemFiles:
         tags: of the input, copied into each file as far as its format holds them.
         source: the input, which must not be replaced.
         force: replace files that are there already.
+        below: the folder that the user named, see ``Staging``.
 
     Raises:
         UsageError: a format that cannot hold the rate, a place that cannot be written to, or two stems
@@ -115,6 +116,7 @@ class StemFiles:
         tags: Tags = Tags(),  # noqa: B008  frozen
         source: Path | None = None,
         force: bool = False,
+        below: Path | None = None,
     ) -> None:
         self.format = check_format(format, sample_rate)
         self.paths = dict(paths)
@@ -127,7 +129,7 @@ class StemFiles:
         self._clipped = np.zeros(len(self.paths), np.int64)
         self._scratch: list[BinaryIO] = []
         self._encoders: list[Encoder] = []
-        self._staging = Staging(self.paths, force=force, source=source)
+        self._staging = Staging(self.paths, force=force, source=source, below=below)
         self._tags = tags
         with self._reported():
             self._staging.prepare((expected_samples or 0) * self._bytes_per_sample())

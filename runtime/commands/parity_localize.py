@@ -59,7 +59,7 @@ def run_localize(
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(_draw(found, Path(model).name), picture)
+            pictures.save_png(_draw(found, Path(model).name), picture, named=True)
     if as_json:
         click.echo(json.dumps(_as_json(found, model, song.name)))
     else:

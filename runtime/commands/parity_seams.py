@@ -53,7 +53,7 @@ def run_seams(
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(_draw(found, Path(model).name), picture)
+            pictures.save_png(_draw(found, Path(model).name), picture, named=True)
     if not as_json:
         _print(found, model, store)
     stored = store_context(opened, found, output, force=force) if store else None

@@ -123,6 +123,7 @@ def separate(
         FileJob(
             source,
             paths_in(folder, wanted, format_),
+            below=output,
             format=format_,
             clip=clip,
             force=force,

@@ -108,7 +108,7 @@ class _Flight:
 
     result: SongResult  # without scores
     folder: Path
-    staging: Staging
+    stagings: Sequence[Staging]  # of the estimates, of the record
     future: Future[list[Score]]
 
 
@@ -200,7 +200,8 @@ class _Run:
                     self._land()
             finally:
                 for flight in self.flights:
-                    flight.staging.discard()
+                    for staging in flight.stagings:
+                        staging.discard()
 
     def _depart(self, files: SongFiles, folder: Path, workers: Workers) -> None:
         """Separate a song and hand it over."""
@@ -214,28 +215,32 @@ class _Run:
         if song.mixture.shape[1] == 0:
             raise AudioError(f"{files.name} holds no samples, measuring needs some: take it away")
         estimates = self._separate(song)
-        paths = {**self.records.estimate_paths(files), "": self.records.path(files)}
-        staging = Staging(paths, force=True, source=None)
+        stagings = []
         try:
-            staging.prepare(estimates[0].nbytes if len(paths) > 1 else 0)
-            if len(paths) > 1:
-                for partial, estimate in zip(staging.partials, estimates, strict=False):
+            if self.choices.estimates is not None:
+                paths, place = self.records.estimate_paths(files), self.choices.estimates
+                stagings.append(Staging(paths, force=True, source=None, below=place))
+                stagings[0].prepare(estimates[0].nbytes)
+                for partial, estimate in zip(stagings[0].partials, estimates, strict=True):
                     soundfile.write(partial, estimate.T, spec.stft.sample_rate, subtype="FLOAT", format="WAV")
+            record = {"record": self.records.path(files)}
+            stagings.append(Staging(record, force=True, source=None, below=self.records.output))
+            stagings[-1].prepare(0)
             folder.mkdir()
             np.save(folder / "mixture.npy", song.mixture)
             np.save(folder / "references.npy", np.stack([song.stems[stem] for stem in spec.stems]))
             np.save(folder / "estimates.npy", estimates)
             chosen = {"baselines": self.choices.baselines, "method": self.choices.method}
             future = workers.submit(score_song, folder, spec, **chosen)
-        except BrokenProcessPool as error:
-            staging.discard()
-            raise self._killed() from error
-        except BaseException:
-            staging.discard()
+        except BaseException as error:
+            for staging in stagings:
+                staging.discard()
+            if isinstance(error, BrokenProcessPool):
+                raise self._killed() from error
             raise
         seconds = song.mixture.shape[1] / spec.stft.sample_rate
         result = SongResult(files.name, files.split, seconds, sha256, ())
-        self.flights.append(_Flight(result, folder, staging, future))
+        self.flights.append(_Flight(result, folder, stagings, future))
 
     def _separate(self, song: Song) -> Audio:
         """``[S, C, N]``, block by block so that progress shows."""
@@ -260,8 +265,9 @@ class _Run:
             result = replace(flight.result, scores=flight.future.result())
         except BrokenProcessPool as error:
             raise self._killed() from error
-        flight.staging.partials[-1].write_text(self.records.text(result))
-        flight.staging.publish()
+        flight.stagings[-1].partials[0].write_text(self.records.text(result))
+        for staging in flight.stagings:  # the record last: without one, a song is measured again
+            staging.publish()
         self.flights.remove(flight)
         shutil.rmtree(flight.folder)
         self.finished[result.song] = result

@@ -16,6 +16,7 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Self
 
+_GROUP = {signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}  # what a terminal sends to all of a command
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -39,7 +40,7 @@ class Workers:
         # This may start a process, which inherits the mask: Ctrl-C, which reaches the whole group, would
         # meet it before _prepare does. The tracker unblocks signals when it starts, so it starts before.
         resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP)
         try:
             return self._pool.submit(function, *arguments, **named)
         finally:
@@ -61,7 +62,8 @@ class Workers:
 def _prepare() -> None:
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in _GROUP:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

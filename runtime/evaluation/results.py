@@ -51,7 +51,7 @@ def write_results(
     """Write all files of an evaluation, together or not at all; their paths by name."""
     names = {"json": JSON, "csv": CSV, **({"plot": PLOT} if plot else {})}
     paths = {name: output / file for name, file in names.items()}
-    staging = Staging(paths, force=True, source=None)
+    staging = Staging(paths, force=True, source=None, below=output)
     try:
         staging.prepare(1 << 20)
         partials = dict(zip(paths, staging.partials, strict=True))

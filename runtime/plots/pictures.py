@@ -310,15 +310,15 @@ def panels(
     return figure
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, in place of an older file in one step.
+def save_png(figure: Figure, path: Path, *, named: bool = False) -> None:
+    """Write a figure as PNG, in place of an older file in one step; ``named`` as for ``writing``.
 
     Raises:
         OSError: the file cannot be written; an older one is as it was.
     """
     coded = io.BytesIO()
     figure.savefig(coded, format="png")
-    with writing(path) as stream:
+    with writing(path, named=named) as stream:
         stream.write(coded.getvalue())
 
 

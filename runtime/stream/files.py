@@ -42,6 +42,7 @@ class FileJob:
         force: replace existing files.
         track: which audio track of the input: a number from 0, a language, or None for the default one.
         strict: refuse an input that is damaged, see ``AudioSource.damaged``; nothing is published then.
+        below: the folder that the user named: between it and an output no link is followed; None follows all.
     """
 
     source: Path
@@ -51,6 +52,7 @@ class FileJob:
     force: bool = False
     track: Track = None
     strict: bool = False
+    below: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
             tags=audio.tags,
             source=job.source,
             force=job.force,
+            below=job.below,
         ) as files:
             engine, done = separator.stream(), 0
             blocks = model_blocks(audio, rate, spec.channels)

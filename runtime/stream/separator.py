@@ -200,10 +200,12 @@ class Separator:
         """
         from tfswa.runtime.stream.files import FileJob, paths_in, separate_file
 
+        below = None
         if isinstance(outputs, (str, Path)):
-            outputs = paths_in(Path(outputs), self.spec.stems, format)
+            below = Path(outputs)
+            outputs = paths_in(below, self.spec.stems, format)
         paths = {stem: Path(path) for stem, path in outputs.items()}
-        job = FileJob(Path(source), paths, format, clip, force, track, strict)
+        job = FileJob(Path(source), paths, format, clip, force, track, strict, below)
         return separate_file(self, job, progress)
 
 

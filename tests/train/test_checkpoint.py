@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from system_calls import killed_at
 
 from tfswa.runtime.errors import TrainingError
+from tfswa.runtime.files.publish import sweep
 
 torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
 
@@ -120,7 +124,9 @@ def test_interrupted_while_saving_the_older_stays(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "cut", "flipped"])
-def test_a_damaged_one_names_what_to_do(tmp_path: Path, damage: str) -> None:
+def test_of_a_damaged_one_the_one_before_is_taken(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     save(tmp_path, 5, state(5), keep=2)
     path = save(tmp_path, 6, state(6), keep=2)
     whole = path.read_bytes()
@@ -132,17 +138,49 @@ def test_a_damaged_one_names_what_to_do(tmp_path: Path, damage: str) -> None:
         "flipped": whole[:middle] + bytes(64) + whole[middle + 64 :],
     }[damage]
     path.write_bytes(content)
-    with pytest.raises(
-        TrainingError,
-        match=r"00000006\.ckpt cannot be read \(.+\): remove it to go on from 00000005\.ckpt",
-    ) as error:
+    assert load_newest(tmp_path)["step"] == 5
+    (line,) = caplog.messages
+    assert re.search(r"00000006\.ckpt cannot be read \(.+\): going on from 00000005\.ckpt", line)
+    assert "\n" not in line
+    checkpoints(tmp_path)[0].write_bytes(content)
+    expected = r"00000005\.ckpt cannot be read \(.+\), and .* start anew"
+    with pytest.raises(TrainingError, match=expected) as error:
         load_newest(tmp_path)
     assert "\n" not in str(error.value)
-    path.unlink()
+
+
+def test_a_flipped_byte_anywhere_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 5, state(5), keep=1)
+    whole = path.read_bytes()
+    assert len(whole) > 500
+    for at in np.random.default_rng(0).integers(0, len(whole), 200):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(TrainingError, match="cannot be read"):
+            load_newest(tmp_path)
+    path.write_bytes(whole)
     assert load_newest(tmp_path)["step"] == 5
-    checkpoints(tmp_path)[0].write_bytes(content)
-    with pytest.raises(TrainingError, match=r"00000005\.ckpt cannot be read \(.+\): start anew"):
-        load_newest(tmp_path)
+
+
+def test_a_kill_at_any_call_leaves_the_old_one_or_both(tmp_path: Path) -> None:
+    at, killed, found = 0, True, set()
+    while killed:
+        at += 1
+        run = tmp_path / str(at)
+        save(run, 5, state(5), keep=2)
+        killed = killed_at(at, lambda run=run: save(run, 6, state(6), keep=2))  # type: ignore[misc]
+        sweep(run / "checkpoints")
+        found.add(load_newest(run)["step"])
+        assert set(names(run)) <= {"00000005.ckpt", "00000006.ckpt"}
+    assert found == {5, 6}
+
+
+def test_a_folder_of_checkpoints_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "outside")
+    with pytest.raises(TrainingError, match="is a link"):
+        save(tmp_path / "run", 1, state(1), keep=1)
+    assert list((tmp_path / "outside").iterdir()) == []
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import AudioError, ConfigError
 from tfswa.train.data.cache import decoded
-from tfswa.train.data.decode import Recording, read_decoded
+from tfswa.train.data.decode import Recording, is_intact, read_decoded
 
 RATE = 8000
 ENTRY = 2 * 6 * RATE * 4  # bytes of a source of the fixture's songs, about
@@ -141,7 +141,12 @@ def test_two_processes_decode_each_file_once_and_both_have_all(
     assert len(decodings(folder)) == len(files)
     assert len(set(decodings(folder))) == len(files)
     assert entries(folder) == {of(path).key for path in files}
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.partial-*"))
+
+
+def begun(path: Path) -> str:
+    """Name of what is being decoded."""
+    return f".{of(path).key}.npy.partial-{of(path).key[:16]}"
 
 
 def test_a_kill_while_decoding_leaves_nothing_that_is_read(
@@ -150,11 +155,11 @@ def test_a_kill_while_decoding_leaves_nothing_that_is_read(
     child = start(files[:1], mode="hang")
     assert child.line() == "hangs"
     assert entries(folder) == set()
-    assert [path.stem for path in folder.glob("*.partial")] == [of(files[0]).key]
+    assert [path.name for path in folder.glob(".*.partial-*")] == [begun(files[0])]
     child.kill()
     found = decoded([of(files[0])], folder, LIMIT)
     np.testing.assert_array_equal(found[0].audio, truth(files[0]))
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.partial-*"))
 
 
 def test_what_a_killed_process_began_is_swept_by_whoever_comes(
@@ -164,7 +169,7 @@ def test_what_a_killed_process_began_is_swept_by_whoever_comes(
     assert (dead.line(), alive.line()) == ("hangs", "hangs")
     dead.kill()
     decoded([of(files[2])], folder, LIMIT)
-    assert [path.stem for path in folder.glob("*.partial")] == [of(files[1]).key]  # still at it
+    assert [path.name for path in folder.glob(".*.partial-*")] == [begun(files[1])]  # still at it
     assert len(list((folder / "leases").iterdir())) == 2  # of the living
 
 
@@ -272,7 +277,7 @@ def test_too_small_a_limit_shows_late_where_no_length_is_declared(
     with pytest.raises(ConfigError, match=r"data\.cache_gb allows"):
         decoded([of(path) for path in files[:3]], folder, 2.5 * ENTRY)
     assert sum(path.stat().st_size for path in folder.glob("*.npy")) <= 2.5 * ENTRY
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.partial-*"))
 
 
 def test_a_cache_full_of_others_makes_room_before_it_decodes(
@@ -319,7 +324,7 @@ def test_a_failure_leaves_no_half_entry(
         decoded([of(path) for path in files], folder, LIMIT)
     assert "\n" not in str(caught.value)
     assert not list(folder.glob("*.npy"))
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.partial-*"))
     monkeypatch.undo()
     assert len(decoded([of(path) for path in files], folder, LIMIT)) == len(files)
 
@@ -382,8 +387,46 @@ def test_a_lease_lists_what_is_in_use(start: Callable[..., Child], files: list[P
     child = start(files[:2])
     child.line()
     (path,) = (folder / "leases").iterdir()
-    assert path.name.startswith(f"{child.process.pid}-")
     assert set(json.loads(path.read_text())) == {of(one).key for one in files[:2]}
     with path.open("r+") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert read_decoded(folder / f"{of(files[0]).key}.npy") is not None
+
+
+def test_a_flipped_byte_anywhere_is_decoded_again(
+    files: list[Path], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoded([of(files[0])], folder, LIMIT)
+    path = folder / f"{of(files[0]).key}.npy"
+    whole = path.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(whole), 20)
+    for at in (0, 9, 127, 128, len(whole) - 5, len(whole) - 1, *places):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert not is_intact(path)
+    (found,) = decoded([of(files[0])], folder, LIMIT)
+    np.testing.assert_array_equal(found.audio, truth(files[0]))
+    assert path.read_bytes() == whole
+    assert "is damaged: decoding it again" in caplog.text
+
+
+def test_an_entry_that_is_cut_short_or_longer_is_not_intact(files: list[Path], folder: Path) -> None:
+    decoded([of(files[0])], folder, LIMIT)
+    path = folder / f"{of(files[0]).key}.npy"
+    whole = path.read_bytes()
+    assert is_intact(path)
+    for content in (b"", whole[:100], whole[:-1], whole + b"x"):
+        path.write_bytes(content)
+        assert not is_intact(path)
+
+
+def test_a_link_in_the_place_of_what_is_being_decoded_is_not_followed(
+    files: list[Path], folder: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"outside")
+    folder.mkdir(exist_ok=True)
+    (folder / begun(files[0])).symlink_to(outside)
+    (folder / f"{of(files[0]).key}.npy").symlink_to(outside)
+    (found,) = decoded([of(files[0])], folder, LIMIT)
+    np.testing.assert_array_equal(found.audio, truth(files[0]))
+    assert outside.read_bytes() == b"outside"

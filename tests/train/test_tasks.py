@@ -514,6 +514,35 @@ def test_what_is_no_weights_file_is_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_bundle_whose_weights_were_changed_is_refused(network: Any, network_bundle: Bundle) -> None:
+    path = network_bundle.file("model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # a weight, the file itself stays readable
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model\.init .* cannot be read \(.*is damaged"):
+        initialize(network, init(network_bundle.path))
+
+
+def test_a_new_best_keeps_what_was_exported_from_the_old_one(
+    separation: Callable[..., Separation], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = separation()
+    for step in (10, 20, 30):
+        task.save(tmp_path, {"w": torch.full((2,), float(step))}, {"step": step}, best=step != 30)
+        if step == 10:
+            Bundle.open(tmp_path / "best.tfx").add("model.onnx", b"graph", kind="onnx")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best-step-00000010.tfx", "best.tfx", "last.tfx"]
+    old = Bundle.open(tmp_path / "best-step-00000010.tfx")
+    assert old.file("model.onnx").read_bytes() == b"graph"
+    assert old.weights()["w"].tolist() == [10.0, 10.0]
+    assert Bundle.open(tmp_path / "best.tfx").weights()["w"].tolist() == [20.0, 20.0]
+    assert list(Bundle.open(tmp_path / "best.tfx").files) == ["model.safetensors"]
+    (line,) = caplog.messages
+    assert "model.onnx" in line
+    assert "best-step-00000010.tfx" in line
+
+
 # Through the loop
 
 

@@ -77,7 +77,7 @@ class TestTables:
             watch.scalars(1, {"loss": 1.0})
             before = (out / LOG).read_text()
             with monkeypatch.context() as patch:
-                patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                patch.setattr("os.replace", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
                 with pytest.raises(KeyboardInterrupt):
                     watch.scalars(2, {"other": 1.0})
             assert (out / LOG).read_text() == before

@@ -1,21 +1,23 @@
 """The cache of decoded audio: shared by all runs that name its folder, bounded, safe against kills.
 
 folder/
-  KEY.npy         one recording, decoded (see decode.py); the least recently used go first
-  KEY.partial     being decoded: its lock is held by who does it; unlocked, its owner died
-  leases/*.lease  entries in use, one file a process: locked as long as that process lives
-  lock            held for moments, while leases are read or changed
+  KEY.npy                     one recording, decoded (see decode.py); the least recently used go first
+  .KEY.npy.partial-...        being decoded: its lock is held by who does it; unlocked, its owner died
+  leases/.lease.partial-...   entries in use, one file a process: locked as long as that process lives
+
+The folder itself is locked for moments, while leases are read or changed. An entry is read once from end to
+end when a training begins: one whose checksum is another is decoded again.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import json
 import logging
 import os
 import resource
-import uuid
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +27,11 @@ from pathlib import Path
 from typing import IO
 
 from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.files import register
+from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.partial import MARK, abandoned, partial_name, partials
 from tfswa.runtime.machine import user_cache
-from tfswa.train.data.decode import Decoded, Recording, read_decoded
+from tfswa.train.data.decode import Decoded, Recording, is_intact, read_decoded
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +94,11 @@ class _Lease:
     """Which entries this process uses: a file that stays locked until the process ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lease"
-        self.file = self.path.open("w+")
+        # Named as a sweep expects it. The processes that load chunks inherit the lock, and hold it as well.
+        self.path = folder / partial_name("lease")
+        self.file = self.path.open("x+")
         fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        atexit.register(self.file.close)
+        atexit.register(self._close)
         self.maps: Counter[str] = Counter()  # of each entry
         self.bytes: dict[str, int] = {}
 
@@ -107,19 +113,31 @@ class _Lease:
     def release(self, key: str) -> None:
         self.maps[key] -= 1
 
+    def _close(self) -> None:
+        self.file.close()
+        with abandoned(self.path) as free, suppress(OSError):
+            if free:  # no process that loads chunks lives on
+                self.path.unlink()
+
 
 class _Store:
     """One cache folder."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder.resolve(), limit
-        (self.folder / "leases").mkdir(parents=True, exist_ok=True)
+        leases = self.folder / "leases"
+        leases.mkdir(parents=True, exist_ok=True)
+        for place in (self.folder, leases):
+            register.note(place)
 
     def open(self, wanted: Mapping[str, Recording], report: Callable[[int, int], None]) -> None:
         """Take a lease on entries, and decode what is not there."""
         sizes = {key: self._size(key) or recording.expected_bytes() for key, recording in wanted.items()}
         self._reserve(sizes)
-        missing = [key for key in wanted if read_decoded(self._entry(key)) is None]
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            missing = [
+                key for key, intact in zip(wanted, pool.map(self._intact, wanted), strict=True) if not intact
+            ]
         if missing:
             log.info("decoding %d of %d recordings into %s", len(missing), len(wanted), self.folder)
         ready = len(wanted) - len(missing)
@@ -149,6 +167,21 @@ class _Store:
         # Every view of the array keeps the map alive, so the map's end is that of the last one.
         weakref.finalize(found.audio._mmap, lease.release, key).atexit = False  # type: ignore[attr-defined]
         return found
+
+    def _intact(self, key: str) -> bool:
+        """Whether an entry can be used; one that is damaged is removed."""
+        path = self._entry(key)
+        try:
+            before = path.stat()
+        except FileNotFoundError:
+            return False
+        if is_intact(path):
+            return True
+        with suppress(FileNotFoundError):
+            if os.path.samestat(before, path.stat()):  # nobody has decoded it again
+                path.unlink()
+                log.warning("%s is damaged: decoding it again", path)
+        return False
 
     def _entry(self, key: str) -> Path:
         return self.folder / f"{key}.npy"
@@ -184,7 +217,7 @@ class _Store:
         """Entries that living processes use, with their bytes; leases of dead ones are removed."""
         mine = _leases.get((os.getpid(), self.folder))
         found: dict[str, int] = {}
-        for path in (self.folder / "leases").glob("*.lease"):
+        for path in partials(self.folder / "leases"):
             if mine is not None and path == mine.path:
                 continue
             with path.open("r+") as file:
@@ -196,7 +229,7 @@ class _Store:
 
     def _remove_orphans(self) -> None:
         """Remove what processes that died had begun to decode."""
-        for path in self.folder.glob("*.partial"):
+        for path in partials(self.folder):
             with suppress(FileNotFoundError), path.open("r+b") as file:
                 if _try_lock(file) and _is_at(file, path):
                     path.unlink()
@@ -218,9 +251,10 @@ class _Store:
 
     def _decode(self, key: str, recording: Recording, sizes: dict[str, int], wait: bool) -> bool:
         """Decode one entry; False where another process is at it and ``wait`` is False."""
-        partial, target = self.folder / f"{key}.partial", self._entry(key)
+        # Everybody's name for it, so that only one decodes it.
+        partial, target = self.folder / f".{key}.npy{MARK}{key[:16]}", self._entry(key)
         while read_decoded(target) is None:
-            with partial.open("ab") as opened:
+            with _opened(partial) as opened:
                 if not wait and not _try_lock(opened):
                     return False
                 fcntl.flock(opened, fcntl.LOCK_EX)
@@ -244,9 +278,20 @@ class _Store:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.folder):
             yield
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open a file that may be another process's; a link in its place is removed, not followed."""
+    while True:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            return os.fdopen(os.open(path, flags, 0o666), "ab")
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            path.unlink(missing_ok=True)
 
 
 def _try_lock(file: IO[bytes] | IO[str]) -> bool:

@@ -1,6 +1,7 @@
 """Decoded audio on disk: one ``.npy`` file per recording, written in blocks, read by mapping.
 
-    header | audio, float32 [C, N], sample by sample | levels, a second array      numpy's own format
+    header | audio, float32 [C, N], sample by sample | levels, a second array | CRC-32 of all of it
+    '------------------------ numpy's own format -------------------------'
 
 The levels say how loud each span of ``LEVEL_SAMPLES`` is, so that places that sound are found without
 reading the audio.
@@ -9,11 +10,15 @@ reading the audio.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
+import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -26,7 +31,9 @@ from tfswa.runtime.errors import AudioError
 Audio = NDArray[np.float32]
 
 LEVEL_SAMPLES = 1024
-_FORMAT = 1  # of what is written here: part of the key
+_CHECK_BYTES = 4
+_READ_BYTES = 1 << 22
+_FORMAT = 2  # of what is written here: part of the key
 
 
 class Decoded(NamedTuple):
@@ -84,7 +91,7 @@ class Recording:
                 if source.samples is not None:
                     lengths.append(math.ceil(source.samples / source.sample_rate * self.sample_rate))
         samples = min(lengths, default=0)
-        return 4 * (samples * self.channels + samples // LEVEL_SAMPLES) + 512 if samples else 0
+        return 4 * (samples * self.channels + samples // LEVEL_SAMPLES) + 512 + _CHECK_BYTES if samples else 0
 
     def write(self, file: IO[bytes]) -> None:
         """Decode into an empty file, in bounded memory.
@@ -93,19 +100,25 @@ class Recording:
             AudioError: a file cannot be decoded.
         """
         _write_header(file, self.channels, 0)
-        begin, samples = file.tell(), 0
+        begin, samples, check = file.tell(), 0, 0
         meter = _Meter()
         with ExitStack() as stack:
             sources = [stack.enter_context(open_audio(path, stream=stream)) for path, stream in self.parts]
             streams = [model_blocks(source, self.sample_rate, self.channels) for source in sources]
             for block in _summed(streams):
-                file.write(np.ascontiguousarray(block.T, dtype="<f4").data)  # [n, C]
+                rows = np.ascontiguousarray(block.T, dtype="<f4").data  # [n, C]
+                file.write(rows)
+                check = zlib.crc32(rows, check)
                 meter.push(block)
                 samples += block.shape[1]
-        npy.write_array(file, meter.levels())
+        levels, header = io.BytesIO(), io.BytesIO()
+        npy.write_array(levels, meter.levels())
+        _write_header(header, self.channels, samples)
+        assert header.tell() == begin, "numpy pads its header so that the last axis can grow"
+        check = zlib.crc32(header.getvalue(), zlib.crc32(levels.getvalue(), check))
+        file.write(levels.getvalue() + check.to_bytes(_CHECK_BYTES))
         file.seek(0)
-        _write_header(file, self.channels, samples)
-        assert file.tell() == begin, "numpy pads its header so that the last axis can grow"
+        file.write(header.getvalue())
         file.flush()
 
 
@@ -116,9 +129,26 @@ def read_decoded(path: Path) -> Decoded | None:
         with path.open("rb") as file:
             file.seek(audio.offset + audio.nbytes)
             levels = npy.read_array(file)
-    except (OSError, ValueError, EOFError):  # gone, or cut short by a loss of power
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):  # gone, cut short, damaged
         return None
     return Decoded(audio, levels)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether all that ``Recording.write`` wrote is as it was: reads the whole file."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(npy.MAGIC_LEN + 2)
+            header += file.read(int.from_bytes(header[-2:], "little"))
+            left, check = os.fstat(file.fileno()).st_size - len(header) - _CHECK_BYTES, 0
+            while left > 0:
+                block = file.read(min(left, _READ_BYTES))
+                if not block:
+                    return False
+                check, left = zlib.crc32(block, check), left - len(block)
+            return file.read() == zlib.crc32(header, check).to_bytes(_CHECK_BYTES)
+    except OSError:
+        return False
 
 
 def levels_of(audio: Audio) -> NDArray[np.float32]:

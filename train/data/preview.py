@@ -52,7 +52,7 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         for name in names
     }
     texts = {name: out / name for name in (LISTING, "preview.txt")}
-    staging = Staging(paths | texts, force=force, source=None)
+    staging = Staging(paths | texts, force=force, source=None, below=out)
     stale = _listed(out) - set(paths.values())
     try:
         songs, _ = load_training_songs(config.data, stft.sample_rate, CHANNELS)

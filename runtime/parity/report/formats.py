@@ -97,7 +97,7 @@ def write(path: Path | None, content: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as stream:
+        with writing(path, named=True) as stream:
             stream.write(content.encode())
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another name") from error

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from system_calls import killed_at
 
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files import publish
@@ -454,6 +457,143 @@ def test_two_processes_that_add_at_once_lose_nothing(
     for name in after.files:
         after.file(name)
     assert not [name for name in listing(after.home) if "partial" in name]
+
+
+def test_threads_that_add_at_once_lose_nothing(tiny_bundle: Bundle) -> None:
+    def add(tag: int) -> None:
+        for number in range(5):
+            tiny_bundle.add(f"{tag}-{number}", str(tag).encode(), kind="document")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    after = Bundle.open(tiny_bundle.path)
+    assert len(after.files) == len(tiny_bundle.files) == 41
+    for name in after.files:
+        after.file(name)
+    assert not [name for name in listing(after.path) if "partial" in name]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tfswa.runtime.model.bundle import Bundle
+bundle, number = Bundle.open(Path(sys.argv[1])), 0
+print("begins", flush=True)
+while True:
+    number += 1
+    bundle.add("model.onnx", bytes([number % 256]) * (1 << 16), kind="onnx", details={"number": number})
+"""
+
+
+def test_a_reader_beside_a_writer_is_told_of_no_damage(tiny_bundle: Bundle) -> None:
+    tiny_bundle.add("model.onnx", b"first", kind="onnx")
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tiny_bundle.path)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "begins\n"
+            kept = Bundle.open(tiny_bundle.path)  # its list of files grows old
+            for _ in range(150):
+                kept.file("model.onnx")
+                Bundle.open(tiny_bundle.path).file("model.onnx")
+            assert writer.poll() is None
+        finally:
+            writer.kill()
+    assert kept.files["model.onnx"].details["number"] > 1  # it was really replaced meanwhile
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "engines/a.engine"])
+def test_a_kill_at_any_call_of_an_addition_leaves_a_sound_bundle(
+    tmp_path: Path, tiny_spec: ModelSpec, name: str
+) -> None:
+    at, killed, found = 0, True, set()
+    while killed:
+        at += 1
+        path = tmp_path / f"{at}.tfx"
+        Bundle.create(path, tiny_spec, {"w": np.ones(3, np.float32)}).add(name, b"old", kind="document")
+        before = Bundle.open(path)
+        killed = killed_at(at, lambda path=path: Bundle.open(path).add(name, b"new", kind="document"))  # type: ignore[misc]
+        for bundle in (before, Bundle.open(path)):  # at once, no command ran between
+            content = bundle.file(name).read_bytes()
+            assert bundle.files[name].sha256 == hashlib.sha256(content).hexdigest()
+            assert bundle.weights()
+        found.add(content)
+        Bundle.open(path).add("other", b"x", kind="document")  # the next run
+        assert listing(path) == sorted({*Path(name).parts[:-1], name, MANIFEST, WEIGHTS, "other"})
+    assert found == {b"old", b"new"}
+
+
+def test_a_kill_at_any_call_of_a_replacement_leaves_the_old_bundle_or_the_new(
+    tmp_path: Path, tiny_spec: ModelSpec
+) -> None:
+    at, killed, found = 0, True, set()
+    old, new = ({"w": np.full(3, value, np.float32)} for value in (1, 2))
+    while killed:
+        at += 1
+        folder = tmp_path / str(at)
+        Bundle.create(folder / "x.tfx", tiny_spec, old)
+        killed = killed_at(
+            at,
+            lambda folder=folder: Bundle.create(folder / "x.tfx", tiny_spec, new, force=True),  # type: ignore[misc]
+        )
+        found.add(float(Bundle.open(folder / "x.tfx").weights()["w"][0]))
+        publish.sweep(folder)
+        found.add(float(Bundle.open(folder / "x.tfx").weights()["w"][0]))
+        assert [path.name for path in folder.iterdir()] == ["x.tfx"]
+    assert found == {1.0, 2.0}
+
+
+@pytest.mark.parametrize("change", ["seal", "rechunk"])
+def test_a_change_of_the_manifest_keeps_what_another_process_added(tiny_bundle: Bundle, change: str) -> None:
+    Bundle.open(tiny_bundle.path).add("notes", b"x", kind="document")
+    if change == "seal":
+        tiny_bundle.seal()
+    else:
+        tiny_bundle.rechunk(replace(tiny_bundle.spec.chunk, context=3), {})
+    assert sorted(Bundle.open(tiny_bundle.path).files) == [WEIGHTS, "notes"]
+    assert sorted(tiny_bundle.files) == [WEIGHTS, "notes"]
+
+
+def test_a_graph_that_came_meanwhile_stops_a_rechunk(tiny_bundle: Bundle) -> None:
+    Bundle.open(tiny_bundle.path).add("model.onnx", b"x", kind="onnx")
+    with pytest.raises(UsageError, match=r"holds model\.onnx"):
+        tiny_bundle.rechunk(replace(tiny_bundle.spec.chunk, context=3), {})
+
+
+def test_nothing_is_added_to_what_became_another_model(tiny_bundle: Bundle, tiny_spec: ModelSpec) -> None:
+    Bundle.create(tiny_bundle.path, tiny_spec, {"w": np.zeros(3, np.float32)}, force=True)
+    with pytest.raises(BundleError, match="became another model"):
+        tiny_bundle.add("model.onnx", b"x", kind="onnx")
+    with pytest.raises(BundleError, match="became another model"):
+        tiny_bundle.weights()
+    assert list(Bundle.open(tiny_bundle.path).files) == [WEIGHTS]
+
+
+@pytest.mark.parametrize("where", ["engines", "engines/a.engine", "model.onnx", MANIFEST])
+def test_links_in_a_bundle_are_replaced_or_refused_and_never_followed(
+    tiny_bundle: Bundle, tmp_path: Path, where: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"outside")
+    link = tiny_bundle.path / where
+    link.parent.mkdir(exist_ok=True)
+    manifest = link.read_bytes() if link.exists() else b""
+    link.unlink(missing_ok=True)
+    if where == MANIFEST:
+        (outside / "file").write_bytes(manifest)
+    link.symlink_to(outside if where == "engines" else outside / "file")
+    before = (outside / "file").read_bytes()
+    name = "model.onnx" if where in (MANIFEST, "model.onnx") else "engines/a.engine"
+    if where == "engines":
+        with pytest.raises(UsageError, match="a link"):
+            tiny_bundle.add(name, b"new", kind="engine")
+    else:
+        assert tiny_bundle.add(name, b"new", kind="engine").read_bytes() == b"new"
+        assert not link.is_symlink()
+    assert (outside / "file").read_bytes() == before
+    assert [path.name for path in outside.iterdir()] == ["file"]
 
 
 def test_one_open_bundle_sees_what_another_adds(tiny_bundle: Bundle) -> None:
