@@ -129,11 +129,18 @@ def main() -> None:
     missing = {name: make for name, make in songs.items() if not (out / name).is_dir()}
     print(f"{out}: {len(songs)} songs, {len(missing)} to make", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     with ThreadPoolExecutor(given.workers) as pool:
         for done in pool.map(lambda item: write_song(out, *item), missing.items()):
             print(done, file=sys.stderr)
     (out / "SOURCES.md").write_text(table(sorted(songs)))
     print(out / "SOURCES.md")
+
+
+def sweep(out: Path) -> None:
+    """Take away what a run that was killed had begun."""
+    for work in out.glob(".*.partial-*"):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def require_packages() -> None:

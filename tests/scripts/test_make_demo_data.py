@@ -166,6 +166,14 @@ def test_a_song_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_began_is_taken_away_and_songs_stay(tmp_path: Path) -> None:
+    for name in (".freedoom-e1m1.partial-77", "freedoom-e1m2", ".git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "drums.flac").touch()
+    make_demo_data.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", "freedoom-e1m2"]
+
+
 def test_a_set_that_is_absent_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert make_demo_data.recorded(tmp_path) == {}
     assert capsys.readouterr().err.count("is not there: the set goes on without it") == 3
