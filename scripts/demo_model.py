@@ -29,7 +29,7 @@ from tfswa.runtime.model.opening import open_model
 from tfswa.runtime.songs.loading import example_stem_file, load_stem_file
 from tfswa.runtime.stream.separator import Separator
 from tfswa.runtime.table import markdown_table
-from tfswa.train.config import load_config
+from tfswa.train.config_files import load_config
 from tfswa.train.data.songs import load_training_songs
 from tfswa.train.loop import training_spec
 

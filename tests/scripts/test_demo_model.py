@@ -19,7 +19,7 @@ sys.path.insert(0, str(SCRIPTS))  # the scripts are no package
 import demo_model  # noqa: E402
 import make_demo_data  # noqa: E402
 
-from tfswa.train.config import load_config  # noqa: E402
+from tfswa.train.config_files import load_config  # noqa: E402
 
 RATE = 44_100
 Audio = NDArray[np.float32]
