@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, UsageError
-from tfswa.runtime.model.bundle import sha256_of
+from tfswa.runtime.files.hashes import sha256_of
 from tfswa.runtime.model.spec import ModelSpec
 
 Audio = NDArray[np.float32]

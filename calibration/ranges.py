@@ -7,6 +7,7 @@ the audio, nor with the network. From a histogram each method derives a range in
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 import zlib
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tfswa.export.quantize import LEVELS, item_shapes, layers
 from tfswa.export.session import cpu_session
 from tfswa.runtime.errors import NonFiniteError
-from tfswa.runtime.files import atomic
+from tfswa.runtime.files import caches
 from tfswa.runtime.model.bundle import writable
 from tfswa.runtime.model.opening import INPUT
 from tfswa.runtime.model.spec import ModelSpec
@@ -112,16 +113,19 @@ class Collector:
     def save(self, path: Path) -> None:
         """Write what is known, whole or not at all."""
         with writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.writing(path) as stream:
-                np.savez(stream, **self._state())
+            content = io.BytesIO()
+            np.savez(content, **self._state())
+            caches.write(path, content.getvalue())
 
     def resume(self, path: Path) -> bool:
         """Take up what ``save`` wrote; False where there is nothing, or nothing that fits."""
+        found = caches.read(path)
+        if found is None:
+            return False
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            with np.load(io.BytesIO(found), allow_pickle=False) as kept:
                 state = {name: kept[name] for name in self._state()}
-        except _DAMAGE:
+        except _DAMAGE:  # by another tfx
             return False
         if state["tensors"].tolist() != self.tensors or state["counts"].shape != self.counts.shape:
             return False

@@ -18,7 +18,7 @@ from tfswa.calibration.cost import Costs
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator
 from tfswa.runtime.errors import NonFiniteError
-from tfswa.runtime.files import atomic
+from tfswa.runtime.files import caches
 from tfswa.runtime.model.bundle import writable
 
 Step = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
@@ -194,16 +194,15 @@ def _noise(loss: Loss) -> float:
 
 def _load(path: Path | None, key: str) -> dict[str, Loss]:
     """Losses that an earlier search measured; none where the file is of something else, or damaged."""
+    found = None if path is None else caches.read(path)
     try:
-        kept: dict[str, Any] = {} if path is None else json.loads(path.read_text())
+        kept: dict[str, Any] = json.loads(found or b"{}")
         return {name: Loss(**loss) for name, loss in kept["losses"].items()} if kept["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):  # by another tfx
         return {}
 
 
 def _save(path: Path, key: str, known: Mapping[str, Loss]) -> None:
     with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"key": key, "losses": {name: asdict(x) for name, x in known.items()}})
-        with atomic.writing(path) as stream:
-            stream.write(text.encode())
+        caches.write(path, text.encode())

@@ -17,6 +17,7 @@ from tfswa.export.artifact import Exported, bundle_of, produce
 from tfswa.runtime.backends.aotinductor import MADE_FOR, machine
 from tfswa.runtime.backends.torchscript import jit_allowed
 from tfswa.runtime.errors import ExportError, reason
+from tfswa.runtime.model.digest import close_archive
 from tfswa.runtime.model.opening import METADATA, Model, embed
 
 NAME = "model.pt2"
@@ -43,7 +44,7 @@ def export_aotinductor(
         ExportError: torch cannot compile it, or it differs from eager; nothing is written.
     """
     carried = {
-        f"{METADATA}.json": embed(model.spec, "fp32", bundle_of(model, "export").digest),
+        f"{METADATA}.json": embed(model.spec, "fp32", bundle_of(model, "export").digest, sealed=True),
         MADE_FOR: json.dumps(machine(torch)),
     }
 
@@ -64,6 +65,7 @@ def export_aotinductor(
         with zipfile.ZipFile(path, "a") as archive:
             for name, text in carried.items():
                 archive.writestr(f"{path.stem}/extra/{name}", text)
+        close_archive(path)
         return machine(torch)
 
     return produce(model, NAME, "aotinductor", convert, output=output, audio=audio, force=force)

@@ -22,6 +22,7 @@ from tfswa.export.check import check_graph, check_planes
 from tfswa.runtime.backends.engines import ANSWER, ENGINE, KEY
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files.partial import temporary
+from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle, replacing_directory
 from tfswa.runtime.model.opening import FileModel, Model, open_model
 from tfswa.train.backend import load_network
@@ -180,6 +181,8 @@ def _produce(
         details = dict(convert(network, path))
         opened = open_model(path)
         assert isinstance(opened, FileModel)
+        if kind in trust.CODE:
+            trust.made_here(opened.sha256)
         snr_db, peak = check_graph(network, opened, planes, on=on)
         details |= {
             "snr_db": finite_or_none(snr_db),

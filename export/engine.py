@@ -12,6 +12,7 @@ graph, no flag changes it, so the graph's types are checked before it is built.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import logging
@@ -42,8 +43,10 @@ from tfswa.runtime.backends.engines import (
 from tfswa.runtime.backends.torchscript import run_torch
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError
 from tfswa.runtime.files import atomic
+from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.files.locks import locked
-from tfswa.runtime.model.bundle import Bundle, sha256_of_json, writable
+from tfswa.runtime.model import trust
+from tfswa.runtime.model.bundle import Bundle, writable
 from tfswa.runtime.model.opening import Model
 from tfswa.train.backend import load_network
 
@@ -198,6 +201,7 @@ def _add(
     text = json.dumps(dict(details), indent=1, sort_keys=True) + "\n"
     bundle.add(engine.removesuffix(".engine") + ".json", text.encode(), kind=KEY, details=about)
     bundle.add(answer_of(engine), _array_writer(right), kind=ANSWER, details=about)
+    trust.made_here(hashlib.sha256(plan).hexdigest())
     bundle.add(engine, plan, kind=ENGINE, precision=details["precision"], details=details)
 
 

@@ -27,6 +27,7 @@ from tfswa.export.plan import QUANTIZED, TYPED, Precision, PrecisionPlan
 from tfswa.export.precision import count_casts, typed
 from tfswa.export.quantize import CALIBRATION, count_quantized, layers, load_ranges, quantize_graph
 from tfswa.runtime.errors import ConfigError, ExportError, UsageError
+from tfswa.runtime.model import digest
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import INPUT, METADATA, OUTPUT, Model, embed
 from tfswa.runtime.model.spec import ModelSpec
@@ -142,8 +143,9 @@ def _convert(
                 "bf16, or name another plan with --plan"
             )
         graph = _checked(quantize_graph(graph, recipe.ranges, names), spec, opset)
-    graph.metadata_props.add(key=METADATA, value=embed(spec, precision, bundle.digest))
-    path.write_bytes(graph.SerializeToString(deterministic=True))
+    graph.metadata_props.add(key=METADATA, value=embed(spec, precision, bundle.digest, sealed=True))
+    graph.metadata_props.add(key=digest.KEY, value=digest.BLANK)
+    path.write_bytes(digest.close_message(graph.SerializeToString(deterministic=True)))
     details = {
         "opset": opset,
         "nodes": len(graph.graph.node),

@@ -10,6 +10,7 @@ from torch import nn
 
 from tfswa.export.artifact import Exported, bundle_of, produce
 from tfswa.runtime.backends.torchscript import jit_allowed
+from tfswa.runtime.model.digest import close_archive
 from tfswa.runtime.model.opening import METADATA, Model, embed
 from tfswa.runtime.model.spec import ModelSpec
 
@@ -36,11 +37,12 @@ def export_torchscript(
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: the graph differs from eager; nothing is written.
     """
-    carried = {f"{METADATA}.json": embed(model.spec, "fp32", bundle_of(model, "export").digest)}
+    carried = {f"{METADATA}.json": embed(model.spec, "fp32", bundle_of(model, "export").digest, sealed=True)}
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:
         with jit_allowed():
             torch.jit.save(trace(network, model.spec), path, _extra_files=carried)
+        close_archive(path)
         return {"torch": torch.__version__}
 
     return produce(model, NAME, "torchscript", convert, output=output, audio=audio, force=force)

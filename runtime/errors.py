@@ -11,6 +11,7 @@
     ├── TrainingError             1   training cannot go on
     ├── GateError                 3   a parity gate was not met
     └── BackendUnavailable        4   a backend, a device or a library is missing
+        ├── UntrustedError        4   its file is machine code that nobody vouches for
         └── CudaError             4   a call to CUDA, or to a library on it, failed
             └── DeviceMemoryError 4   the GPU, or the host's pinned memory, is full
 
@@ -86,6 +87,10 @@ class BackendUnavailable(TfxError):
     """A backend, a device or a library that was asked for is missing."""
 
     exit_code = 4
+
+
+class UntrustedError(BackendUnavailable):
+    """A file is machine code that this machine did not make and no known key signed."""
 
 
 class CudaError(BackendUnavailable):

@@ -60,3 +60,17 @@ def user_cache() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("tfswa")
+
+
+def user_state() -> Path:
+    """The user's folder for what cannot be made again, such as the key of ``files/seal.py``."""
+    from platformdirs import user_state_path
+
+    return user_state_path("tfswa")
+
+
+def user_config() -> Path:
+    """The user's folder for settings, such as the public keys that are trusted."""
+    from platformdirs import user_config_path
+
+    return user_config_path("tfswa")

@@ -6,6 +6,7 @@ run where torch is not installed.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -20,6 +21,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # matplotlib looks through the system's fonts where it finds no cache of its own: once, not once a test.
 os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "tfx-tests-matplotlib"))
+# What tests make is vouched for by a key of this run: fixtures of the whole session make machine code.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="tfx-tests-state-")
+os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_STATE_HOME"]
 
 import numpy as np
 import pytest
@@ -30,6 +34,8 @@ from numpy.typing import NDArray
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would all they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

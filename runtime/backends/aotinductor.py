@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,8 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends import BackendOptions, import_library
 from tfswa.runtime.backends.torchscript import TorchThreads
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
+from tfswa.runtime.files.documents import parse_json
+from tfswa.runtime.model.archive import read_extra
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -38,7 +38,7 @@ class AotInductorSession:
 
     def __init__(self, model: Model, options: BackendOptions):
         torch = import_library("torch", backend=self.name)
-        inductor = import_library("torch._inductor", backend=self.name)
+        package = import_library("torch._inductor.package", backend=self.name)
         if options.device != "cpu":
             raise BackendUnavailable(
                 f"device {options.device} asked for, packages are compiled for the CPU: use --device cpu"
@@ -54,7 +54,9 @@ class AotInductorSession:
         self._threads = TorchThreads(options.threads)
         self._torch = torch
         try:
-            self._call: Any = inductor.aoti_load_package(str(path))
+            # Not by aoti_load_package: it also opens what else is in the archive, some of it by pickle.
+            loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+            self._call: Any = package.AOTICompiledModel(loader)
         except RuntimeError as error:
             raise BundleError(
                 f"{path} cannot be loaded by torch {torch.__version__}: {reason(error)}"
@@ -83,11 +85,12 @@ def machine(torch: Any) -> dict[str, str]:
 
 
 def _made_for(path: Path) -> dict[str, str]:
+    text = read_extra(path, MADE_FOR)
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith(f"/extra/{MADE_FOR}"))
-            found: dict[str, str] = json.loads(archive.read(name))
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile) as error:
+        found = parse_json(text or "")
+        if not isinstance(found, dict):
+            raise ValueError(f"{MADE_FOR} is no object")
+    except ValueError as error:
         raise BundleError(f"{path} is not a package of tfx, or damaged: export it again") from error
     return found
 

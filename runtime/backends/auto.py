@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfswa.runtime.backends import BackendOptions, Session, compiles, open_session
 from tfswa.runtime.errors import BackendUnavailable, UsageError
-from tfswa.runtime.files.atomic import writing
+from tfswa.runtime.files import caches
 from tfswa.runtime.machine import cores, cpu_name, user_cache
 from tfswa.runtime.model.bundle import writable
 
@@ -75,9 +75,7 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
     rows.sort(key=lambda row: -row["x_realtime"])
     table = {**_conditions(plan.device or "cpu", plan.threads), "date": found.machine["date"], "rows": rows}
     with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as stream:
-            stream.write(json.dumps(table, indent=1).encode())
+        caches.write(path, json.dumps(table, indent=1).encode())
     return path
 
 
@@ -85,14 +83,15 @@ def _measured(model: Model, options: BackendOptions) -> Sequence[dict[str, Any]]
     """Rows of the table in the precision asked for, fastest first; none where it does not hold."""
     if model.bundle is None:
         return []
+    kept = caches.read(table_of(model))
     try:
-        table = json.loads(table_of(model).read_text())
+        table = json.loads(kept or b"{}")
         wanted = _conditions(options.device, options.threads)
         if {key: table[key] for key in wanted} != wanted:
             return []
         rows = [row for row in table["rows"] if row["precision"] == (options.precision or "fp32")]
         return [row for row in rows if row["backend"] and row["versions"] and row["x_realtime"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # by another tfx
         return []
 
 

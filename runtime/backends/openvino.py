@@ -9,10 +9,9 @@ faster than a free batch.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, filled, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.files import caches
+from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.machine import cores, user_cache
-from tfswa.runtime.model.bundle import sha256_of_json
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -37,7 +37,8 @@ class OpenvinoSession:
     """Runs a bundle's ``model.onnx``, ``model.int8.onnx`` or an exported file; see ``Session``.
 
     A network is compiled for the largest batch that was seen; smaller ones are filled up with silence.
-    What was compiled is kept in the user's cache, by graph, precision, batch, threads, version and CPU.
+    What was compiled is kept in the user's cache, by graph, precision, batch, threads, version and CPU, and
+    taken from there only if it is what this machine put there (``files/caches.py``).
 
     Raises:
         BackendUnavailable: openvino, the device, the precision on this CPU, or the artifact is missing.
@@ -89,7 +90,8 @@ class OpenvinoSession:
         try:
             network = self._core.read_model(self._path)
             network.reshape({network.inputs[0]: list(self._spec.input_shape(batch))})
-            compiled = self._core.compile_model(network, "CPU", self._settings(batch))
+            with _kept(cache_folder() / self._key(batch)) as kept:
+                compiled = self._core.compile_model(network, "CPU", {**self._settings(), **kept})
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(f"{self._path} cannot be loaded by openvino: {reason}") from error
@@ -103,7 +105,15 @@ class OpenvinoSession:
             raise BundleError(f"{self._path.name} has shape {shape}, its spec says {wanted}")
         self._request, self._batch = compiled.create_infer_request(), batch
 
-    def _settings(self, batch: int) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "INFERENCE_PRECISION_HINT": TYPES[self.precision],
+            "INFERENCE_NUM_THREADS": self._threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+
+    def _key(self, batch: int) -> str:
+        """Name of what is compiled: all that it depends on."""
         key = {
             "onnx_sha256": self.artifact[1],
             "precision": self.precision,
@@ -112,13 +122,7 @@ class OpenvinoSession:
             "version": self.versions["openvino"],
             "cpu": self._cpu,
         }
-        name = sha256_of_json(key)[:16]
-        return {
-            "INFERENCE_PRECISION_HINT": TYPES[self.precision],
-            "INFERENCE_NUM_THREADS": self._threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            **_kept(cache_folder() / name),
-        }
+        return sha256_of_json(key)[:16]
 
 
 def cache_folder() -> Path:
@@ -126,16 +130,17 @@ def cache_folder() -> Path:
     return user_cache() / "openvino"
 
 
-def _kept(place: Path) -> dict[str, str]:
-    """The setting that keeps what was compiled; none where the place cannot be written."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        logger.info("%s cannot be written (%s): compiled anew each time", place, error.strerror)
-        return {}
-    return {"CACHE_DIR": str(place)}
+@contextmanager
+def _kept(place: Path) -> Iterator[dict[str, str]]:
+    """The setting that keeps what is compiled in a block; none where the place cannot be written."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(caches.compiled(place))
+        except OSError as error:
+            logger.info("%s cannot be written (%s): compiled anew each time", place, error.strerror)
+            yield {}
+            return
+        yield {"CACHE_DIR": str(place)}
 
 
 def _check_plan(model: Model, name: str) -> None:

@@ -5,7 +5,9 @@ Devices are ``cpu``, ``cuda``, and by the TensorRT providers ``tensorrt`` and ``
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +15,14 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, filled, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
+from tfswa.runtime.files import caches
 from tfswa.runtime.machine import cores, user_cache
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
 
+
+logger = logging.getLogger(__name__)
 
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _CPU = "CPUExecutionProvider"
@@ -62,11 +67,13 @@ class OrtSession:
         path = model.file(self.artifact[0])
         if providers[0] != _CPU:  # or what a GPU has no kernel for would run on the CPU, unsaid
             settings.add_session_config_entry(_NO_CPU, "1")
+        self._kept = _keep(providers, self.artifact[1])
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), settings, providers=providers, **_OPTIONS.get(precision, {})
             )
         except Exception as error:  # its exceptions share no public base
+            self._kept.close()
             if "fallback to CPU" in str(error):
                 raise BackendUnavailable(
                     f"device {options.device} asked for, onnxruntime would run part of {path.name} on the "
@@ -110,6 +117,7 @@ class OrtSession:
         """Release the network."""
         self._bound.clear()
         self._session = None
+        self._kept.close()
 
     def _bind(self, batch: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
         """The network on memory of the device that stays: a call allocates nothing there."""
@@ -148,18 +156,24 @@ def _providers(device: str, available: list[str]) -> tuple[list[Any], tuple[str,
             "pip install 'tfswa[ort-gpu]' in place of 'tfswa[ort]', or use --device cpu"
         )
     number = int(index or 0)
-    providers: list[Any] = [(wanted, {"device_id": number, **_settings(kind)})]
+    providers: list[Any] = [(wanted, {"device_id": number})]
     if kind != "cuda" and _GPU["cuda"] in available:  # what TensorRT does not take stays on the GPU
         providers.append((_GPU["cuda"], {"device_id": number}))
     return providers, ("cuda", number)
 
 
-def _settings(kind: str) -> dict[str, str]:
-    """What a provider is told beside its device: TensorRT builds for minutes, and keeps what it built."""
-    if kind != "tensorrt":
-        return {}
-    kept = str(user_cache() / "onnxruntime")
-    return {"trt_engine_cache_enable": "True", "trt_engine_cache_path": kept}
+def _keep(providers: list[Any], sha256: str) -> ExitStack:
+    """Have TensorRT, which builds for minutes, keep what it builds, until the stack is closed."""
+    stack = ExitStack()
+    name, options = providers[0] if isinstance(providers[0], tuple) else (providers[0], {})
+    if name == _GPU["tensorrt"]:
+        place = user_cache() / "onnxruntime" / f"{sha256[:16]}-{options['device_id']}"
+        try:
+            stack.enter_context(caches.compiled(place, wait=False))
+            options |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(place)}
+        except OSError as error:
+            logger.info("%s is not for us (%s): built anew each time", place, error.strerror)
+    return stack
 
 
 def _check_provider(asked: Any, got: list[str], device: str) -> None:

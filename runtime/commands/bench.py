@@ -64,6 +64,7 @@ COLUMNS = {
     help="Also write NAME.json, NAME.md and NAME.png; default: print only.",
 )
 @click.option("--auto", is_flag=True, help="Keep the table: --backend auto goes by it; default: print only.")
+@options.trust
 @options.force
 @options.as_json
 def bench(
@@ -77,6 +78,7 @@ def bench(
     audio: Path | None,
     output: Path | None,
     auto: bool,
+    trusted: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -102,7 +104,7 @@ def bench(
         raise OutputExists(f"{taken[0]} is there already: choose another -o, or --force")
     if files:
         pictures.require_matplotlib()
-    opened = open_model(model)
+    opened = open_model(model, trusted=trusted)
     if auto:
         table_of(opened)  # refuses what cannot have one, before the work
     song = load_song(audio, opened.spec) if audio else synthetic_song(opened.spec)

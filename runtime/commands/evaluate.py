@@ -70,6 +70,7 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 @click.option(
     "--force", is_flag=True, help="Compute anew what another model or setting left; default: refuse."
 )
+@options.trust
 @options.as_json
 def evaluate(
     model: str,
@@ -87,6 +88,7 @@ def evaluate(
     method: Method,
     estimates: Path | None,
     plot: bool,
+    trusted: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -101,7 +103,7 @@ def evaluate(
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
     from tfswa.runtime.model.opening import open_model
 
-    opened = open_model(model)
+    opened = open_model(model, trusted=trusted)
     found = pick_songs(data, split, songs, opened.spec.stems)
     place = output or Path("evaluation") / (Path(model).resolve().stem or "model")
     with _Watch() as watch:

@@ -31,10 +31,17 @@ if TYPE_CHECKING:
     help="Check that MODEL's certificates are signed by the owner of this public Ed25519 key, PEM.",
 )
 @options.output_option("Folder of the pictures of --attention; default: attention.")
+@options.trust
 @options.force
 @options.as_json
 def inspect(
-    model: str, song: Path | None, key: Path | None, output: Path | None, force: bool, as_json: bool
+    model: str,
+    song: Path | None,
+    key: Path | None,
+    output: Path | None,
+    trusted: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Describe MODEL: a bundle, a model file, a name, or a family (default: demo).
 
@@ -57,7 +64,7 @@ def inspect(
 
         raise UsageError("-o and --force are for pictures, and none are asked for: add --attention SONG")
     signed = _verified(model, key) if key else None
-    description = bundle_as_dict(model)
+    description = bundle_as_dict(model, trusted=trusted)
     if as_json:
         click.echo(json.dumps({**description, "signed": signed} if signed else description))
     else:
@@ -75,19 +82,21 @@ def _verified(model: str, key: Path) -> dict[str, int]:
     return {"certificates": certificates, "held": held}
 
 
-def bundle_as_dict(model: str) -> dict[str, Any]:
+def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     """Return what is known of a model, JSON-ready; keys are documented in docs/json.md."""
     from importlib.metadata import entry_points
 
     from tfswa.runtime.model.opening import model_names, open_model
+    from tfswa.runtime.model.trust import who_vouches
     from tfswa.runtime.parity import passes, read_evidence
 
     families = {point.name for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():
         return {"model": model, "kind": "family", **_describe_spec(_family_spec(model))}
-    opened = open_model(model)
+    opened = open_model(model, trusted=trusted)
     if opened.bundle is None:
-        carried = {"kind": opened.kind, "precision": opened.precision}
+        vouched = who_vouches(opened.kind, opened.sha256)
+        carried = {"kind": opened.kind, "precision": opened.precision, "trusted": vouched}
         return {"model": model, **carried, **_describe_spec(opened.spec)}
     for name in opened.bundle.files:
         opened.bundle.file(name)
@@ -100,8 +109,11 @@ def bundle_as_dict(model: str) -> dict[str, Any]:
         **_describe_spec(opened.spec),
         "provenance": dict(opened.bundle.provenance),
         "files": {
-            name: {"kind": e.kind, "precision": e.precision, "bytes": e.bytes, "sha256": e.sha256}
-            for name, e in sorted(opened.bundle.files.items())
+            name: {
+                **{key: getattr(entry, key) for key in ("kind", "precision", "bytes", "sha256")},
+                "trusted": who_vouches(entry.kind, entry.sha256, opened.bundle),
+            }
+            for name, entry in sorted(opened.bundle.files.items())
         },
         "parity": [
             {
@@ -155,7 +167,10 @@ def _print(description: Mapping[str, Any]) -> None:
             click.echo("files (hashes checked)")
             for file, entry in value.items():
                 size = f"{entry['bytes'] / 1e6:.2f} MB"
-                click.echo(f"  {file:28} {entry['kind']:12} {entry['precision']:5} {size:>10}")
+                vouched = "" if entry["trusted"] == "data" else f"  {_vouched(entry['trusted'])}"
+                click.echo(f"  {file:28} {entry['kind']:12} {entry['precision']:5} {size:>10}{vouched}")
+        elif key == "trusted":
+            click.echo(f"{name}: {_vouched(value)}")
         elif key == "parity":
             for run in value:
                 verdict = "passed" if run["passed"] else "FAILED"
@@ -170,6 +185,10 @@ def _print(description: Mapping[str, Any]) -> None:
             click.echo(f"GFLOP per second of audio: {value}")
         elif key != "weights_mb":
             click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _vouched(why: str | None) -> str:
+    return why or "NOT trusted: machine code that nobody vouches for, run with --trust only"
 
 
 def _print_drawn(drawn: Mapping[str, Any]) -> None:

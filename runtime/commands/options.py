@@ -38,6 +38,14 @@ as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout; default: a table."
 )
 
+trust = click.option(
+    "--trust",
+    "trusted",
+    is_flag=True,
+    help="Run TorchScript, packages and engines in MODEL that this machine did not make: they can do what "
+    "you can. Remembered by hash; default: refuse them.",
+)
+
 
 def model_option(command: F) -> F:
     """``-m MODEL``."""
@@ -46,7 +54,7 @@ def model_option(command: F) -> F:
         "--model",
         default="demo",
         show_default=True,
-        help="A bundle, a .onnx or .ts file, or a name that `tfx models` lists.",
+        help="A bundle, a .onnx, .ts or .pt2 file, or a name that `tfx models` lists.",
     )(command)
 
 

@@ -93,6 +93,7 @@ MODES = {  # and what may be given beside them
 )
 @click.option("--picture", type=FILE, help="With --seams and --localize: draw the curve into this PNG file.")
 @options.output_option("With --seams --store: the new bundle; default: the manifest of MODEL itself.")
+@options.trust
 @options.force
 @options.as_json
 def parity(
@@ -119,6 +120,7 @@ def parity(
     threshold_db: float | None,
     picture: Path | None,
     output: Path | None,
+    trusted: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -130,6 +132,10 @@ def parity(
     With --seams or --localize one question is answered instead, and nothing is kept.
     """
     _check_mode(click.get_current_context())
+    if trusted:
+        from tfswa.runtime.model.opening import open_model, trust_code
+
+        trust_code(open_model(model))
     if seams:
         from tfswa.runtime.commands.parity_seams import run_seams
 
@@ -186,6 +192,8 @@ def _check_mode(context: click.Context) -> None:
     for option in context.command.params:
         name = str(option.name)
         if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if name == "trusted":
             continue
         if chosen and name not in {"model", "audio", "force", "as_json", chosen[0], *MODES[chosen[0]]}:
             raise UsageError(f"{option.opts[-1]} means nothing with --{chosen[0]}: leave it out")

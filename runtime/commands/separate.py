@@ -66,6 +66,7 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     help="Exit code 1 for an input that is damaged, cut or has holes, and no file written of it; "
     "default: say so and go on.",
 )
+@options.trust
 @options.force
 @click.option(
     "--skip-existing",
@@ -90,6 +91,7 @@ def separate(
     on_nonfinite: Any,
     track: str | None,
     strict: bool,
+    trusted: bool,
     force: bool,
     skip_existing: bool,
     quiet: bool,
@@ -115,7 +117,7 @@ def separate(
         raise UsageError("--skip-existing keeps what --force replaces: give one of them")
     check_folder(output)
     picked_track = None if track is None else parse_track(track)
-    opened = open_model(model)
+    opened = open_model(model, trusted=trusted)
     wanted = [stem.strip() for stem in stems.split(",")] if stems else list(opened.spec.stems)
     stem_indices(opened, wanted)
     plan = plan_jobs(inputs, output, opened.spec.stems)

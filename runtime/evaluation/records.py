@@ -14,7 +14,7 @@ from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import OutputExists
 from tfswa.runtime.evaluation.bsseval import Method
 from tfswa.runtime.evaluation.scores import WINDOWS, Score
-from tfswa.runtime.model.bundle import sha256_of
+from tfswa.runtime.files.hashes import sha256_of
 from tfswa.runtime.songs.finding import SongFiles
 from tfswa.runtime.stream.separator import Separator
 

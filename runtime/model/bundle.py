@@ -11,7 +11,6 @@ the digest of the model. No pickle is read. Every write goes to a temporary name
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files.atomic import new_folder, writing
+from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
 from tfswa.runtime.files.locks import locked
 from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.publish import Move, publish, sweep
@@ -314,17 +314,6 @@ class Bundle:
                     )
                 self._own = files
             yield manifest
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read block by block."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sha256_of_json(value: Any) -> str:
-    """SHA-256 of what JSON can hold, in hexadecimal; the order of keys does not matter."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

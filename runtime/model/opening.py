@@ -7,20 +7,30 @@ file handed to someone else still separates. They are read here without onnx or 
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, did_you_mean
+from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.machine import user_cache
-from tfswa.runtime.model.bundle import MANIFEST, Bundle, sha256_of
+from tfswa.runtime.model import archive, onnx_file, trust
+from tfswa.runtime.model.bundle import MANIFEST, Bundle
+from tfswa.runtime.model.digest import check_digest
 from tfswa.runtime.model.spec import ModelSpec
 
 METADATA = "tfx"  # key of metadata_props in ONNX; name of the extra file in TorchScript is tfx.json
 INPUT, OUTPUT = "mixture", "stems"  # of every exported graph
 DEMO = "demo"
+AOT_MEMBERS = (
+    "data/aotinductor/",
+    "extra/",
+    "version",
+    "byteorder",
+    "archive_format",
+    "archive_version",
+    ".data/",
+)
 
 _KINDS = {".onnx": "onnx", ".ts": "torchscript", ".pt2": "aotinductor"}
 _MAKE = {
@@ -59,7 +69,12 @@ class Model(Protocol):
         """
 
     def file(self, name: str) -> Path:
-        """Path of an artifact, checked against its hash."""
+        """Path of an artifact, checked against its hash, that a library may be given.
+
+        Raises:
+            BundleError: it is damaged, or declares what it may not.
+            UntrustedError: it is machine code that nobody vouches for, see ``trust.py``.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,8 @@ class BundleModel:
 
     def file(self, name: str) -> Path:
         """See ``Model``."""
-        return self.bundle.file(name)
+        path, entry = self.bundle.file(name), self.bundle.files[name]
+        return _check_loadable(entry.kind, path, entry.sha256, self.bundle)
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,7 @@ class FileModel:
     kind: str
     precision: str
     spec: ModelSpec
+    sha256: str
     bundle: None = None
 
     def artifact(self, kind: str, precision: str) -> tuple[str, str]:
@@ -108,11 +125,11 @@ class FileModel:
                 f"{self.name} is {self.kind} in {self.precision}, asked for is {kind} in {precision}: "
                 "choose another --backend or --precision"
             )
-        return self.path.name, sha256_of(self.path)
+        return self.path.name, self.sha256
 
     def file(self, name: str) -> Path:
         """See ``Model``."""
-        return self.path
+        return _check_loadable(self.kind, self.path, self.sha256)
 
 
 def model_names() -> dict[str, Path]:
@@ -127,13 +144,40 @@ def named_model(name: str) -> Path:
     return user_cache() / "models" / f"{name}.tfx"
 
 
-def open_model(name: str | Path) -> BundleModel | FileModel:
+def open_model(name: str | Path, *, trusted: bool = False) -> BundleModel | FileModel:
     """Open a bundle's path, an exported file's path, or a named model.
+
+    Args:
+        name: of any of these.
+        trusted: run machine code in it, and from now on, though this machine did not make it.
 
     Raises:
         UsageError: nothing of that name.
         BundleError: it is there and damaged, or not made by tfx.
     """
+    opened = _open(name)
+    if trusted:
+        trust_code(opened)
+    return opened
+
+
+def code_of(model: Model) -> list[tuple[str, str, str]]:
+    """Files of a model that are machine code: kind, name and SHA-256."""
+    if isinstance(model, FileModel):
+        files = [(model.kind, model.path.name, model.sha256)]
+    else:
+        assert model.bundle is not None
+        files = [(entry.kind, name, entry.sha256) for name, entry in sorted(model.bundle.files.items())]
+    return [file for file in files if file[0] in trust.CODE]
+
+
+def trust_code(model: Model) -> None:
+    """Note that the user trusts the machine code of a model, as it is now, from now on."""
+    for _, _, sha256 in code_of(model):
+        trust.trust(sha256)
+
+
+def _open(name: str | Path) -> BundleModel | FileModel:
     path, known = Path(name), model_names()
     if str(name) in known and not path.exists():
         return BundleModel(str(name), Bundle.open(known[str(name)]))
@@ -149,86 +193,42 @@ def open_model(name: str | Path) -> BundleModel | FileModel:
     )
 
 
-def embed(spec: ModelSpec, precision: str, source: str) -> str:
-    """Text that an exported file carries: spec, precision, and the digest of the bundle it came from."""
-    return json.dumps({"spec": spec.to_dict(), "precision": precision, "source": source}, sort_keys=True)
+def embed(spec: ModelSpec, precision: str, source: str, *, sealed: bool = False) -> str:
+    """Text that an exported file carries: spec, precision, and the digest of the bundle it came from.
+
+    With ``sealed`` it also says that the file ends in a digest of itself, see ``digest.py``.
+    """
+    carried = {"spec": spec.to_dict(), "precision": precision, "source": source}
+    return json.dumps({**carried, "sealed": True} if sealed else carried, sort_keys=True)
 
 
 def _open_file(path: Path) -> FileModel:
     kind = _KINDS.get(path.suffix)
     if kind is None:
         raise BundleError(f"{path} ends in {path.suffix!r}: a model is a bundle, a .onnx, .ts or .pt2 file")
-    text = _onnx_metadata(path) if kind == "onnx" else _archive_metadata(path)
+    read = onnx_file.read_metadata if kind == "onnx" else archive.read_extra
+    text = read(path, METADATA if kind == "onnx" else f"{METADATA}.json")
     if text is None:
         raise BundleError(f"{path} carries no tfx spec: export it with `tfx export`")
     try:
-        carried = json.loads(text)
-        spec, precision = ModelSpec.from_dict(carried["spec"]), str(carried["precision"])
+        carried = parse_json(text)
+        unknown = carried.keys() - {"spec", "precision", "source", "sealed"}
+        if unknown or not isinstance(carried["precision"], str) or carried.get("sealed") not in (None, True):
+            raise ValueError("it has keys or values that tfx does not write")
+        spec = ModelSpec.from_dict(carried["spec"])
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path}: its tfx spec is damaged ({error})") from error
-    return FileModel(str(path), path, kind, precision, spec)
+    sha256 = check_digest(path, sealed="sealed" in carried)
+    return FileModel(str(path), path, kind, carried["precision"], spec, sha256)
 
 
-def _archive_metadata(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(f"/extra/{METADATA}.json"):
-                    return archive.read(name).decode()
-    except Exception as error:  # zipfile lets the errors of zlib, lzma, struct and others through
-        raise BundleError(f"{path} is not a file of torch, or damaged: {error}") from error
-    return None
-
-
-def _onnx_metadata(path: Path) -> str | None:
-    """Read metadata_props (field 14 of ModelProto) without loading the graph."""
-    try:
-        with path.open("rb") as stream:
-            for number, value in _fields(stream, path.stat().st_size, wanted=14):
-                if number == 14:
-                    pair = dict(_pairs(value))
-                    if pair.get(1) == METADATA.encode():
-                        return pair[2].decode()
-    except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{path} is not an ONNX file, or damaged: {error}") from error
-    return None
-
-
-def _fields(stream: BinaryIO, size: int, wanted: int) -> Iterator[tuple[int, bytes]]:
-    """Top-level protobuf fields; content only of the wanted one, the rest is skipped."""
-    while stream.tell() < size:
-        key = _varint(stream)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            _varint(stream)
-            continue
-        length = {1: 8, 5: 4}.get(wire) or (_varint(stream) if wire == 2 else -1)
-        if length < 0 or stream.tell() + length > size:
-            raise ValueError(f"field {number} of wire type {wire} runs past the end")
-        if number == wanted:
-            yield number, stream.read(length)
-        else:
-            stream.seek(length, 1)
-
-
-def _pairs(message: bytes) -> Iterator[tuple[int, bytes]]:
-    import io
-
-    stream = io.BytesIO(message)
-    for wanted in (1, 2):
-        stream.seek(0)
-        yield from _fields(stream, len(message), wanted)
-
-
-def _varint(stream: BinaryIO) -> int:
-    value = shift = 0
-    while True:
-        byte = stream.read(1)
-        if not byte or shift > 63:
-            raise ValueError("a number runs past the end")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-        shift += 7
+def _check_loadable(kind: str, path: Path, sha256: str, bundle: Bundle | None = None) -> Path:
+    """A path that a library may be given, once it was looked at."""
+    trust.check(kind, str(path), sha256, bundle)
+    if kind == "onnx":
+        onnx_file.check_whole(path)
+    if kind in ("torchscript", "aotinductor"):
+        archive.check_archive(path, *(AOT_MEMBERS if kind == "aotinductor" else ()))
+    return path

@@ -4,8 +4,8 @@ from tfswa.runtime.gates import Gate as Gate
 from tfswa.runtime.gates import Gates as Gates
 from tfswa.runtime.gates import gate_for as gate_for
 from tfswa.runtime.gates import load_gates as load_gates
+from tfswa.runtime.model.keys import EVIDENCE as EVIDENCE
 from tfswa.runtime.parity.candidates import Candidate as Candidate
-from tfswa.runtime.parity.certificate import EVIDENCE as EVIDENCE
 from tfswa.runtime.parity.certificate import Certificate as Certificate
 from tfswa.runtime.parity.compare import certify as certify
 from tfswa.runtime.parity.compare import compare as compare

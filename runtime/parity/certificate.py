@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tfswa.runtime.errors import BundleError
-
-EVIDENCE = "parity.json"  # the file in a bundle that holds certificates
+from tfswa.runtime.model.keys import EVIDENCE
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.errors import BundleError, GateError, UsageError
 from tfswa.runtime.gates import Gates, default_gates
+from tfswa.runtime.model.keys import EVIDENCE
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.certificate import EVIDENCE, Certificate
+from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.judge import judge, passes
 
 SCHEMA = 2

@@ -7,17 +7,13 @@ Ed25519 (RFC 8032) by the library ``cryptography``, over the bytes of ``parity.j
 from __future__ import annotations
 
 import base64
-import binascii
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
+from tfswa.runtime.errors import UsageError
+from tfswa.runtime.model.keys import EVIDENCE, SIGNATURE, load_key, signed_evidence
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.certificate import EVIDENCE
 from tfswa.runtime.parity.evidence import read_evidence
 
-SIGNATURE = f"{EVIDENCE}.sig"
 KIND = "signature"
 
 
@@ -33,7 +29,7 @@ class Signer:
     """
 
     def __init__(self, key: Path):
-        self._key = _load(key, "load_pem_private_key", "private", password=None)
+        self._key = load_key(key, "private")
 
     def sign(self, model: Model) -> Path:
         """Sign a bundle's certificates; the signature lies beside them.
@@ -61,40 +57,11 @@ def verify(model: Model, key: Path) -> tuple[int, int]:
         BackendUnavailable: the library is missing.
         BundleError: there is no signature, or it is not of these certificates by this key.
     """
-    public = _load(key, "load_pem_public_key", "public")
     bundle = model.bundle
     if bundle is None:
         raise UsageError(f"{model.name} is an exported file, certificates are in bundles: name that")
-    missing = [name for name in (EVIDENCE, SIGNATURE) if name not in bundle.files]
-    if missing:
-        raise BundleError(f"{model.name} holds no {missing[0]}: measure and sign, `tfx parity --sign KEY`")
-    try:
-        signature = base64.b64decode(bundle.file(SIGNATURE).read_bytes(), validate=False)
-        public.verify(signature, bundle.file(EVIDENCE).read_bytes())
-    except (import_module("cryptography.exceptions").InvalidSignature, binascii.Error) as error:
-        raise BundleError(
-            f"{model.name}: {SIGNATURE} is not the signature of {EVIDENCE} by the owner of {key}: it was "
-            "changed, measured again, or signed by another"
-        ) from error
+    signed_evidence(bundle, key)
     certificates = read_evidence(model)
     hashes = {entry.sha256 for entry in bundle.files.values()}
     held = [c for c in certificates if c.artifact_sha256 in hashes and c.source == bundle.digest]
     return len(certificates), len(held)
-
-
-def _load(path: Path, function: str, what: str, **options: Any) -> Any:
-    """A key from a PEM file."""
-    try:
-        serialization = import_module("cryptography.hazmat.primitives.serialization")
-        kinds = import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"signatures need cryptography ({error}): pip install 'tfswa[sign]'"
-        ) from error
-    try:
-        key = getattr(serialization, function)(path.read_bytes(), **options)
-    except Exception as error:  # what a file that is no key makes it raise has no common base
-        raise UsageError(f"{path} is no {what} key ({reason(error)}): give a PEM file of Ed25519") from error
-    if not isinstance(key, getattr(kinds, f"Ed25519{what.title()}Key")):
-        raise UsageError(f"{path} holds a {type(key).__name__}, an Ed25519 {what} key is wanted")
-    return key

@@ -17,7 +17,7 @@ from tfswa.runtime.backends.torchscript import jit_allowed
 from tfswa.runtime.cli import main
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
+from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model, trust_code
 from tfswa.runtime.parity.localize import Located, Step, localize, worst_first
 from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.songs.loading import synthetic_song
@@ -186,6 +186,7 @@ def test_a_perturbed_trace_is_found(exported: BundleModel) -> None:
         exported.bundle.add(
             "model.ts", lambda to: torch.jit.save(loaded, str(to)), kind="torchscript", precision="fp32"
         )
+    trust_code(exported)
     found = find(exported, "torchscript")
     assert found.culprit is not None
     convolutions = [step.module for step in found.steps if step.op == "_convolution"]
@@ -199,6 +200,7 @@ def test_a_trace_of_another_network_is_refused(exported: BundleModel, plain: Bun
         exported.bundle.add(
             "model.ts", lambda to: torch.jit.save(traced, str(to)), kind="torchscript", precision="fp32"
         )
+    trust_code(exported)
     with pytest.raises(BundleError, match="export it again"):
         open_instrument(exported, "torchscript", "fp32")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from simulated_gpu import SimulatedCuda, SimulatedTensorRt
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.backends.engines import PORTABLE, answer_of, probe, samples
 from tfswa.runtime.backends.trt import TrtSession
+from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
 
@@ -66,6 +68,7 @@ class Place:
 
     def add(self, name: str, data: bytes, **entry: Any) -> None:
         Bundle.open(self.path).add(name, lambda path: write_bytes(path, data), **entry)
+        trust.made_here(hashlib.sha256(data).hexdigest())
 
     @property
     def model(self) -> BundleModel:

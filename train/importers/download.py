@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ from urllib.error import HTTPError
 from urllib.request import build_opener
 
 from tfswa.runtime.errors import BundleError, TfxError, reason
+from tfswa.runtime.files import caches
 from tfswa.runtime.files.atomic import folder, writing
+from tfswa.runtime.files.hashes import sha256_of
 from tfswa.runtime.machine import user_cache
-from tfswa.runtime.model.bundle import sha256_of, writable
+from tfswa.runtime.model.bundle import writable
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30.0
 BLOCK_BYTES = 1 << 18
@@ -66,8 +71,11 @@ class Download:
             UsageError: the cache cannot be written.
         """
         place = self.place
-        if place.is_file() and sha256_of(place) == self.sha256:
-            return place
+        if place.is_file():
+            if sha256_of(place) == self.sha256:
+                caches.touch(place)
+                return place
+            logger.warning("%s is damaged: fetched again", place)
         with (
             writable(place),
             folder(place.parent),
@@ -84,6 +92,7 @@ class Download:
                     f"{self.url} gave {count} bytes of SHA-256 {digest.hexdigest()[:12]}, wanted are "
                     f"{self.size_bytes} of {self.sha256[:12]}: nothing is kept; try again, or {self.by_hand}"
                 )
+        caches.trim()
         return place
 
     def _blocks(self) -> Generator[bytes, None, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,8 +153,8 @@ def test_a_precision_that_openvino_changes_is_an_error(
 ) -> None:
     settings = OpenvinoSession._settings
 
-    def other(self: OpenvinoSession, batch: int) -> dict[str, Any]:
-        return {**settings(self, batch), "INFERENCE_PRECISION_HINT": "f32"}
+    def other(self: OpenvinoSession) -> dict[str, Any]:
+        return {**settings(self), "INFERENCE_PRECISION_HINT": "f32"}
 
     monkeypatch.setattr(OpenvinoSession, "_settings", other)
     monkeypatch.setattr("tfswa.runtime.backends.openvino._check_device", lambda *_: None)
@@ -172,3 +173,28 @@ def test_without_openvino_the_extra_is_named(exported: BundleModel, monkeypatch:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'tfswa\[openvino\]'"):
         OpenvinoSession(exported, BackendOptions())
+
+
+PLACES = 200 if os.environ.get("TFX_LONG") else 20
+
+
+def test_one_flipped_byte_of_what_was_compiled_is_compiled_again(
+    exported: BundleModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = BackendOptions(threads=1)
+    mixture = planes(exported.spec)
+    first = OpenvinoSession(exported, options).infer(mixture)
+    (folder,) = cache_folder().iterdir()
+    random = np.random.default_rng(0)
+    for _ in range(PLACES):
+        (blob,) = folder.glob("*.blob")
+        whole = bytearray(blob.read_bytes())
+        whole[int(random.integers(len(whole)))] ^= 1 << int(random.integers(8))
+        blob.write_bytes(whole)
+        caplog.clear()
+        assert near(first, OpenvinoSession(exported, options).infer(mixture), FULL_GATE_DB)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "is damaged: compiled again" in caplog.text
+    caplog.clear()
+    OpenvinoSession(exported, options).close()
+    assert not caplog.records

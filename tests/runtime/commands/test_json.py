@@ -13,7 +13,7 @@ import soundfile
 from command_line import Tfx
 
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import METADATA, embed
+from tfswa.runtime.model.opening import METADATA, embed, open_model
 from tfswa.runtime.model.spec import ChunkSpec, StftSpec
 
 pytest.importorskip("torch", reason="torch is not installed: networks here are eager")
@@ -192,6 +192,7 @@ def damage_trace(bundle: Bundle) -> None:
         bundle.add(
             "model.ts", lambda to: torch.jit.save(loaded, str(to)), kind="torchscript", precision="fp32"
         )
+    open_model(bundle.path, trusted=True)
 
 
 @pytest.mark.slow

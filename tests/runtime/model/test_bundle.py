@@ -21,8 +21,9 @@ from system_calls import killed_at
 
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files import publish
+from tfswa.runtime.files.hashes import sha256_of
 from tfswa.runtime.model import bundle as bundle_module
-from tfswa.runtime.model.bundle import MANIFEST, WEIGHTS, Bundle, sha256_of
+from tfswa.runtime.model.bundle import MANIFEST, WEIGHTS, Bundle
 from tfswa.runtime.model.spec import ModelSpec
 
 Weights = dict[str, NDArray[Any]]

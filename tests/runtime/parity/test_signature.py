@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.model import keys
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity import EVIDENCE, signature, store
+from tfswa.runtime.parity import EVIDENCE, store
 from tfswa.runtime.parity.signature import SIGNATURE, Signer, verify
 
 
@@ -77,10 +78,10 @@ def test_a_damaged_signature_is_refused(model: BundleModel, tmp_path: Path, text
 
 def test_without_signature_or_certificates(model: BundleModel, tmp_path: Path) -> None:
     _, public = pair(tmp_path, "key")
-    with pytest.raises(BundleError, match=r"holds no parity\.json\.sig: measure and sign"):
+    with pytest.raises(BundleError, match=r"holds no parity\.json\.sig: measure with"):
         verify(model, public)
     bundle = Bundle.create(tmp_path / "bare.tfx", model.spec, {"w": np.zeros(1, np.float32)})
-    with pytest.raises(BundleError, match=r"holds no parity\.json: measure and sign"):
+    with pytest.raises(BundleError, match=r"holds no parity\.json: measure with"):
         verify(BundleModel("bare", bundle), public)
     assert EVIDENCE not in bundle.files
 
@@ -110,6 +111,6 @@ def test_without_the_library_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(signature, "import_module", missing)
+    monkeypatch.setattr(keys, "import_module", missing)
     with pytest.raises(BackendUnavailable, match=r"pip install 'tfswa\[sign\]'"):
         Signer(tmp_path / "key.pem")

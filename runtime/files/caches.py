@@ -1,0 +1,249 @@
+"""What tfx keeps in the user's cache: bounded, least recently used first out, believed only if it is whole.
+
+    openvino/ onnxruntime/   folders of what a library compiled; a file ``seal`` lists what is in each
+    auto/ calibration/       files that carry a tag in front, see ``write``
+    downloads/               files whose SHA-256 is in the program
+    bundles/                 what was added to sealed bundles; their manifests hold hashes
+    decoded/                 decoded audio, bounded by data.cache_gb (``train/data/cache.py``)
+
+What is damaged is reported once, removed and made again. ``TFX_CACHE_GB`` bounds all but decoded audio.
+What a process holds locked, because it writes or loads it, is not removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.files import atomic, seal
+from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.machine import user_cache
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("auto", "bundles", "calibration", "downloads", "onnxruntime", "openvino")  # that share the limit
+DECODED = "decoded"
+LIMIT_GB = 10.0  # of all kinds that share it
+LIMIT_VARIABLE = "TFX_CACHE_GB"
+
+_SEAL = "seal"
+_MAGIC = b"tfx cache 1 "
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or a folder that is kept or removed as a whole.
+
+    Attributes:
+        path: where it is.
+        bytes: of all its files.
+        used: when it was last used, in nanoseconds since 1970.
+    """
+
+    path: Path
+    bytes: int
+    used: int
+
+
+def limit_bytes() -> int:
+    """What the caches may hold together.
+
+    Raises:
+        ConfigError: the environment variable is no number of gigabytes.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        limit = float(text) if text else LIMIT_GB
+        if not 0 <= limit < 1e9:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"{LIMIT_VARIABLE} is {text!r}: give gigabytes, such as {LIMIT_GB:g}") from None
+    return int(limit * 1e9)
+
+
+def entries(kind: str) -> list[Entry]:
+    """What the cache of a kind holds; nothing where it is not there or cannot be read."""
+    folder, found = user_cache() / kind, []
+    depth = folder.glob("*/*") if kind == "calibration" else folder.glob("*")
+    with suppress(OSError):
+        for path in depth:
+            with suppress(FileNotFoundError):  # someone else has removed it
+                files = [path] if not path.is_dir() else [file for file in path.rglob("*") if file.is_file()]
+                size = sum(file.lstat().st_size for file in files)
+                found.append(Entry(path, size, path.lstat().st_mtime_ns))
+    return found
+
+
+def trim() -> None:
+    """Remove what was used least recently until all fits the limit; what is in use stays."""
+    limit = limit_bytes()
+    there = [entry for kind in KINDS for entry in entries(kind)]
+    total = sum(entry.bytes for entry in there)
+    for entry in sorted(there, key=lambda entry: entry.used):
+        if total <= limit:
+            return
+        if remove(entry.path):
+            total -= entry.bytes
+            logger.info("removed %s: the caches held more than %s", entry.path, LIMIT_VARIABLE)
+
+
+def clear(kind: str) -> tuple[int, int]:
+    """Remove all that a cache holds and nobody uses.
+
+    Returns:
+        The bytes that went, and those that stayed because they are in use.
+    """
+    gone = stayed = 0
+    if kind == DECODED:  # it knows by leases what is in use, and its files are no entries of ours
+        raise ConfigError("decoded audio is cleared by its own cache: see `tfx data`")
+    for entry in entries(kind):
+        if remove(entry.path):
+            gone += entry.bytes
+        else:
+            stayed += entry.bytes
+    return gone, stayed
+
+
+def remove(path: Path) -> bool:
+    """Remove an entry that nobody holds locked; whether it is gone."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return True
+    except OSError:  # a link, or what cannot be read: the name alone goes
+        with suppress(OSError):
+            path.unlink()
+        return not os.path.lexists(path)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def touch(path: Path) -> None:
+    """Note that an entry is used now."""
+    with suppress(OSError):
+        os.utime(path)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Keep bytes, whole or not at all, under a tag that ``read`` checks.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.writing(path) as stream:
+        stream.write(_MAGIC + seal.tag(path.name, content).encode() + b"\n" + content)
+    trim()
+
+
+def read(path: Path) -> bytes | None:
+    """What ``write`` kept; None where there is nothing, or, after a warning, where it is damaged."""
+    try:
+        whole = path.read_bytes()
+    except OSError:
+        return None
+    head, _, content = whole.partition(b"\n")
+    if head.startswith(_MAGIC) and seal.is_tagged(
+        path.name, content, head.removeprefix(_MAGIC).decode("latin-1")
+    ):
+        touch(path)
+        return content
+    _damaged(path)
+    return None
+
+
+@contextmanager
+def compiled(place: Path, *, wait: bool = True) -> Iterator[None]:
+    """Have a library keep files in a folder for a block, alone; only files of an earlier block are there.
+
+    Args:
+        place: the folder.
+        wait: for another process that holds it.
+
+    Raises:
+        OSError: the folder cannot be made or written; BlockingIOError where another process holds it.
+    """
+    handle = _locked(place, wait)
+    try:
+        before = _listing(place)
+        if before and not _is_sealed(place):
+            if _SEAL in before:  # or a process was ended before it could write it
+                logger.warning("%s is damaged: compiled again", place)
+            for path in place.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            before = {}
+        yield
+        touch(place)
+        if _listing(place) != before:
+            try:
+                found = seal.tag(place.name, _content(place))  # while there is no partial file among them
+                with atomic.writing(place / _SEAL) as stream:
+                    stream.write(found.encode())
+            except OSError as error:  # a full disk: compiled again the next time
+                logger.info("%s cannot be sealed (%s)", place, error.strerror)
+            trim()
+    finally:
+        os.close(handle)
+
+
+def _is_sealed(place: Path) -> bool:
+    try:
+        found = (place / _SEAL).read_text("latin-1")
+        return seal.is_tagged(place.name, _content(place), found)
+    except OSError:
+        return False
+
+
+def _content(place: Path) -> bytes:
+    """Names and hashes of a folder's files, the seal left out."""
+    files = sorted(path for path in place.rglob("*") if path.is_file() and path != place / _SEAL)
+    lines = [f"{sha256_of(path)} {path.relative_to(place)}" for path in files]
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _listing(place: Path) -> dict[str, tuple[int, int]]:
+    """Every file's size and time of change."""
+    states = {str(path.relative_to(place)): path.stat() for path in place.rglob("*") if path.is_file()}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
+def _locked(place: Path, wait: bool) -> int:
+    """A handle that locks a folder, which is made where it is missing."""
+    while True:
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), place.stat()):
+                return handle
+        except FileNotFoundError:
+            pass  # removed meanwhile
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _damaged(path: Path) -> None:
+    logger.warning("%s is damaged, or was made by another tfx: made again", path)
+    with suppress(OSError):
+        path.unlink()

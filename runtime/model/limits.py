@@ -1,0 +1,15 @@
+"""What a file may declare before anything is allocated for it. All limits of model files are here."""
+
+from __future__ import annotations
+
+METADATA_BYTES = 16 << 20  # of the text that an exported file carries, and of a manifest
+ENTRIES = 1 << 16  # of an archive
+ARCHIVE_GROWTH = 8  # an archive's members may be so many times as large as the file
+ARCHIVE_BYTES = 64 << 20  # and that much more: small files compress well
+NESTING = 32  # of graphs in an ONNX graph
+
+N_FFT = 1 << 20  # samples of a window
+SAMPLE_RATE = 1 << 22  # Hz
+FRAMES = 1 << 20  # of a chunk
+STEMS = 256
+CHUNK_BYTES = 4 << 30  # of the network's input and output for one chunk, float32

@@ -1,0 +1,110 @@
+"""What has to be known of an ONNX file before anything loads it, read without onnx.
+
+A protobuf message is a row of fields: a key (number and wire type), then a number, or a length and bytes. Of
+``ModelProto`` the metadata is read, and all tensors are looked at: none may keep its values in another file,
+whose content no hash of this one would cover.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tfswa.runtime.errors import BundleError
+from tfswa.runtime.model.limits import METADATA_BYTES, NESTING
+
+_WITHIN = {  # which fields of a message hold which messages, by onnx.proto
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_METADATA, _EXTERNAL_DATA, _DATA_LOCATION = 14, 13, 14
+_BYTES = 2  # wire type of what has a length
+
+
+def read_metadata(path: Path, key: str) -> str | None:
+    """The text that a model carries under a key; None where there is none.
+
+    Raises:
+        BundleError: it is no ONNX file, or damaged.
+    """
+    with _opened(path) as data:
+        for number, wire, start, stop in _fields(data, 0, len(data)):
+            if number == _METADATA and wire == _BYTES:
+                pair = {n: (a, b) for n, w, a, b in _fields(data, start, stop) if w == _BYTES}
+                name, value = pair.get(1, (0, 0)), pair.get(2, (0, 0))
+                if data[slice(*name)] == key.encode():
+                    if value[1] - value[0] > METADATA_BYTES:
+                        raise ValueError(f"{value[1] - value[0]} bytes of {key}")
+                    return data[slice(*value)].decode()
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """See that a graph holds all its numbers itself.
+
+    Raises:
+        BundleError: a tensor is in another file, or it is no ONNX file.
+    """
+    with _opened(path) as data:
+        left = [("model", 0, len(data), 0)]
+        while left:
+            kind, start, stop, depth = left.pop()
+            if depth > NESTING * len(_WITHIN):
+                raise ValueError(f"graphs in graphs, more than {NESTING} deep")
+            for number, wire, first, last in _fields(data, start, stop):
+                within = _WITHIN.get(kind, {}).get(number)
+                if within is not None and wire == _BYTES:
+                    left.append((within, first, last, depth + 1))
+                elif kind == "tensor" and (
+                    number == _EXTERNAL_DATA or (number == _DATA_LOCATION and data[first:last] != b"\0")
+                ):
+                    raise BundleError(
+                        f"{path} keeps numbers in another file, which no hash covers: not opened; export it "
+                        "with `tfx export`, which writes one file"
+                    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[mmap.mmap]:
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is not an ONNX file, or damaged: {error}") from error
+
+
+def _fields(data: mmap.mmap, place: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, and where the content is, of every field of a message."""
+    while place < stop:
+        key, place = _varint(data, place, stop)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            _, end = _varint(data, place, stop)
+        elif wire == _BYTES:
+            length, place = _varint(data, place, stop)
+            end = place + length
+        else:
+            end = place + {1: 8, 5: 4}.get(wire, stop)
+        if end > stop:
+            raise ValueError(f"field {number} of wire type {wire} runs past the end")
+        yield number, wire, place, end
+        place = end
+
+
+def _varint(data: mmap.mmap, place: int, stop: int) -> tuple[int, int]:
+    value = shift = 0
+    while place < stop and shift <= 63:
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+    raise ValueError("a number runs past the end")

@@ -1,0 +1,159 @@
+"""Caches: bounded, and believed only if they are what was put there."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.files import caches
+
+PLACES = 200 if os.environ.get("TFX_LONG") else 20
+
+
+def put(path: Path, size: int, used: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    os.utime(path, (used, used))
+    return path
+
+
+@pytest.fixture
+def root(private_cache: Path) -> Path:
+    return private_cache / "tfswa"
+
+
+def test_bytes_come_back_as_they_were(root: Path) -> None:
+    path = root / "auto" / "a.json"
+    for content in (b"", b"\n", b"x" * 5000):
+        caches.write(path, content)
+        assert caches.read(path) == content
+    assert caches.read(root / "auto" / "b.json") is None
+
+
+def test_one_flipped_bit_anywhere_is_told_once_and_made_again(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = root / "calibration" / "ranges" / "a.npz"
+    random = np.random.default_rng(0)
+    content = random.bytes(700)
+    caches.write(path, content)
+    whole = path.read_bytes()
+    for place in {0, len(whole) - 1, *map(int, random.integers(0, len(whole), PLACES))}:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(flipped)
+        caplog.clear()
+        assert caches.read(path) is None
+        assert len(caplog.records) == 1
+        assert caches.read(path) is None
+        assert len(caplog.records) == 1  # it is gone
+    caches.write(path, content)
+    assert caches.read(path) == content
+
+
+def test_what_was_kept_under_another_name_is_not_believed(root: Path) -> None:
+    one, two = root / "auto" / "a.json", root / "auto" / "b.json"
+    caches.write(one, b"fast")
+    two.write_bytes(one.read_bytes())
+    assert caches.read(two) is None
+
+
+def test_a_folder_is_believed_if_nothing_in_it_changed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = root / "openvino" / "key"
+    with caches.compiled(place):
+        (place / "deep").mkdir()
+        (place / "deep" / "a.blob").write_bytes(b"abc")
+        (place / "b.blob").write_bytes(b"def")
+    with caches.compiled(place):
+        assert (place / "deep" / "a.blob").read_bytes() == b"abc"
+    for change in ("flip", "more", "less", "seal"):
+        with caches.compiled(place):
+            (place / "b.blob").write_bytes(b"def")
+        if change == "flip":
+            (place / "b.blob").write_bytes(b"deg")
+        elif change == "more":
+            (place / "c.blob").write_bytes(b"")
+        elif change == "less":
+            (place / "b.blob").unlink()
+        else:
+            (place / "seal").write_text("é" * 64)
+        caplog.clear()
+        with caches.compiled(place):
+            assert list(place.iterdir()) == [], change
+        assert [record.levelname for record in caplog.records] == ["WARNING"], change
+
+
+def test_what_a_failed_block_left_is_not_believed(root: Path) -> None:
+    place = root / "openvino" / "key"
+
+    def fail() -> None:
+        with caches.compiled(place):
+            (place / "half.blob").write_bytes(b"abc")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with caches.compiled(place):
+        assert list(place.iterdir()) == []
+
+
+def test_least_recently_used_goes_first_whatever_its_kind(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = put(root / "downloads" / "old.tgz", 400_000, 1)
+    folder = root / "openvino" / "key"
+    put(folder / "a.blob", 400_000, 3)
+    os.utime(folder, (2, 2))
+    new = put(root / "calibration" / "ranges" / "new.npz", 400_000, 3)
+    others = [put(root / "decoded" / "x.npy", 900_000, 0), put(root / "models" / "m.tfx" / "w", 900_000, 0)]
+    monkeypatch.setenv("TFX_CACHE_GB", "0.0009")
+    with caplog.at_level(logging.INFO):
+        caches.trim()
+    assert [old.exists(), folder.exists(), new.exists()] == [False, True, True]
+    assert str(old) in caplog.text
+    caches.touch(folder)
+    monkeypatch.setenv("TFX_CACHE_GB", "0.0005")
+    caches.trim()
+    assert [folder.exists(), new.exists()] == [True, False]
+    assert all(path.exists() for path in others)
+
+
+def test_what_is_in_use_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(root / "downloads" / "a.tgz", 1000, 1)
+    monkeypatch.setenv("TFX_CACHE_GB", "0")
+    with path.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        caches.trim()
+        assert path.exists()
+        assert caches.clear("downloads") == (0, 1000)
+    place = root / "openvino" / "key"
+    with caches.compiled(place):
+        (place / "a.blob").write_bytes(b"abc")
+        caches.trim()
+        assert place.exists()
+    caches.trim()
+    assert not path.exists()
+    assert not place.exists()
+
+
+def test_a_link_in_a_cache_loses_its_name_and_not_what_it_names(root: Path, tmp_path: Path) -> None:
+    mine = put(tmp_path / "mine" / "a", 10, 1)
+    (root / "bundles").mkdir(parents=True)
+    (root / "bundles" / "link").symlink_to(mine.parent)
+    (root / "bundles" / "nowhere").symlink_to(tmp_path / "nowhere")
+    caches.clear("bundles")
+    assert list((root / "bundles").iterdir()) == []
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "nan", "inf", "1e12"])
+def test_a_limit_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("TFX_CACHE_GB", text)
+    with pytest.raises(ConfigError, match=rf"TFX_CACHE_GB is '{text}': give gigabytes, such as 10"):
+        caches.trim()

@@ -1,0 +1,87 @@
+"""ONNX files are looked at before a library loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfswa.runtime.backends import BackendOptions, open_session
+from tfswa.runtime.errors import BundleError
+from tfswa.runtime.model import onnx_file
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: it makes the files that are read here")
+
+
+def external(tensor: Any) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+
+
+def branch(tensor: Any) -> Any:
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    out = make.make_tensor_value_info("y", kind, None)
+    return make.make_graph([make.make_node("Constant", [], ["y"], value=tensor)], "branch", [], [out])
+
+
+def in_initializer(graph: Any, tensor: Any) -> None:
+    graph.initializer.append(tensor)
+
+
+def in_constant(graph: Any, tensor: Any) -> None:
+    graph.node.append(onnx.helper.make_node("Constant", [], ["c"], value=tensor))
+
+
+def in_branch(graph: Any, tensor: Any) -> None:
+    inner = branch(tensor)
+    graph.node.append(onnx.helper.make_node("If", ["b"], ["y"], then_branch=inner, else_branch=inner))
+
+
+def in_sparse(graph: Any, tensor: Any) -> None:
+    graph.sparse_initializer.add().values.CopyFrom(tensor)
+
+
+@pytest.mark.parametrize("put", [in_initializer, in_constant, in_branch, in_sparse])
+def test_numbers_in_another_file_are_refused_wherever_they_hide(
+    put: Callable[[Any, Any], None], tmp_path: Path, tiny_bundle: Bundle
+) -> None:
+    tensor = onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
+    put(model.graph, tensor)
+    model.metadata_props.add(key=METADATA, value=embed(tiny_bundle.spec, "fp32", ""))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    onnx_file.check_whole(path)
+    del model.graph.node[:], model.graph.initializer[:], model.graph.sparse_initializer[:]
+    external(tensor)
+    put(model.graph, tensor)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="keeps numbers in another file"):
+        open_session("ort", open_model(path), BackendOptions())
+    tiny_bundle.add("model.onnx", path.read_bytes(), kind="onnx", precision="fp32")
+    for backend in ("ort", "openvino"):
+        pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+        with pytest.raises(BundleError, match="keeps numbers in another file"):
+            open_session(backend, BundleModel("tiny", tiny_bundle), BackendOptions())
+
+
+def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path) -> None:
+    def field(number: int, content: bytes) -> bytes:
+        length, out = len(content), bytearray([number << 3 | 2])
+        while length > 127:
+            out.append(length & 127 | 128)
+            length >>= 7
+        return bytes(out) + bytes([length]) + content
+
+    graph = b""
+    for _ in range(2000):
+        graph = field(1, field(5, field(6, graph)))  # node, attribute, graph
+    (tmp_path / "deep.onnx").write_bytes(field(7, graph))
+    with pytest.raises(BundleError, match="graphs in graphs, more than 32 deep"):
+        onnx_file.check_whole(tmp_path / "deep.onnx")
