@@ -115,11 +115,11 @@ class Collector:
         with writable(path):
             content = io.BytesIO()
             np.savez(content, **self._state())
-            caches.write(path, content.getvalue())
+            caches.keep(path, content.getvalue())
 
     def resume(self, path: Path) -> bool:
         """Take up what ``save`` wrote; False where there is nothing, or nothing that fits."""
-        found = caches.read(path)
+        found = caches.recall(path)
         if found is None:
             return False
         try:

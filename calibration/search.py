@@ -194,7 +194,7 @@ def _noise(loss: Loss) -> float:
 
 def _load(path: Path | None, key: str) -> dict[str, Loss]:
     """Losses that an earlier search measured; none where the file is of something else, or damaged."""
-    found = None if path is None else caches.read(path)
+    found = None if path is None else caches.recall(path)
     try:
         kept: dict[str, Any] = json.loads(found or b"{}")
         return {name: Loss(**loss) for name, loss in kept["losses"].items()} if kept["key"] == key else {}
@@ -205,4 +205,4 @@ def _load(path: Path | None, key: str) -> dict[str, Loss]:
 def _save(path: Path, key: str, known: Mapping[str, Loss]) -> None:
     with writable(path):
         text = json.dumps({"key": key, "losses": {name: asdict(x) for name, x in known.items()}})
-        caches.write(path, text.encode())
+        caches.keep(path, text.encode())

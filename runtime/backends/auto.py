@@ -75,7 +75,7 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
     rows.sort(key=lambda row: -row["x_realtime"])
     table = {**_conditions(plan.device or "cpu", plan.threads), "date": found.machine["date"], "rows": rows}
     with writable(path):
-        caches.write(path, json.dumps(table, indent=1).encode())
+        caches.keep(path, json.dumps(table, indent=1).encode())
     return path
 
 
@@ -83,7 +83,7 @@ def _measured(model: Model, options: BackendOptions) -> Sequence[dict[str, Any]]
     """Rows of the table in the precision asked for, fastest first; none where it does not hold."""
     if model.bundle is None:
         return []
-    kept = caches.read(table_of(model))
+    kept = caches.recall(table_of(model))
     try:
         table = json.loads(kept or b"{}")
         wanted = _conditions(options.device, options.threads)

@@ -1,7 +1,7 @@
 """What tfx keeps in the user's cache: bounded, least recently used first out, believed only if it is whole.
 
     openvino/ onnxruntime/   folders of what a library compiled; a file ``seal`` lists what is in each
-    auto/ calibration/       files that carry a tag in front, see ``write``
+    auto/ calibration/       files that carry a tag in front, see ``keep``
     downloads/               files whose SHA-256 is in the program
     bundles/                 what was added to sealed bundles; their manifests hold hashes
     decoded/                 decoded audio, bounded by data.cache_gb (``train/data/cache.py``)
@@ -90,7 +90,7 @@ def trim() -> None:
     for entry in sorted(there, key=lambda entry: entry.used):
         if total <= limit:
             return
-        if remove(entry.path):
+        if drop(entry.path):
             total -= entry.bytes
             logger.info("removed %s: the caches held more than %s", entry.path, LIMIT_VARIABLE)
 
@@ -105,14 +105,14 @@ def clear(kind: str) -> tuple[int, int]:
     if kind == DECODED:  # it knows by leases what is in use, and its files are no entries of ours
         raise ConfigError("decoded audio is cleared by its own cache: see `tfx data`")
     for entry in entries(kind):
-        if remove(entry.path):
+        if drop(entry.path):
             gone += entry.bytes
         else:
             stayed += entry.bytes
     return gone, stayed
 
 
-def remove(path: Path) -> bool:
+def drop(path: Path) -> bool:
     """Remove an entry that nobody holds locked; whether it is gone."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -141,8 +141,8 @@ def touch(path: Path) -> None:
         os.utime(path)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Keep bytes, whole or not at all, under a tag that ``read`` checks.
+def keep(path: Path, content: bytes) -> None:
+    """Keep bytes, whole or not at all, under a tag that ``recall`` checks.
 
     Raises:
         OSError: the place cannot be written.
@@ -153,8 +153,8 @@ def write(path: Path, content: bytes) -> None:
     trim()
 
 
-def read(path: Path) -> bytes | None:
-    """What ``write`` kept; None where there is nothing, or, after a warning, where it is damaged."""
+def recall(path: Path) -> bytes | None:
+    """What ``keep`` kept; None where there is nothing, or, after a warning, where it is damaged."""
     try:
         whole = path.read_bytes()
     except OSError:

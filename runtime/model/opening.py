@@ -226,7 +226,7 @@ def _open_file(path: Path) -> FileModel:
 
 def _check_loadable(kind: str, path: Path, sha256: str, bundle: Bundle | None = None) -> Path:
     """A path that a library may be given, once it was looked at."""
-    trust.check(kind, str(path), sha256, bundle)
+    trust.check_trusted(kind, str(path), sha256, bundle)
     if kind == "onnx":
         onnx_file.check_whole(path)
     if kind in ("torchscript", "aotinductor"):

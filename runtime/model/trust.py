@@ -55,7 +55,7 @@ def who_vouches(kind: str, sha256: str, bundle: Bundle | None = None) -> str | N
     return None if signer is None else f"signed by {signer}"
 
 
-def check(kind: str, name: str, sha256: str, bundle: Bundle | None = None) -> None:
+def check_trusted(kind: str, name: str, sha256: str, bundle: Bundle | None = None) -> None:
     """See that a file may be run, before anything opens it.
 
     Args:

@@ -103,7 +103,7 @@ def test_a_backend_that_nobody_registers_any_more_is_passed_over(
     model: BundleModel,
 ) -> None:
     path = record(model, Plan(), measured(("fast", "fp32", 9.0, True), ("slow", "fp32", 2.0, True)))
-    caches.write(path, (caches.read(path) or b"").replace(b'"fast"', b'"removed"'))
+    caches.keep(path, (caches.recall(path) or b"").replace(b'"fast"', b'"removed"'))
     assert choose(model, CPU).name == "slow"
 
 
@@ -137,11 +137,11 @@ def test_a_table_of_another_cpu_or_a_damaged_one_does_not_count(
 ) -> None:
     path = record(model, Plan(), measured(("fast", "fp32", 5.0, True)))
     monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
-    kept = caches.read(path) or b""
+    kept = caches.recall(path) or b""
     for content in (kept[:20], b"[]", b'{"rows": 3}', b""):
-        caches.write(path, content)
+        caches.keep(path, content)
         assert choose(model, CPU).name == "slow"
-    caches.write(path, kept)
+    caches.keep(path, kept)
     assert choose(model, CPU).name == "fast"
     monkeypatch.setattr(auto, "cpu_name", lambda: "another")
     assert choose(model, CPU).name == "slow"

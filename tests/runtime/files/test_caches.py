@@ -31,9 +31,9 @@ def root(private_cache: Path) -> Path:
 def test_bytes_come_back_as_they_were(root: Path) -> None:
     path = root / "auto" / "a.json"
     for content in (b"", b"\n", b"x" * 5000):
-        caches.write(path, content)
-        assert caches.read(path) == content
-    assert caches.read(root / "auto" / "b.json") is None
+        caches.keep(path, content)
+        assert caches.recall(path) == content
+    assert caches.recall(root / "auto" / "b.json") is None
 
 
 def test_one_flipped_bit_anywhere_is_told_once_and_made_again(
@@ -42,26 +42,26 @@ def test_one_flipped_bit_anywhere_is_told_once_and_made_again(
     path = root / "calibration" / "ranges" / "a.npz"
     random = np.random.default_rng(0)
     content = random.bytes(700)
-    caches.write(path, content)
+    caches.keep(path, content)
     whole = path.read_bytes()
     for place in {0, len(whole) - 1, *map(int, random.integers(0, len(whole), PLACES))}:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(random.integers(8))
         path.write_bytes(flipped)
         caplog.clear()
-        assert caches.read(path) is None
+        assert caches.recall(path) is None
         assert len(caplog.records) == 1
-        assert caches.read(path) is None
+        assert caches.recall(path) is None
         assert len(caplog.records) == 1  # it is gone
-    caches.write(path, content)
-    assert caches.read(path) == content
+    caches.keep(path, content)
+    assert caches.recall(path) == content
 
 
 def test_what_was_kept_under_another_name_is_not_believed(root: Path) -> None:
     one, two = root / "auto" / "a.json", root / "auto" / "b.json"
-    caches.write(one, b"fast")
+    caches.keep(one, b"fast")
     two.write_bytes(one.read_bytes())
-    assert caches.read(two) is None
+    assert caches.recall(two) is None
 
 
 def test_a_folder_is_believed_if_nothing_in_it_changed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
