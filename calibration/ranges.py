@@ -115,7 +115,7 @@ class Collector:
         with writable(path):
             content = io.BytesIO()
             np.savez(content, **self._state())
-            caches.keep(path, content.getvalue())
+            caches.put(path, content.getvalue())
 
     def resume(self, path: Path) -> bool:
         """Take up what ``save`` wrote; False where there is nothing, or nothing that fits."""

@@ -205,4 +205,4 @@ def _load(path: Path | None, key: str) -> dict[str, Loss]:
 def _save(path: Path, key: str, known: Mapping[str, Loss]) -> None:
     with writable(path):
         text = json.dumps({"key": key, "losses": {name: asdict(x) for name, x in known.items()}})
-        caches.keep(path, text.encode())
+        caches.put(path, text.encode())

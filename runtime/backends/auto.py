@@ -75,7 +75,7 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
     rows.sort(key=lambda row: -row["x_realtime"])
     table = {**_conditions(plan.device or "cpu", plan.threads), "date": found.machine["date"], "rows": rows}
     with writable(path):
-        caches.keep(path, json.dumps(table, indent=1).encode())
+        caches.put(path, json.dumps(table, indent=1).encode())
     return path
 
 

@@ -1,7 +1,7 @@
 """What tfx keeps in the user's cache: bounded, least recently used first out, believed only if it is whole.
 
     openvino/ onnxruntime/   folders of what a library compiled; a file ``seal`` lists what is in each
-    auto/ calibration/       files that carry a tag in front, see ``keep``
+    auto/ calibration/       files that carry a tag in front, see ``put``
     downloads/               files whose SHA-256 is in the program
     bundles/                 what was added to sealed bundles; their manifests hold hashes
     decoded/                 decoded audio, bounded by data.cache_gb (``train/data/cache.py``)
@@ -141,7 +141,7 @@ def touch(path: Path) -> None:
         os.utime(path)
 
 
-def keep(path: Path, content: bytes) -> None:
+def put(path: Path, content: bytes) -> None:
     """Keep bytes, whole or not at all, under a tag that ``recall`` checks.
 
     Raises:
@@ -154,7 +154,7 @@ def keep(path: Path, content: bytes) -> None:
 
 
 def recall(path: Path) -> bytes | None:
-    """What ``keep`` kept; None where there is nothing, or, after a warning, where it is damaged."""
+    """What ``put`` kept; None where there is nothing, or, after a warning, where it is damaged."""
     try:
         whole = path.read_bytes()
     except OSError:

@@ -25,7 +25,7 @@ _BLOCK = 1 << 20
 
 
 def close_message(message: bytes) -> bytes:
-    """Put the digest into a serialised ONNX model whose last field is ``KEY`` with the value ``BLANK``."""
+    """Put the digest into a serialized ONNX model whose last field is ``KEY`` with the value ``BLANK``."""
     assert message.endswith(BLANK.encode()), "nothing may follow the digest"
     content = message[: -len(BLANK)]
     return content + hashlib.sha256(content).hexdigest().encode()

@@ -103,7 +103,7 @@ def test_a_backend_that_nobody_registers_any_more_is_passed_over(
     model: BundleModel,
 ) -> None:
     path = record(model, Plan(), measured(("fast", "fp32", 9.0, True), ("slow", "fp32", 2.0, True)))
-    caches.keep(path, (caches.recall(path) or b"").replace(b'"fast"', b'"removed"'))
+    caches.put(path, (caches.recall(path) or b"").replace(b'"fast"', b'"removed"'))
     assert choose(model, CPU).name == "slow"
 
 
@@ -139,9 +139,9 @@ def test_a_table_of_another_cpu_or_a_damaged_one_does_not_count(
     monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
     kept = caches.recall(path) or b""
     for content in (kept[:20], b"[]", b'{"rows": 3}', b""):
-        caches.keep(path, content)
+        caches.put(path, content)
         assert choose(model, CPU).name == "slow"
-    caches.keep(path, kept)
+    caches.put(path, kept)
     assert choose(model, CPU).name == "fast"
     monkeypatch.setattr(auto, "cpu_name", lambda: "another")
     assert choose(model, CPU).name == "slow"

@@ -31,7 +31,7 @@ def root(private_cache: Path) -> Path:
 def test_bytes_come_back_as_they_were(root: Path) -> None:
     path = root / "auto" / "a.json"
     for content in (b"", b"\n", b"x" * 5000):
-        caches.keep(path, content)
+        caches.put(path, content)
         assert caches.recall(path) == content
     assert caches.recall(root / "auto" / "b.json") is None
 
@@ -42,7 +42,7 @@ def test_one_flipped_bit_anywhere_is_told_once_and_made_again(
     path = root / "calibration" / "ranges" / "a.npz"
     random = np.random.default_rng(0)
     content = random.bytes(700)
-    caches.keep(path, content)
+    caches.put(path, content)
     whole = path.read_bytes()
     for place in {0, len(whole) - 1, *map(int, random.integers(0, len(whole), PLACES))}:
         flipped = bytearray(whole)
@@ -53,13 +53,13 @@ def test_one_flipped_bit_anywhere_is_told_once_and_made_again(
         assert len(caplog.records) == 1
         assert caches.recall(path) is None
         assert len(caplog.records) == 1  # it is gone
-    caches.keep(path, content)
+    caches.put(path, content)
     assert caches.recall(path) == content
 
 
 def test_what_was_kept_under_another_name_is_not_believed(root: Path) -> None:
     one, two = root / "auto" / "a.json", root / "auto" / "b.json"
-    caches.keep(one, b"fast")
+    caches.put(one, b"fast")
     two.write_bytes(one.read_bytes())
     assert caches.recall(two) is None
 
