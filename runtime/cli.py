@@ -17,6 +17,7 @@ from tfswa.runtime.escape import escaped_output, shown
 COMMANDS = {
     "separate": ("tfswa.runtime.commands.separate", "Separate songs into stems."),
     "parity": ("tfswa.runtime.commands.parity", "Measure in dB what an artifact lost against eager torch."),
+    "sign": ("tfswa.runtime.commands.sign", "Sign the certificates that a bundle holds."),
     "bench": ("tfswa.runtime.commands.bench", "Time every backend here, beside what each costs in dB."),
     "evaluate": ("tfswa.runtime.commands.evaluate", "Measure SDR, ISR, SIR, SAR on songs with true stems."),
     "inspect": ("tfswa.runtime.commands.inspect", "Describe a bundle, a model file or a family."),

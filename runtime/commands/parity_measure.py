@@ -118,7 +118,8 @@ def run_measure(
             raise BackendUnavailable(f"no backend can run {model}: {reasons}")
         evidence = store(opened, certificates)
     if signer is not None:
-        signer.sign(opened)
+        for found in signer.sign(opened):
+            click.echo(f"signed: {found.name} of {found.artifact}, {found.date[:10]}", err=True)
     _tell(opened, certificates, gates, missing, evidence, showcase, outputs)
 
 

@@ -47,6 +47,14 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     "precision, device and libraries; default: say so and go on.",
 )
 @click.option(
+    "--require-signed",
+    "signed_by",
+    metavar="PUB",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="As --require-parity, and the certificate must be signed by the owner of this public Ed25519 key, "
+    "PEM; default: an unsigned one is believed.",
+)
+@click.option(
     "--on-nonfinite",
     type=click.Choice(["error", "recompute"]),
     default="error",
@@ -88,6 +96,7 @@ def separate(
     format_: str,
     clip: Any,
     require_parity: bool,
+    signed_by: Path | None,
     on_nonfinite: Any,
     track: str | None,
     strict: bool,
@@ -142,8 +151,8 @@ def separate(
     with Separator(
         opened, backend=backend, options=settings, batch=batch, on_nonfinite=on_nonfinite
     ) as separator:
-        if require_parity:
-            require_passing(opened, separator.session, separator.options)
+        if require_parity or signed_by is not None:
+            require_passing(opened, separator.session, separator.options, signed_by)
         evidence = describe_evidence(opened, separator.session, separator.options)
         run.started(separator, evidence, chosen=backend == "auto")
         for outcome in separate_files(separator, jobs, run.bar):

@@ -55,9 +55,7 @@ def signed_evidence(bundle: Bundle, key: Path) -> bytes:
     public = load_key(key, "public")
     missing = [name for name in (EVIDENCE, SIGNATURE) if name not in bundle.files]
     if missing:
-        raise BundleError(
-            f"{bundle.path} holds no {missing[0]}: measure with `tfx parity`, then sign with `--sign KEY`"
-        )
+        raise BundleError(f"{bundle.path} holds no {missing[0]}: measure with `tfx parity`, then `tfx sign`")
     content = bundle.file(EVIDENCE).read_bytes()
     try:
         public.verify(base64.b64decode(bundle.file(SIGNATURE).read_bytes(), validate=False), content)

@@ -11,13 +11,17 @@ from typing import Any
 
 from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.errors import BundleError, GateError, UsageError
+from tfswa.runtime.files import seal
+from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.gates import Gates, default_gates
-from tfswa.runtime.model.keys import EVIDENCE
+from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.keys import EVIDENCE, signed_evidence
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.judge import judge, passes
 
 SCHEMA = 2
+MEASURED = "measured"  # kind of what ``files/seal.py`` vouches for
 _IDENTITY = (
     "artifact",
     "artifact_sha256",
@@ -46,6 +50,8 @@ def store(model: Model, certificates: Sequence[Certificate]) -> Path:
     new = [_identity(certificate) for certificate in certificates]
     kept = [certificate for certificate in old if _identity(certificate) not in new]
     runs = [certificate.to_dict() for certificate in (*kept, *certificates)]
+    for certificate in certificates:
+        seal.vouch(MEASURED, sha256_of_json(certificate.to_dict()))
     text = json.dumps({"schema": SCHEMA, "certificates": runs}, indent=1, allow_nan=False) + "\n"
     return model.bundle.add(EVIDENCE, text.encode(), kind="evidence")
 
@@ -78,6 +84,17 @@ def read_certificates(path: Path, name: str = "") -> list[Certificate]:
         ) from error
 
 
+def is_measured_here(certificate: Certificate) -> bool:
+    """Whether ``store`` was given it on this machine, just as it is."""
+    return seal.is_vouched(MEASURED, sha256_of_json(certificate.to_dict()))
+
+
+def is_held(certificate: Certificate, bundle: Bundle) -> bool:
+    """Whether it is of this model, and of a file that the bundle holds now."""
+    hashes = {entry.sha256 for entry in bundle.files.values()}
+    return certificate.artifact_sha256 in hashes and certificate.source == bundle.digest
+
+
 def passing(
     model: Model, session: Session, options: BackendOptions, gates: Gates | None = None
 ) -> Certificate | None:
@@ -90,13 +107,29 @@ def passing(
     return next((found for found in bound if passes(found, gates)), None)
 
 
-def require_passing(model: Model, session: Session, options: BackendOptions) -> None:
+def require_passing(
+    model: Model, session: Session, options: BackendOptions, signed_by: Path | None = None
+) -> None:
     """See that this combination has passed parity.
 
+    Args:
+        model: that is run.
+        session: that runs it.
+        options: that it was opened with.
+        signed_by: a public key whose owner must have signed the certificate; None believes an unsigned one,
+            which whoever can write into the bundle can write.
+
     Raises:
-        GateError: it has not.
+        GateError: it has not, or that was not signed.
+        UsageError: no such key.
+        BackendUnavailable: the library that checks signatures is missing.
         BundleError: the evidence is damaged.
     """
+    if signed_by is not None and model.bundle is not None:
+        try:
+            signed_evidence(model.bundle, signed_by)
+        except BundleError as error:
+            raise GateError(f"{error}") from error
     if passing(model, session, options) is None:
         artifact, _ = session.artifact
         raise GateError(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from tfswa.runtime.errors import UsageError
+from tfswa.runtime.errors import BundleError, UsageError
+from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.keys import EVIDENCE, SIGNATURE, load_key, signed_evidence
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.evidence import read_evidence
+from tfswa.runtime.parity.certificate import Certificate
+from tfswa.runtime.parity.evidence import is_held, is_measured_here, read_evidence
 
 KIND = "signature"
 
@@ -31,15 +33,36 @@ class Signer:
     def __init__(self, key: Path):
         self._key = load_key(key, "private")
 
-    def sign(self, model: Model) -> Path:
-        """Sign a bundle's certificates; the signature lies beside them.
+    def sign(self, model: Model, *, foreign: bool = False) -> list[Certificate]:
+        """Sign a bundle's certificates as they are; the signature lies beside them.
+
+        Args:
+            model: a bundle's model.
+            foreign: also sign certificates that were measured elsewhere.
+
+        Returns:
+            What was signed.
 
         Raises:
-            UsageError: the bundle cannot be written.
+            UsageError: an exported file, a certificate that was not measured here, or the bundle cannot be
+                written.
+            BundleError: there are no certificates, or they are damaged.
         """
-        assert model.bundle is not None
-        text = base64.b64encode(self._key.sign(model.bundle.file(EVIDENCE).read_bytes())) + b"\n"
-        return model.bundle.add(SIGNATURE, text, kind=KIND)
+        bundle = _bundle(model)
+        certificates = read_evidence(model)
+        if not certificates:
+            raise BundleError(f"{model.name} holds no certificates: measure first, `tfx parity {model.name}`")
+        others = [found for found in certificates if not is_measured_here(found)]
+        if others and not foreign:
+            one = others[0]
+            raise UsageError(
+                f"{len(others)} of {len(certificates)} certificates of {model.name} were not measured here "
+                f"({one.name} of {one.artifact}, {one.date[:10]}): measure them with `tfx parity`, or "
+                "--trust signs them too"
+            )
+        text = base64.b64encode(self._key.sign(bundle.file(EVIDENCE).read_bytes())) + b"\n"
+        bundle.add(SIGNATURE, text, kind=KIND)
+        return certificates
 
 
 def verify(model: Model, key: Path) -> tuple[int, int]:
@@ -55,13 +78,22 @@ def verify(model: Model, key: Path) -> tuple[int, int]:
     Raises:
         UsageError: an exported file, no such key file, or no Ed25519 key.
         BackendUnavailable: the library is missing.
-        BundleError: there is no signature, or it is not of these certificates by this key.
+        BundleError: there is no signature, it is not of these certificates by this key, or none of them is of
+            a file that the bundle holds.
     """
-    bundle = model.bundle
-    if bundle is None:
-        raise UsageError(f"{model.name} is an exported file, certificates are in bundles: name that")
+    bundle = _bundle(model)
     signed_evidence(bundle, key)
     certificates = read_evidence(model)
-    hashes = {entry.sha256 for entry in bundle.files.values()}
-    held = [c for c in certificates if c.artifact_sha256 in hashes and c.source == bundle.digest]
+    held = [found for found in certificates if is_held(found, bundle)]
+    if not held:
+        raise BundleError(
+            f"{model.name}: the signature is right, and none of its {len(certificates)} certificates is of a "
+            "file that the bundle holds now: measure and sign again"
+        )
     return len(certificates), len(held)
+
+
+def _bundle(model: Model) -> Bundle:
+    if model.bundle is None:
+        raise UsageError(f"{model.name} is an exported file, certificates are in bundles: name that")
+    return model.bundle

@@ -690,6 +690,13 @@ class TestParity:
         for order in (["genpkey", "-algorithm", "ed25519"], ["pkey", "-in", "key", "-pubout"]):
             place = "key" if order[0] == "genpkey" else "pub"
             subprocess.run(["openssl", *order, "-out", place], check=True, capture_output=True)
+        signed = ("separate", "song.wav", "-m", made.path, "--backend", "torch", "--require-signed", "pub")
+        done = tfx(*signed, "--force")
+        assert done.code == 3
+        assert "holds no parity.json.sig" in done.lines[-1]
+        done = tfx("sign", made.path, "--key", "key")
+        assert (done.code, done.out.count("passed, measured here")) == (0, 1)
+        assert tfx(*signed, "--force").code == 0
         done = tfx(
             "parity", made.path, "--backend", "torch", "--audio", "song.wav", "--quick", "--sign", "key"
         )
@@ -698,7 +705,7 @@ class TestParity:
         assert "signed by the owner of pub: 2 of 2 certificates are of files that it holds" in done.out
         done = tfx("inspect", bundle, "--verify", "pub")
         assert done.code == 1
-        assert "holds no parity.json: measure and sign" in done.lines[-1]
+        assert "holds no parity.json: measure with `tfx parity`, then `tfx sign`" in done.lines[-1]
         Path("gates.toml").write_text("[fp32]\nsnr_db = 500\n")
         done = tfx("parity", made.path, "--judge", "gates.toml", "--junit", "j/out.xml", "--markdown", "m.md")
         assert done.code == 3

@@ -221,6 +221,16 @@ def test_inspect_a_bundle(ask: Ask, bundle: Bundle) -> None:
     check(ask("inspect", bundle.path), "tfx inspect: a bundle")
 
 
+def test_sign(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed: it signs")
+    import subprocess
+
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
+    ask("parity", bundle.path, "--backend", "torch", "--quick")
+    check(ask("sign", bundle.path, "--key", key), "tfx sign")
+
+
 def test_inspect_a_file(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     import zipfile
 
@@ -351,6 +361,7 @@ def test_every_section_is_compared() -> None:
         "tfx parity --seams",
         "tfx parity --localize",
         "tfx evaluate",
+        "tfx sign",
         "tfx bench",
         "tfx inspect: a bundle",
         "tfx inspect: an exported file",

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.files import seal
 from tfswa.runtime.model import keys
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel
@@ -48,8 +49,8 @@ def model(tmp_path: Path) -> BundleModel:
 
 def test_what_was_signed_is_verified(model: BundleModel, tmp_path: Path) -> None:
     private, public = pair(tmp_path, "key")
-    path = Signer(private).sign(model)
-    assert path == model.bundle.path / SIGNATURE
+    assert len(Signer(private).sign(model)) == 2
+    assert SIGNATURE in model.bundle.files
     assert verify(model, public) == (2, 1)
     Signer(private).sign(model)  # again, in place of the old one
     assert verify(model, public) == (2, 1)
@@ -114,3 +115,36 @@ def test_without_the_library_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(keys, "import_module", missing)
     with pytest.raises(BackendUnavailable, match=r"pip install 'tfswa\[sign\]'"):
         Signer(tmp_path / "key.pem")
+
+
+def test_what_others_measured_is_not_signed_unsaid(
+    model: BundleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = pair(tmp_path, "key")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+    monkeypatch.setattr(seal, "_here", set())
+    with pytest.raises(UsageError, match=r"2 of 2 certificates of tiny were not measured here .*--trust"):
+        Signer(private).sign(model)
+    assert SIGNATURE not in model.bundle.files
+    store(model, [certificate(source=model.bundle.digest)])
+    with pytest.raises(UsageError, match="1 of 2 certificates of tiny were not measured here"):
+        Signer(private).sign(model)
+    assert len(Signer(private).sign(model, foreign=True)) == 2
+    assert verify(model, public) == (2, 1)
+
+
+def test_a_right_signature_of_files_that_are_gone_is_no_success(model: BundleModel, tmp_path: Path) -> None:
+    private, public = pair(tmp_path, "key")
+    bundle = Bundle.create(tmp_path / "other.tfx", model.spec, {"w": np.ones(1, np.float32)})
+    other = BundleModel("other", bundle)
+    store(other, [certificate(source=bundle.digest), certificate(source="0" * 64, batch=2)])
+    Signer(private).sign(other)
+    with pytest.raises(BundleError, match="none of its 2 certificates is of a file that the bundle holds"):
+        verify(other, public)
+
+
+def test_nothing_to_sign(model: BundleModel, tmp_path: Path) -> None:
+    private, _ = pair(tmp_path, "key")
+    bundle = Bundle.create(tmp_path / "bare.tfx", model.spec, {"w": np.zeros(1, np.float32)})
+    with pytest.raises(BundleError, match="holds no certificates: measure first, `tfx parity bare`"):
+        Signer(private).sign(BundleModel("bare", bundle))
