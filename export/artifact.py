@@ -21,6 +21,7 @@ from torch import nn
 from tfswa.export.check import check_graph, check_planes
 from tfswa.runtime.backends.engines import ANSWER, ENGINE, KEY
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle, replacing_directory
@@ -28,6 +29,7 @@ from tfswa.runtime.model.opening import FileModel, Model, open_model
 from tfswa.train.backend import load_network
 
 Convert = Callable[[nn.Module, Path], Mapping[str, Any]]
+ENDINGS = (".onnx", ".ts", ".pt2")
 Compared = tuple[NDArray[np.float32], str]  # two chunks [2, 2*C, T, F], and what to call them
 
 
@@ -68,7 +70,7 @@ def produce(
     compared_on: Compared | None = None,
     force: bool = False,
 ) -> Exported:
-    """Export a model into its bundle, or into a copy of it.
+    """Export a model into its bundle, into a copy of it, or into a file alone.
 
     Args:
         model: a bundle.
@@ -76,13 +78,15 @@ def produce(
         kind: ``onnx``, ``torchscript`` or ``aotinductor``.
         convert: writes the graph of the eager network to a path and returns details for the manifest.
         precision: of the artifact.
-        output: where a copy of the bundle goes, whole or not at all; default: into the model's bundle.
+        output: where a copy of the bundle goes, whole or not at all, or the artifact alone where it ends as
+            that does (``.onnx``, ``.ts``, ``.pt2``); default: into the model's bundle.
         audio: what to compare on, see ``check_planes``.
         compared_on: likewise, already made, and what to call it.
         force: replace the artifact, or with ``output`` the bundle there.
 
     Raises:
-        UsageError: the model is an exported file, or its bundle is sealed and has the artifact built in.
+        UsageError: the model is an exported file, its bundle is sealed and has the artifact built in, or
+            ``output`` ends as another kind of artifact does.
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: the graph differs from eager; nothing is written.
     """
@@ -90,9 +94,40 @@ def produce(
     if output is None:
         check_free(bundle, name, force=force)
         return _produce(model, bundle, name, kind, convert, precision, audio, compared_on)
+    if output.suffix in ENDINGS:
+        return _alone(model, bundle, name, kind, convert, precision, audio, compared_on, output, force)
     with bundle_copy(bundle, output, without=name, force=force) as copy:
         made = _produce(model, copy, name, kind, convert, precision, audio, compared_on)
     return replace(made, bundle=output, file=output / name)
+
+
+def _alone(
+    model: Model,
+    bundle: Bundle,
+    name: str,
+    kind: str,
+    convert: Convert,
+    precision: str,
+    audio: Path | None,
+    compared_on: Compared | None,
+    output: Path,
+    force: bool,
+) -> Exported:
+    """Write the artifact as a file of its own: it carries the spec inside, and the bundle is as it was."""
+    if output.suffix != Path(name).suffix:
+        raise UsageError(
+            f"{output} ends in {output.suffix}, but --format {kind} makes {Path(name).suffix}: change either"
+        )
+    if output.exists() and not force:
+        raise OutputExists(f"{output} is there already: replace it with --force")
+    with temporary("export") as folder:
+        place = folder / "inner" / "copy.tfx"  # nothing is published into a locked folder
+        with bundle_copy(bundle, place, without=name, force=False) as copy:
+            made = _produce(model, copy, name, kind, convert, precision, audio, compared_on)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with writing(output) as target, (place / name).open("rb") as source:
+            shutil.copyfileobj(source, target)
+    return replace(made, bundle=bundle.path, file=output)
 
 
 def bundle_of(model: Model, command: str) -> Bundle:

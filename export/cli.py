@@ -58,7 +58,9 @@ def _precision_option(help: str) -> Callable[[F], F]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Compare on this file's first chunks with energy; default: generated music.",
 )
-@options.output_option("Add to a copy of the bundle made here; default: to the bundle itself.")
+@options.output_option(
+    "A file (.onnx, .ts, .pt2) to write alone, or a copy of the bundle to add to; default: the bundle itself."
+)
 @options.force
 @options.as_json
 def export(

@@ -109,7 +109,7 @@ def _run() -> int:
         return _tell(error, error.exit_code)
     except ModuleNotFoundError as error:
         try:
-            missing = _missing("this command", error)
+            missing = _missing(next((w for w in sys.argv[1:] if w in COMMANDS), "this command"), error)
         except ModuleNotFoundError:
             return report_bug(error)
         return _tell(missing, missing.exit_code)
@@ -152,6 +152,8 @@ def _missing(what: str, error: ModuleNotFoundError) -> TfxError:
         "matplotlib": "plots",
         "cryptography": "sign",
     }
+    if COMMANDS.get(what, ("",))[0].startswith(("tfswa.export", "tfswa.calibration")):
+        extras["torch"] = "export"
     name = (error.name or "").partition(".")[0]
     if name in extras:
         return BackendUnavailable(f"{what} needs {name}: pip install 'tfswa[{extras[name]}]'")

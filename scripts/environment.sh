@@ -18,7 +18,17 @@ fi
 # What setuptools left there of an earlier build would end up in the next wheel.
 rm -rf "$root/build"
 
-# install TARGET...: this project (as an editable install, so that a change is seen at once) and its extras.
+# install TARGET...: this project, editable, so that a change is seen at once; and its extras.
 install() {
-  "$python" -m pip install --quiet --constraint "$root/constraints.txt" --config-settings editable_mode=strict --editable "$@"
+  "$python" -m pip install --quiet --constraint "$root/constraints.txt" --editable "$@"
+  link_source
+}
+
+# The folders as the packages they are, for all that reads files instead of importing: mypy, pyright, coverage.
+# Links of our own, listed in no RECORD: pip removes none of them, and none of what they lead to.
+link_source() {
+  local links="$root/.venv/source" folder
+  mkdir -p "$links/tfswa"
+  for folder in runtime train export calibration; do ln -sfn "$root/$folder" "$links/tfswa/$folder"; done
+  echo "$links" > "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tfx-source.pth"
 }

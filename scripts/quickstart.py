@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from tfswa.runtime.audio.reading import model_blocks, open_audio
 from tfswa.runtime.machine import peak_memory_mb
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.opening import open_model
@@ -18,6 +20,14 @@ from tfswa.runtime.stream.separator import Separator
 from tfswa.runtime.stream.transform import Stft
 from tfswa.runtime.table import text_table
 
+RATE = 44_100
+PEAK = 0.98  # of full scale
+NEXT = """
+next (or write {tfx} for tfx):
+  source {activate}
+  tfx separate {mixture} -o separated
+  tfx doctor"""
+
 
 def main(out: Path) -> None:
     model = open_model("demo")
@@ -25,14 +35,13 @@ def main(out: Path) -> None:
     if path is None:
         sys.exit("the package stempeg is not installed: pip install --no-deps stempeg")
     song = load_stem_file(path, model.spec)
-    out.mkdir(parents=True, exist_ok=True)
-    soundfile.write(out / "mixture.wav", song.mixture.T, model.spec.stft.sample_rate, subtype="FLOAT")
-    outputs = {stem: out / f"{stem}.wav" for stem in model.spec.stems}
     with Separator(model, backend="ort") as separator:
         separator.separate(song.mixture)  # warm-up: the figures below are not a cold start's
-        result = separator.separate_file(out / "mixture.wav", outputs, force=True)
-        print(f"{song.name}: {result.audio_seconds:.1f} s, {separator.session.description}")
-    estimates = {stem: read(file, model.spec) for stem, file in outputs.items()}
+        began = time.perf_counter()
+        separated = separator.separate(song.mixture)
+        seconds = time.perf_counter() - began
+        print(f"{song.name}: {song.mixture.shape[1] / RATE:.1f} s, {separator.session.description}")
+    estimates = dict(zip(model.spec.stems, separated, strict=True))
     rows = [
         (stem, sdr_db(song.stems[stem], estimates[stem]), sdr_db(song.stems[stem], song.mixture))
         for stem in model.spec.stems
@@ -40,15 +49,25 @@ def main(out: Path) -> None:
     print()
     print(text_table(("stem", "SDR dB", "mixture as estimate, SDR dB"), rows))
     print()
-    print(f"speed        {result.x_realtime:.1f} x real time")
+    print(f"speed        {song.mixture.shape[1] / RATE / seconds:.1f} x real time")
     print(f"peak memory  {peak_memory_mb():.0f} MB")
+    gain_db = write(out, {"mixture": song.mixture, **estimates})
     draw(song, estimates, model.spec, out / "spectrograms.png")
-    print(f"\nlisten: {out}/{{mixture,{','.join(model.spec.stems)}}}.wav\nlook:   {out}/spectrograms.png")
+    files = f"{out}/{{mixture,{','.join(model.spec.stems)}}}.wav"
+    print(f"\nlisten: {files} ({gain_db:+.1f} dB, so that none clips)")
+    print(f"look:   {out}/spectrograms.png")
+    commands = Path(sys.executable).parent
+    places = {"activate": commands / "activate", "tfx": commands / "tfx", "mixture": out / "mixture.wav"}
+    print(NEXT.format(**{name: shlex.quote(str(path)) for name, path in places.items()}))
 
 
-def read(path: Path, spec: ModelSpec) -> np.ndarray:
-    with open_audio(path) as audio:
-        return np.concatenate(list(model_blocks(audio, spec.stft.sample_rate, spec.channels)), axis=1)
+def write(out: Path, signals: dict[str, np.ndarray]) -> float:
+    """Write 16-bit files with one gain for all, in dB: the sum of loud stems is beyond full scale."""
+    out.mkdir(parents=True, exist_ok=True)
+    gain = min(1.0, PEAK / max(float(np.abs(signal).max()) for signal in signals.values()))
+    for name, signal in signals.items():
+        soundfile.write(out / f"{name}.wav", gain * signal.T, RATE, subtype="PCM_16")
+    return 20 * math.log10(gain)
 
 
 def draw(song: Song, estimates: dict[str, np.ndarray], spec: ModelSpec, path: Path) -> None:

@@ -188,3 +188,26 @@ def test_infinity_is_null_in_json() -> None:
     assert json.dumps(finite_or_none({"a": float("inf"), "b": 141.2345}), allow_nan=False) == (
         '{"a": null, "b": 141.23}'
     )
+
+
+class TestAFileAlone:
+    def test_it_is_the_artifact_and_the_bundle_is_as_it_was(
+        self, plain: BundleModel, convert: Any, contents: Contents, tmp_path: Path
+    ) -> None:
+        before = contents(plain.bundle.path)
+        out = tmp_path / "new folder" / "mine.onnx"
+        made = produce(plain, "model.onnx", "onnx", convert, output=out)
+        assert made.file == out
+        assert made.bytes == out.stat().st_size
+        assert open_model(out).spec == plain.spec  # it carries the spec
+        assert contents(plain.bundle.path) == before
+        assert [path.name for path in out.parent.iterdir()] == ["mine.onnx"]
+        with pytest.raises(OutputExists, match="--force"):
+            produce(plain, "model.onnx", "onnx", convert, output=out)
+        produce(plain, "model.onnx", "onnx", convert, output=out, force=True)
+
+    def test_the_ending_of_another_kind_is_refused_before_the_work(
+        self, plain: BundleModel, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UsageError, match=r"ends in .ts, but --format onnx makes .onnx"):
+            produce(plain, "model.onnx", "onnx", fail, output=tmp_path / "mine.ts")

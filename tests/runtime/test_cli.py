@@ -194,7 +194,7 @@ class TestExitCodes:
     ) -> None:
         raising(ModuleNotFoundError(f"No module named '{package}.sub'", name=f"{package}.sub"))
         assert run("models") == 4
-        assert capsys.readouterr().err == f"tfx: this command needs {package}: pip install 'tfswa[{extra}]'\n"
+        assert capsys.readouterr().err == f"tfx: models needs {package}: pip install 'tfswa[{extra}]'\n"
 
     def test_so_does_a_command_whose_module_cannot_be_imported(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Check training data, hear what augmentation makes of it, fetch MUSDB18's excerpts."""
+    """Check training data, hear what augmentation makes of it, make or fetch a small set."""
 
 
 @data.command()
@@ -94,6 +94,26 @@ def preview(
         click.echo(json.dumps({"output": str(output), "chunks": entries}))
     else:
         click.echo((output / "preview.txt").read_text(), nl=False)
+
+
+@data.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@options.force
+@options.as_json
+def example(output: Path, force: bool, as_json: bool) -> None:
+    """Write a few short songs with true stems, to try every command with.
+
+    Three are generated; a fourth is the 6 s song of PyPI's package stempeg, where that is installed.
+    """
+    import json
+
+    from tfswa.runtime.songs.example import write_example
+
+    songs = write_example(output, force=force)
+    if as_json:
+        click.echo(json.dumps({"root": str(output), "songs": [song.name for song in songs]}))
+    else:
+        click.echo(f"{output}: {len(songs)} songs with vocals, drums, bass, other and their mixture")
 
 
 @data.command()

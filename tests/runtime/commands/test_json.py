@@ -315,6 +315,10 @@ def test_data_preview(ask: Ask, song_root: Path, tiny_family: str, tmp_path: Pat
     assert json.loads((tmp_path / "out" / "preview.json").read_text()) == {"chunks": printed["chunks"]}
 
 
+def test_data_example(ask: Ask, tmp_path: Path) -> None:
+    check(ask("data", "example", "-o", tmp_path / "songs"), "tfx data example")
+
+
 def test_data_musdb(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.train.data import musdb
 
@@ -374,6 +378,7 @@ def test_every_section_is_compared() -> None:
         "tfx import spleeter",
         "tfx data check",
         "tfx data preview",
+        "tfx data example",
         "tfx data musdb",
         "tfx export",
         "tfx build-engine",
