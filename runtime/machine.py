@@ -20,6 +20,34 @@ def cpu_name() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
 
 
+EXACT_INT8 = ("amx_int8", "avx512_vnni", "avx_vnni")  # add products of 8-bit numbers in 32 bits, best first
+_CAPPED = {  # by ONEDNN_MAX_CPU_ISA, which of them oneDNN, and so OpenVINO, may still use
+    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX512_CORE"), ()),
+    **dict.fromkeys(("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16"), ("avx512_vnni",)),
+    **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), ("avx_vnni",)),
+}
+
+
+def int8_instructions() -> str:
+    """The instructions that 8-bit products are added with.
+
+    An x86 processor without those of ``EXACT_INT8`` adds pairs of products in 16 bits, which saturate: the
+    same graph gives other numbers there.
+
+    Returns:
+        One of ``EXACT_INT8``, ``saturating``, or ``unknown`` where the kernel does not tell.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    flags = next((line.partition(": ")[2].split() for line in lines if line.startswith("flags")), None)
+    if flags is None:
+        return "unknown"
+    allowed = _CAPPED.get(os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(), EXACT_INT8)
+    return next((name for name in EXACT_INT8 if name in flags and name in allowed), "saturating")
+
+
 def peak_memory_mb() -> float:
     """Peak resident memory of this process, in MB (10^6 bytes)."""
     import resource

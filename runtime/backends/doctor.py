@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.errors import BackendUnavailable
-from tfswa.runtime.machine import cores, user_cache
+from tfswa.runtime.machine import cores, int8_instructions, user_cache
 
 Level = Literal["ok", "missing", "wrong"]
 
@@ -109,6 +109,8 @@ def _openvino() -> Iterator[Finding]:
     core = library.Core()
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precisions = "fp32, bf16" if "BF16" in able else "fp32 (this CPU has no bfloat16)"
+    sums = int8_instructions()
+    precisions += ", no int8 (this CPU has no VNNI)" if sums == "saturating" else f", int8 by {sums}"
     name = core.get_property("CPU", "FULL_DEVICE_NAME")
     yield Finding("ok", "openvino", f"openvino {library.__version__} on {name}: {precisions}")
 

@@ -22,7 +22,7 @@ from tfswa.runtime.backends import BackendOptions, filled, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.hashes import sha256_of_json
-from tfswa.runtime.machine import cores, user_cache
+from tfswa.runtime.machine import cores, int8_instructions, user_cache
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -64,6 +64,8 @@ class OpenvinoSession:
         self._path, self._spec = model.file(self.artifact[0]), model.spec
         self._threads = options.threads or cores()
         self.versions = {"openvino": openvino.__version__}
+        if GRAPHS[self.precision] == "int8":  # its numbers depend on them, so a certificate is bound to them
+            self.versions = {**self.versions, "int8 by": int8_instructions()}
         self.description = f"openvino {openvino.__version__}, {self.precision} on {options.device}"
         if self.precision == "mixed":
             _check_plan(model, self.artifact[0])
@@ -163,4 +165,9 @@ def _check_device(core: Any, device: str, precision: str) -> None:
         other = "fp32" if precision == "bf16" else "int8"
         raise BackendUnavailable(
             f"precision {precision} asked for, this CPU has {', '.join(able)}: choose --precision {other}"
+        )
+    if GRAPHS[precision] == "int8" and int8_instructions() == "saturating":
+        raise BackendUnavailable(
+            f"precision {precision} asked for, this CPU has neither VNNI nor AMX: in openvino sums of 8-bit "
+            "products saturate, and the stems are others than were measured: choose --precision fp32"
         )

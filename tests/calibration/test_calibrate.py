@@ -37,6 +37,7 @@ from tfswa.export.quantize import CALIBRATION, count_quantized, layers, load_ran
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
 from tfswa.runtime.cli import tfx as group  # noqa: E402
 from tfswa.runtime.errors import ConfigError, ExportError  # noqa: E402
+from tfswa.runtime.machine import int8_instructions  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, open_model  # noqa: E402
 
@@ -44,7 +45,6 @@ RATE = 8000
 CHUNK_SECONDS = 0.24
 SHORT = ("--chunks", 4, "--held-out", 2)
 PLANNED = ("--sensitivity", "--cost", "counted")
-LIKE_DB = 40.0  # the same 8-bit weights in two libraries, and 16 bits in a file
 INT8_DB = 30.0  # an untrained network, its layers in 8 bits
 
 
@@ -615,9 +615,11 @@ class TestWhatWasMade:
         song = write(tmp_path / "song.wav", noise(3))
         right = self.separate(tfx, calibrated, song, "ort", "fp32")
         one = self.separate(tfx, calibrated, song, "ort", "int8")
-        two = self.separate(tfx, calibrated, song, "openvino", "int8")
         assert INT8_DB < (snr_db(right, one) or 0) < 70
-        assert (snr_db(one, two) or 0) > LIKE_DB
+        if int8_instructions() == "saturating":  # openvino refuses it, see tests of its backend
+            return
+        two = self.separate(tfx, calibrated, song, "openvino", "int8")
+        assert (snr_db(one, two) or 0) > (snr_db(right, one) or 0) - 3  # the sum of two roundings' losses
         if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             mixed = self.separate(tfx, calibrated, song, "openvino", "mixed")
             assert (snr_db(right, mixed) or 0) > INT8_DB

@@ -39,7 +39,15 @@ from tfswa.export.quantize import (  # noqa: E402
     weight_scales,
 )
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
-from tfswa.runtime.errors import BundleError, ConfigError, ExportError, TfxError, UsageError  # noqa: E402
+from tfswa.runtime.errors import (  # noqa: E402
+    BackendUnavailable,
+    BundleError,
+    ConfigError,
+    ExportError,
+    TfxError,
+    UsageError,
+)
+from tfswa.runtime.machine import int8_instructions  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, open_model  # noqa: E402
 
@@ -414,7 +422,13 @@ class TestRunning:
             assert max(entry.details["snr_db"].values()) < 70  # it was rounded to 8 bits
         assert "peak" in files["model.mixed.onnx"].details
 
-    def test_onnxruntime_and_openvino_give_the_same(self, calibrated: BundleModel) -> None:
+    def test_onnxruntime_and_openvino_lose_the_same(self, calibrated: BundleModel) -> None:
+        """On x86 ONNX Runtime computes Q/DQ pairs as they stand, in float32; OpenVINO adds in integers.
+
+        Their inputs of a layer differ by rounding, which tips what lies between two 8-bit numbers; what was
+        tipped tips others further on. So after many layers only the losses are alike: two independent
+        roundings of a network differ from each other by the sum of their losses, 3 dB more than one of them.
+        """
         openvino = pytest.importorskip("openvino", reason="openvino is not installed")
         planes = check_planes(calibrated.spec)
 
@@ -423,11 +437,42 @@ class TestRunning:
                 assert session.artifact[0] == ("model.onnx" if precision == "fp32" else "model.int8.onnx")
                 return session.infer(planes)
 
+        if int8_instructions() == "saturating":
+            with pytest.raises(BackendUnavailable, match="neither VNNI nor AMX"):
+                infer("openvino", "int8")
+            return
         reference, one, two = infer("ort", "fp32"), infer("ort", "int8"), infer("openvino", "int8")
-        assert (snr_db(one, two) or 0) > SAME_DB
-        assert INT8_DB < (snr_db(reference, one) or 0) < 70
+        lost = snr_db(reference, one) or 0
+        assert INT8_DB < lost < 70
+        assert abs((snr_db(reference, two) or 0) - lost) < 3
+        assert (snr_db(one, two) or 0) > lost - 3
         if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             assert LIKE_DB < (snr_db(one, infer("openvino", "mixed")) or 0) < SAME_DB
+
+    @pytest.mark.parametrize(
+        "layer", ["stem/Conv", "skip.0/Conv", "up.0/ConvTranspose", "time_mlp.expand/MatMul"]
+    )
+    def test_onnxruntime_and_openvino_round_a_layer_alike(
+        self, full: Any, ranges: dict[str, float], exported: BundleModel, layer: str
+    ) -> None:
+        """Integers add up exactly: a layer differs where its input lies between two 8-bit numbers, if at all.
+
+        Inputs differ by the rounding of float32 in the layers before, below 1e-5 of a range of 127 steps: at
+        most one value in 500 is tipped, by a whole step. Its square is 12 times the mean square of rounding.
+        """
+        openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+        if int8_instructions() == "saturating":
+            pytest.skip("this CPU has neither VNNI nor AMX: openvino's sums of 8-bit products saturate")
+        (name,) = [found.name for found in layers(full) if found.name.endswith(layer)][:1]
+        planes = check_planes(exported.spec)
+        graph = quantize_graph(full, ranges, [name])
+        core = openvino.Core()
+        network = core.read_model(graph.SerializeToString())
+        network.reshape({network.inputs[0]: list(planes.shape)})
+        compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found, right = compiled([planes])[0], run(graph, {"mixture": planes})
+        lost = snr_db(run(full, {"mixture": planes}), right) or 0
+        assert (snr_db(right, found) or 999) > lost + 16  # 12 / 500
 
     def test_onnxruntime_runs_the_mixed_graph(self, calibrated: BundleModel) -> None:
         planes = check_planes(calibrated.spec)

@@ -138,10 +138,17 @@ def test_what_runs_engines(place: Callable[..., None]) -> None:
     assert (about("trt").level, about("trt").remedy) == ("wrong", "update the NVIDIA driver")
 
 
-def test_a_cpu_without_bfloat16(place: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    ("sums", "told"),
+    [("saturating", "no int8 (this CPU has no VNNI)"), ("avx512_vnni", "int8 by avx512_vnni")],
+)
+def test_a_cpu_without_bfloat16(
+    place: Callable[..., None], monkeypatch: pytest.MonkeyPatch, sums: str, told: str
+) -> None:
+    monkeypatch.setattr(doctor, "int8_instructions", lambda: sums)
     core = SimpleNamespace(get_property=lambda device, name: ["FP32"] if "OPT" in name else "Some CPU")
     place(("openvino",), {"openvino": SimpleNamespace(__version__="2026", Core=lambda: core)})
-    assert about("openvino").text == "openvino 2026 on Some CPU: fp32 (this CPU has no bfloat16)"
+    assert about("openvino").text == f"openvino 2026 on Some CPU: fp32 (this CPU has no bfloat16), {told}"
 
 
 def test_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:

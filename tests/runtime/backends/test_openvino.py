@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, open_session
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.machine import int8_instructions
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.model.spec import ModelSpec
@@ -21,11 +22,15 @@ from tfswa.runtime.model.spec import ModelSpec
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: export makes the graph")
 
+from tfswa.runtime.backends import openvino as openvino_backend  # noqa: E402
 from tfswa.runtime.backends.openvino import OpenvinoSession, cache_folder  # noqa: E402
 
 FULL_GATE_DB = 90.0  # rounding alone
 LOW_GATE_DB = 36.0  # eight bits of mantissa; parity's gate
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+needs_int8 = pytest.mark.skipif(
+    int8_instructions() == "saturating", reason="this CPU has neither VNNI nor AMX"
+)
 needs_bf16 = pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
 
 
@@ -53,6 +58,25 @@ def test_it_gives_what_onnxruntime_gives_in_any_batch(exported: BundleModel) -> 
     session.close()
 
 
+def test_int8_is_bound_to_the_processors_instructions(
+    exported: BundleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = exported.file("model.onnx").read_bytes()
+    exported.bundle.add("model.int8.onnx", graph, kind="onnx", precision="int8", details={"plan": []})
+    model = open_model(exported.name)
+    monkeypatch.setattr(openvino_backend, "int8_instructions", lambda: "avx_vnni")
+    session = OpenvinoSession(model, BackendOptions(precision="int8"))
+    assert session.versions == {"openvino": openvino.__version__, "int8 by": "avx_vnni"}
+    session.close()
+    monkeypatch.setattr(openvino_backend, "int8_instructions", lambda: "saturating")
+    with pytest.raises(
+        BackendUnavailable, match=r"int8 asked for, .* neither VNNI nor AMX.* --precision fp32"
+    ):
+        OpenvinoSession(model, BackendOptions(precision="int8"))
+    OpenvinoSession(model, BackendOptions(precision="fp32")).close()
+
+
+@needs_int8
 @needs_bf16
 def test_a_plan_with_two_precisions_beside_int8_is_refused_in_mixed(exported: BundleModel) -> None:
     graph = exported.file("model.onnx").read_bytes()
