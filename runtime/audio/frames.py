@@ -168,8 +168,12 @@ def tag_size(data: bytes, at: int) -> int:
     return 0
 
 
-def first_frame(source: Source, start: int) -> int | None:
-    """Where the first of three frames in a row begins, tags left out; None where there are none."""
+def first_frame(source: Source, start: int) -> tuple[int, int] | None:
+    """Find the first of three frames in a row, behind tags; a frame of information needs no second.
+
+    Returns:
+        Where it begins, and how many bytes in front of it are neither tag nor zero; None where there is none.
+    """
     for _ in range(100):
         size = tag_size(source.read_at(start, 32), 0)
         if not size:
@@ -178,8 +182,12 @@ def first_frame(source: Source, start: int) -> int | None:
     data = source.read_at(start, _LARGEST_JUNK if source.read_at(start, 1) != b"\xff" else 1 << 16)
     at = data.find(b"\xff")
     while at >= 0:
-        if _chained(data, at, 3, start + len(data) >= source.size):
-            return start + at
+        head = head_at(data, at)
+        if head is not None and (
+            _chained(data, at, 3, start + len(data) >= source.size)
+            or information(data[at : at + head.size], head) is not None
+        ):
+            return start + at, len(data[:at].strip(b"\0"))
         at = data.find(b"\xff", at + 1)
     return None
 
@@ -233,7 +241,7 @@ def walk(source: Source, start: int) -> Iterator[Piece]:
                 yield Piece("junk", b"", None, junk)
                 junk = 0
             yield Piece("tag", b"", None, size)
-            base, data, at = base + at + size, b"", 0
+            base, data, at, ended = base + at + size, b"", 0, False
             continue
         step = data.find(b"\xff", at + 1) - at
         following = min(

@@ -33,11 +33,15 @@ class MpegDecoder:
     streams = 1
 
     def __init__(self, source: Source) -> None:
-        start = first_frame(source, 0)
-        if start is None:
+        found = first_frame(source, 0)
+        if found is None:
             raise UnsuitableFile("no MPEG audio frames")
+        start, junk = found
         self._path = source.path
         self.notes: list[Note] = []
+        if junk:
+            text = f"{junk} bytes before its first frame are no sound: left out"
+            self.notes.append(Note("rest", text, damaged=True))
         self._damage = Damage(source.path, self.notes)
         self.sample_rate = self.channels = self._read = self._joined = 0
         self.layout: tuple[str, ...] = ()
@@ -45,12 +49,12 @@ class MpegDecoder:
         self._info: Info | None = None
         self._decoded = self._decode(walk(source, start))
         self._first = next(self._decoded, None)
-        if self._first is None:
+        if not self.channels:
             raise UnsuitableFile("no MPEG audio frame that decodes")
 
     def blocks(self, block_samples: int) -> Iterator[Block]:
         """See ``Decoder``."""
-        held, count = [self._first] if self._first is not None else [], 0
+        held = [] if self._first is None else [self._first]
         count = sum(block.shape[1] for block in held)
         for block in self._decoded:
             if count and count + block.shape[1] > block_samples:

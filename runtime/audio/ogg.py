@@ -81,10 +81,9 @@ class OggDecoder:
         self.layout: tuple[str, ...] = ()
         self._link: _Link | None = None
         self._decoded = self._decode()
-        first = next(self._decoded, None)
-        if first is None or self._link is None:
+        self._first: Block | None = next(self._decoded, None)
+        if self._link is None or not self.channels:
             raise UnsuitableFile("Ogg: no Vorbis or Opus that decodes")
-        self._first: Block = first
         self.samples: int | None = self._declared(self._link)
 
     def _declared(self, link: _Link) -> int | None:
@@ -97,7 +96,8 @@ class OggDecoder:
 
     def blocks(self, block_samples: int) -> Iterator[Block]:
         """See ``Decoder``."""
-        held, count = [self._first], self._first.shape[1]
+        held = [] if self._first is None else [self._first]
+        count = sum(block.shape[1] for block in held)
         for block in self._decoded:
             if count and count + block.shape[1] > block_samples:
                 yield np.concatenate(held, axis=1)
