@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+NOWHERE = Path("/nonexistent/.cache")  # where Debian has those who have no home
 
 
 def cores() -> int:
@@ -83,22 +86,50 @@ def gpu_memory_mb(device: str) -> float | None:
         return None
 
 
+def gpu_name(index: int = 0) -> str | None:
+    """An NVIDIA GPU's name as the driver has it; None where there is none. No library is loaded for that."""
+    import shutil
+    import subprocess
+
+    if not (Path(f"/dev/nvidia{index}").exists() or Path("/dev/dxg").exists()):  # dxg: Linux under Windows
+        return None
+    if shutil.which("nvidia-smi") is None:
+        return f"GPU {index}"
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={index}"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return f"GPU {index}"
+    return done.stdout.strip() or f"GPU {index}"
+
+
 def user_cache() -> Path:
-    """The user's folder for what can be made again; it may not exist yet."""
+    """The user's folder for what can be made again; it may not exist yet, and it may not be writable.
+
+    A user without a home has none: the place that is given for it does not exist, and making it fails. (A
+    folder that all users share would not do, as others could put something there that is then run.)
+    """
     from platformdirs import user_cache_path
 
-    return user_cache_path("tfswa")
+    return _folder_of(user_cache_path)
 
 
 def user_state() -> Path:
     """The user's folder for what cannot be made again, such as the key of ``files/seal.py``."""
     from platformdirs import user_state_path
 
-    return user_state_path("tfswa")
+    return _folder_of(user_state_path)
 
 
 def user_config() -> Path:
     """The user's folder for settings, such as the public keys that are trusted."""
     from platformdirs import user_config_path
 
-    return user_config_path("tfswa")
+    return _folder_of(user_config_path)
+
+
+def _folder_of(find: Callable[[str], Path]) -> Path:
+    try:
+        return find("tfswa")
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        return NOWHERE / "tfswa"

@@ -191,11 +191,11 @@ def run(work: Path, song: Song, rounds: int) -> Iterator[Row]:
             worker = Worker(command(bundles[kind].name, backend, precision))
             workers[label] = stack.enter_context(closing(worker))
             worker.ask()
-            worker.ask(f"song {folder / 'in.npy'} {folder / 'out.npy'}")
+            worker.ask(json.dumps(["song", str(folder / "in.npy"), str(folder / "out.npy")]))
             found[label] = np.load(folder / "out.npy")
         for _ in range(rounds):
             for label, worker in workers.items():
-                times[label] += worker.ask("run 2")["seconds"]
+                times[label] += worker.ask('["run", 2]')["seconds"]
     right = found[runs[0][0]]
     held_out = None
     for label, kind, backend, precision in runs:

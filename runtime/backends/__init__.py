@@ -30,7 +30,7 @@ EXTRAS = {  # what brings a library, by its top-level package
     "torch": "torch",
 }
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
-DEVICES = ("cpu", "cuda", "tensorrt", "rtx")
+DEVICES = ("cpu", "cuda", "tensorrt", "rtx", "auto")
 _PRECISION_SLIPS = {
     **dict.fromkeys(("half", "float16", "f16", "16"), "fp16"),
     **dict.fromkeys(("full", "single", "float", "float32", "f32", "32"), "fp32"),
@@ -54,7 +54,8 @@ class BackendOptions:
 
     Attributes:
         precision: of the artifact, ``fp32``, ``fp16`` or ``bf16``; None for the backend's default, fp32.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a backend's own, and a GPU where
+            ``--backend auto`` finds one that works.
         threads: CPU threads; None for all.
     """
 
@@ -69,7 +70,8 @@ class Session(Protocol):
     Class attributes may say more: ``precisions`` what it can be asked for, if not fp32 alone;
     ``device_default`` where it runs if nobody says, if not on the CPU; ``compiles`` that loading it takes
     minutes; ``reentrant`` that several threads may call ``infer`` at once (else they take turns);
-    ``batch_limit`` the most items that it takes, if there is a limit.
+    ``batch_limit`` the most items that it takes, if there is a limit. ``open_session`` adds ``options``, as
+    the backend got them: ``auto`` has decided on a device.
 
     Attributes:
         name: the backend's, as registered.
@@ -112,7 +114,7 @@ def default_device(backend: str) -> str:
     Raises:
         UsageError: no such backend.
     """
-    return "cpu" if backend == AUTO else str(_said(backend, "device_default", "cpu"))
+    return AUTO if backend == AUTO else str(_said(backend, "device_default", "cpu"))
 
 
 def compiles(backend: str) -> bool:
@@ -135,8 +137,10 @@ def open_session(backend: str, model: Model, options: BackendOptions) -> Session
     if backend == AUTO:
         return kind(model, options)  # which opens one of the others
     options = resolved(model, options)
+    if options.device == "auto":
+        options = replace(options, device=default_device(backend))
     try:
-        return kind(model, options)
+        session = kind(model, options)
     except TfxError as error:
         if not out_of_memory(error.__cause__):
             raise
@@ -145,6 +149,8 @@ def open_session(backend: str, model: Model, options: BackendOptions) -> Session
         if not of_library(error):
             raise
         raise failed(backend, 0, error) from error
+    cast(Any, session).options = options
+    return session
 
 
 def resolved(model: Model, options: BackendOptions) -> BackendOptions:

@@ -1,21 +1,24 @@
 """What ``--backend auto`` takes: the fastest that was measured on this machine, else the first that works.
 
-``tfx bench --auto`` measures and keeps a table for each model in the user's cache. It holds for one CPU, one
-number of threads and the library versions that were measured, and names only what met the gate of its
-precision. Precision is never chosen: it is the one asked for, float32 by default.
+``tfx bench --auto`` measures and keeps a table for each model in the user's cache. A row holds for one CPU
+and number of threads, or for one GPU, and for the library versions that were measured; only what met the gate
+of its precision has one. Precision is never chosen: it is the one asked for, float32 by default. Where no
+device is asked for, GPUs are tried before the CPU.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfswa.runtime.backends import BackendOptions, Session, compiles, open_session
-from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.files import caches
-from tfswa.runtime.machine import cores, cpu_name, user_cache
+from tfswa.runtime.machine import cores, cpu_name, gpu_name, user_cache
 from tfswa.runtime.model.bundle import writable
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
 
 PREFERENCE = ("ort", "torchscript", "torch")
+ON_GPU = ("trt", "ort", "torch")
+
+logger = logging.getLogger(__name__)
 
 
 def choose(model: Model, options: BackendOptions) -> Session:
@@ -33,12 +39,16 @@ def choose(model: Model, options: BackendOptions) -> Session:
     """
     for row in _measured(model, options):
         try:
-            session = open_session(row["backend"], model, options)
+            session = open_session(row["backend"], model, replace(options, device=row["device"]))
         except (BackendUnavailable, UsageError):  # UsageError: what registered it is gone
             continue
         if dict(session.versions) == row["versions"]:
             return session
         session.close()
+    if options.device == "auto":
+        if (found := _on_gpu(model, options)) is not None:
+            return found
+        options = replace(options, device="cpu")
     reasons = []
     for name in PREFERENCE:
         try:
@@ -46,6 +56,19 @@ def choose(model: Model, options: BackendOptions) -> Session:
         except BackendUnavailable as error:
             reasons.append(f"{name}: {error}")
     raise BackendUnavailable(f"no backend can run {model.name}: {'; '.join(reasons)}")
+
+
+def _on_gpu(model: Model, options: BackendOptions) -> Session | None:
+    """The first backend that runs the model on a GPU; None where there is no GPU, or none of them can."""
+    name = gpu_name()
+    if name is None:
+        return None
+    for backend in ON_GPU:
+        try:
+            return open_session(backend, model, replace(options, device="cuda"))
+        except TfxError as error:
+            logger.info("%s does not run on %s: %s", backend, name, error)
+    return None
 
 
 def why(model: Model, options: BackendOptions, session: Session) -> str:
@@ -59,7 +82,7 @@ def why(model: Model, options: BackendOptions, session: Session) -> str:
 
 
 def record(model: Model, plan: Plan, found: Benchmark) -> Path:
-    """Keep what was measured, in place of what was measured before.
+    """Keep what was measured, in place of what was measured before on the same CPU or GPU.
 
     Backends that compile for minutes are left out: nobody who says ``auto`` expects to wait for that.
 
@@ -70,33 +93,50 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
         UsageError: the model is an exported file, or the user's cache cannot be written.
     """
     path = table_of(model)
-    fit = [row for row in found.rows if row.x_realtime and row.passed and not compiles(row.backend)]
-    rows = [row.to_dict() for row in fit]
+    fresh = [{**row.to_dict(), **_conditions(row.device, plan.threads)} for row in found.rows]
+    replaced = [_conditions(row.device, plan.threads) for row in found.rows]
+    rows = [row for row in _rows(path) if {key: row.get(key) for key in replaced[0]} not in replaced]
+    rows += [row for row in fresh if row["x_realtime"] and row["passed"] and not compiles(row["backend"])]
     rows.sort(key=lambda row: -row["x_realtime"])
-    table = {**_conditions(plan.device or "cpu", plan.threads), "date": found.machine["date"], "rows": rows}
+    table = {"date": found.machine["date"], "rows": rows}
     with writable(path):
         caches.put(path, json.dumps(table, indent=1).encode())
     return path
 
 
 def _measured(model: Model, options: BackendOptions) -> Sequence[dict[str, Any]]:
-    """Rows of the table in the precision asked for, fastest first; none where it does not hold."""
+    """Rows of the table that hold here, in the precision and on the device asked for, fastest first."""
     if model.bundle is None:
         return []
-    kept = caches.recall(table_of(model))
+    return list(_holding(_rows(table_of(model)), options))
+
+
+def _holding(rows: Sequence[dict[str, Any]], options: BackendOptions) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        here = _conditions(row["device"], options.threads)
+        if options.device not in ("auto", row["device"]) or row["precision"] != (options.precision or "fp32"):
+            continue
+        if here["place"] is not None and {key: row.get(key) for key in here} == here:
+            yield row
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table; none where it is missing or damaged."""
     try:
-        table = json.loads(kept or b"{}")
-        wanted = _conditions(options.device, options.threads)
-        if {key: table[key] for key in wanted} != wanted:
-            return []
-        rows = [row for row in table["rows"] if row["precision"] == (options.precision or "fp32")]
-        return [row for row in rows if row["backend"] and row["versions"] and row["x_realtime"]]
+        rows = json.loads(caches.recall(path) or b"{}")["rows"]
+        return [
+            row for row in rows if row["backend"] and row["versions"] and row["x_realtime"] and row["device"]
+        ]
     except (ValueError, KeyError, TypeError):  # by another tfx
         return []
 
 
-def _conditions(device: str, threads: int | None) -> dict[str, str | int]:
-    return {"cpu": cpu_name(), "device": device, "threads": threads or cores()}
+def _conditions(device: str, threads: int | None) -> dict[str, str | int | None]:
+    """What a measurement on a device holds for: a GPU by its name, a CPU by its name and the threads."""
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return {"device": device, "place": cpu_name(), "threads": threads or cores()}
+    return {"device": device, "place": gpu_name(int(index or 0)), "threads": None}
 
 
 def table_of(model: Model) -> Path:

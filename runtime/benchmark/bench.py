@@ -67,6 +67,7 @@ class Row:
     Attributes:
         backend: its name.
         precision: as asked for.
+        device: likewise, or the backend's own.
         session: what ran, in words.
         versions: of its libraries.
         median_ms: of a call of the network, warm.
@@ -87,6 +88,7 @@ class Row:
 
     backend: str
     precision: str
+    device: str = "cpu"
     session: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     median_ms: float | None = None
@@ -168,7 +170,7 @@ def bench(
         rows, workers = [], {}
         for backend, precision in entries:
             report(f"{backend} {precision}: loading")
-            row = Row(backend, precision)
+            row = Row(backend, precision, plan.device or default_device(backend))
             worker = Worker(_command(model, row, plan), _environment(plan))
             stack.enter_context(closing(worker))
             rows.append(row)
@@ -210,7 +212,7 @@ def _command(model: Model, row: Row, plan: Plan) -> list[str]:
         "model": model.name,
         "backend": row.backend,
         "precision": row.precision,
-        "device": plan.device or default_device(row.backend),
+        "device": row.device,
         "threads": plan.threads,
         "batch": plan.batch,
     }
@@ -253,7 +255,7 @@ def _take_turns(
         report(f"{done} of {plan.rounds} rounds")
         for index in list(workers):
             try:
-                answer = workers[index].ask(f"run {min(TURN, plan.rounds - done)}")
+                answer = workers[index].ask(json.dumps(["run", min(TURN, plan.rounds - done)]))
             except Lost as error:
                 rows[index].remark(str(error))
                 del workers[index]
@@ -281,7 +283,7 @@ def _separate(
         report(f"{rows[index].backend} {rows[index].precision}: {song.name}")
         target = folder / f"{index}.npy"
         try:
-            rows[index].memory_mb = worker.ask(f"song {source} {target}")["memory_mb"]
+            rows[index].memory_mb = worker.ask(json.dumps(["song", str(source), str(target)]))["memory_mb"]
         except Lost as error:
             rows[index].remark(str(error))
             continue

@@ -1,11 +1,12 @@
 """The process that runs one backend for ``tfx bench``, or measures the machine's ceiling.
 
-What it is to do comes as JSON, its one argument; answers are lines of JSON, ``{"error": why}`` among them::
+What it is to do comes as JSON: its one argument, then lines. Answers are lines of JSON too, or
+``{"error": why}``::
 
     start                     {"open_s", "first_s", "session", "versions", "memory_mb", "gpu_memory_mb"},
                               or {"gflop_per_s"}
-    run 3                     {"seconds": [3 of them], "memory_mb"}
-    song IN.npy OUT.npy       [C, N] is separated to [S, C, N]; {"memory_mb"}
+    ["run", 3]                {"seconds": [3 of them], "memory_mb"}
+    ["song", IN.npy, OUT.npy] [C, N] is separated to [S, C, N]; {"memory_mb"}
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def work() -> None:
         spec, session = separator.spec, separator.session
         random = np.random.default_rng(0)
         planes = random.standard_normal(spec.input_shape(given["batch"]), dtype=np.float32)
-        session.infer(planes)
-    except (TfxError, RuntimeError, MemoryError) as error:
+        separator.infer(planes)
+    except (TfxError, MemoryError) as error:
         _say({"error": " ".join(str(error).split()) or type(error).__name__})
         return
     first = time.perf_counter()
@@ -59,15 +60,15 @@ def work() -> None:
     answer["gpu_memory_mb"] = None if before is None or after is None else after - before
     _say({**answer, "memory_mb": peak_memory_mb()})
     for line in sys.stdin:
-        word, *rest = line.split()
+        word, *rest = json.loads(line)
         try:
             if word == "run":
-                answer = {"seconds": [_timed(session.infer, planes) for _ in range(int(rest[0]))]}
+                answer = {"seconds": [_timed(separator.infer, planes) for _ in range(rest[0])]}
             else:
                 source, target = rest
                 np.save(target, separator.separate(np.load(source)))
                 answer = {}
-        except (TfxError, RuntimeError, MemoryError) as error:
+        except (TfxError, MemoryError) as error:
             answer = {"error": " ".join(str(error).split()) or type(error).__name__}
         _say({**answer, "memory_mb": peak_memory_mb()})
 

@@ -93,6 +93,7 @@ def bench(
     from tfswa.runtime.benchmark.bench import Plan
     from tfswa.runtime.benchmark.bench import bench as run
     from tfswa.runtime.errors import OutputExists
+    from tfswa.runtime.files.checks import check_file
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.plots import pictures
     from tfswa.runtime.songs.loading import load_song, synthetic_song
@@ -104,6 +105,7 @@ def bench(
         raise OutputExists(f"{taken[0]} is there already: choose another -o, or --force")
     if files:
         pictures.require_matplotlib()
+        check_file(files[0])
     opened = open_model(model, trusted=trusted)
     if auto:
         table_of(opened)  # refuses what cannot have one, before the work
@@ -130,7 +132,14 @@ def _table(found: Benchmark) -> str:
 
     first = found.rows[0]
     lines = [f"{found.model}, dB on {found.song}; x first: speed beside {first.backend} {first.precision}"]
-    return "\n".join([*lines, *_ceilings(found), text_table(*_columns_and_cells(found))])
+    lines += [*_ceilings(found), text_table(*_columns_and_cells(found))]
+    return "\n".join([*lines, *_missing(found)])
+
+
+def _missing(found: Benchmark) -> list[str]:
+    """One line that names what cannot run here."""
+    names = [f"{row.backend} {row.precision}" for row in found.rows if not row.session]
+    return [f"cannot run here: {', '.join(names)}; --json says why"] if names else []
 
 
 def _ceilings(found: Benchmark) -> list[str]:
@@ -144,6 +153,8 @@ def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | flo
     columns = {name: title for name, title in COLUMNS.items() if name != "gpu_memory_mb" or on_gpu}
     cells: list[list[str | float | None]] = []
     for row in found.rows:
+        if not row.session:  # it never ran
+            continue
         values = row.to_dict()
         values["ceiling"] = None if row.ceiling is None else f"{100 * row.ceiling:.0f} %"
         values["note"] = row.note or None
@@ -164,7 +175,7 @@ def _write(files: list[Path], found: Benchmark, text: str) -> None:
 
     machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())
     lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB on {found.song}"]
-    lines += [*_ceilings(found), "", *markdown_table(*_columns_and_cells(found))]
+    lines += [*_ceilings(found), "", *markdown_table(*_columns_and_cells(found)), "", *_missing(found)]
     speeds = {f"{row.backend} {row.precision}": row.x_realtime for row in found.rows if row.x_realtime}
     try:
         files[0].parent.mkdir(parents=True, exist_ok=True)

@@ -79,9 +79,10 @@ class Separator:
         if isinstance(model, (str, Path)):
             model = open_model(model)
         self.model, self.spec, self.batch = model, model.spec, batch
-        self.options = options = resolved(model, options)
+        options = resolved(model, options)
         self.fallback = Fallback(model, options.threads) if on_nonfinite == "recompute" else None
         self.session: Session = open_session(backend, model, options)
+        self.options = options = getattr(self.session, "options", options)
         try:
             self._check_session()
         except UsageError:
@@ -90,7 +91,7 @@ class Separator:
         reentrant = getattr(self.session, "reentrant", False)
         self._turn = nullcontext() if reentrant else threading.Lock()
         self._fallback_turn = threading.Lock()
-        self.codec = Codec(self.spec, options.device)
+        self.codec = Codec(self.spec, "cpu" if options.device == "auto" else options.device)
 
     def _check_session(self) -> None:
         """Refuse what would fail after the first chunks, or help nothing."""

@@ -23,8 +23,8 @@ from tfswa.runtime.model.opening import BundleModel
 CPU = BackendOptions()
 
 
-def fake(called: str, version: str = "1", missing: bool = False) -> Any:
-    """A backend that opens for any model."""
+def fake(called: str, version: str = "1", missing: bool = False, gpu: bool = False) -> Any:
+    """A backend that opens for any model, on the CPU or on a GPU alone."""
 
     class Session:
         name = called
@@ -32,6 +32,8 @@ def fake(called: str, version: str = "1", missing: bool = False) -> Any:
         def __init__(self, model: Any, options: BackendOptions):
             if missing:
                 raise BackendUnavailable(f"{called} is not installed")
+            if gpu != (options.device == "cuda"):
+                raise BackendUnavailable(f"{called} does not run on {options.device}")
             self.versions, self.description, self.closed = {"lib": version}, called, False
 
         def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -123,10 +125,14 @@ def test_one_that_is_gone_or_of_another_version_is_passed_over(model: BundleMode
 
 @pytest.mark.parametrize("options", [BackendOptions(threads=99), BackendOptions(device="cuda")])
 def test_what_was_measured_otherwise_does_not_count(
-    model: BundleModel, monkeypatch: pytest.MonkeyPatch, options: BackendOptions
+    model: BundleModel,
+    register: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    options: BackendOptions,
 ) -> None:
     record(model, Plan(), measured(("fast", "fp32", 5.0, True)))
-    monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
+    register(backends, "slow gpu", fake("slow", gpu=True))
+    monkeypatch.setattr(auto, "PREFERENCE", ("slow" if options.device == "cpu" else "slow gpu",))
     session = choose(model, options)
     assert session.name == "slow"
     assert why(model, options, session) == "not measured here, see `tfx bench --auto`"
@@ -159,3 +165,78 @@ def test_nothing_that_works_gives_every_reason(model: BundleModel, monkeypatch: 
     monkeypatch.setattr(auto, "PREFERENCE", ("gone",))
     with pytest.raises(BackendUnavailable, match="no backend can run tiny: gone: gone is not installed"):
         choose(model, CPU)
+
+
+ANY = BackendOptions(device="auto")
+
+
+class TestGpu:
+    @pytest.fixture(autouse=True)
+    def card(self, register: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A machine with one GPU, and a backend that runs on it."""
+        monkeypatch.setattr(auto, "gpu_name", lambda index=0: "H100" if index == 0 else None)
+        monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
+        monkeypatch.setattr(auto, "ON_GPU", ("gone", "broken", "card"))
+        register(backends, "card", fake("card", gpu=True))
+        register(backends, "broken", broken)
+
+    def test_one_that_works_is_taken_where_no_device_is_asked_for(self, model: BundleModel) -> None:
+        session = choose(model, ANY)
+        assert (session.name, session.options.device) == ("card", "cuda")
+        assert choose(model, CPU).name == "slow"
+
+    def test_none_that_works_is_no_error(self, model: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(auto, "ON_GPU", ("gone", "broken"))
+        session = choose(model, ANY)
+        assert (session.name, session.options.device) == ("slow", "cpu")
+
+    def test_nothing_is_tried_where_there_is_none(
+        self, model: BundleModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(auto, "gpu_name", lambda index=0: None)
+        monkeypatch.setattr(auto, "ON_GPU", ("no such backend",))
+        assert choose(model, ANY).name == "slow"
+
+    def test_rows_are_filed_under_what_they_ran_on(
+        self, model: BundleModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = measured(("slow", "fp32", 2.0, True), ("card", "fp32", 50.0, True))
+        rows.rows[1].device = "cuda"
+        path = record(model, Plan(), rows)
+        places = {row["backend"]: row["place"] for row in auto._rows(path)}
+        assert places == {"slow": auto.cpu_name(), "card": "H100"}
+        session = choose(model, ANY)
+        assert (session.name, session.options.device) == ("card", "cuda")
+        assert why(model, session.options, session) == "the fastest of 1 measured here, 50 x real time"
+        assert choose(model, CPU).name == "slow"
+        # Another card: what was measured on the first says nothing of it.
+        monkeypatch.setattr(auto, "gpu_name", lambda index=0: "L4")
+        monkeypatch.setattr(auto, "ON_GPU", ())
+        assert choose(model, ANY).name == "slow"
+
+    def test_one_place_measured_anew_leaves_the_others_alone(self, model: BundleModel) -> None:
+        rows = measured(("slow", "fp32", 2.0, True), ("card", "fp32", 50.0, True))
+        rows.rows[1].device = "cuda"
+        record(model, Plan(), rows)
+        path = record(model, Plan(), measured(("fast", "fp32", 3.0, True)))
+        kept = [row["backend"] for row in auto._rows(path)]
+        assert kept == ["card", "fast"]
+
+    def test_the_separators_transforms_follow(
+        self, model: BundleModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from tfswa.runtime.stream import separator
+
+        asked = []
+        monkeypatch.setattr(separator, "Codec", lambda spec, device: asked.append(device))
+        opened = separator.Separator(model, options=ANY)
+        assert opened.options.device == "cuda"
+        opened = separator.Separator(model, options=CPU)
+        assert asked == ["cuda", "cpu"]
+
+
+class broken:  # noqa: N801
+    """A backend whose library fails while it loads."""
+
+    def __init__(self, model: Any, options: BackendOptions):
+        raise RuntimeError("CUDA driver version is insufficient")

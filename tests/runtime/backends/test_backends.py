@@ -222,7 +222,7 @@ def test_a_missing_artifact_says_how_to_make_it(
 
 def test_where_a_backend_runs_if_nobody_says() -> None:
     found = {name: backends.default_device(name) for name in ("auto", "ort", "trt", "torch")}
-    assert found == {"auto": "cpu", "ort": "cpu", "trt": "cuda", "torch": "cpu"}
+    assert found == {"auto": "auto", "ort": "cpu", "trt": "cuda", "torch": "cpu"}
 
 
 def test_cuda_where_onnxruntime_has_none(

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from tfswa.runtime.benchmark import bench as module
 from tfswa.runtime.benchmark.bench import Benchmark, Plan, Row, bench
 from tfswa.runtime.benchmark.process import Lost, Worker
+from tfswa.runtime.commands.bench import _table as table
 from tfswa.runtime.commands.bench import bench as command
 from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
 from tfswa.runtime.model.bundle import Bundle
@@ -44,14 +45,14 @@ class Fake:
         self.seconds, self.output, self.dies = iter(seconds), output, dies
 
     def ask(self, what: str = "", seconds: float | None = None) -> dict[str, Any]:
-        if self.dies and what.startswith(self.dies):
+        if self.dies and what.startswith(f'["{self.dies}"'):
             raise Lost("died, exit code -9")
         if not what:
             started = {"open_s": 1.0, "first_s": 0.5, "memory_mb": 10.0, "gpu_memory_mb": None}
             return {**started, "session": "fake", "versions": {"fake": "1"}}
-        word, *rest = what.split()
+        word, *rest = json.loads(what)
         if word == "run":
-            return {"seconds": [next(self.seconds) for _ in range(int(rest[0]))], "memory_mb": 20.0}
+            return {"seconds": [next(self.seconds) for _ in range(rest[0])], "memory_mb": 20.0}
         np.save(rest[1], self.output(np.load(rest[0])))
         return {"memory_mb": 30.0}
 
@@ -154,8 +155,10 @@ def test_a_process_that_says_why_it_fails(worker: Callable[[str], Worker]) -> No
 
 
 @pytest.mark.slow
-def test_the_real_thing(network_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_real_thing(network_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager torch in two precisions, on the tiny network, through the command."""
+    (tmp_path / "a place é").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a place é"))  # as TMPDIR has it
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     entries = ["--backend", "torch", "--backend", "torch:bf16"]
     where = tmp_path / "new" / "speed"
@@ -185,6 +188,16 @@ def test_what_cannot_run_is_named_by_the_command(network_bundle: Bundle) -> None
     result = CliRunner().invoke(command, [str(network_bundle.path), "--backend", "nothing"])
     assert isinstance(result.exception, UsageError)
     assert "unknown backend 'nothing'" in str(result.exception)
+
+
+def test_what_cannot_run_is_one_line_below_the_table() -> None:
+    rows = [Row("a", "fp32", median_ms=1.0, session="a 1"), Row("b", "fp32"), Row("c", "int8")]
+    rows[1].remark("a long reason " * 30)
+    lines = table(Benchmark("tiny", {}, "song", None, {}, rows)).splitlines()
+    assert lines[-1] == "cannot run here: b fp32, c int8; --json says why"
+    assert sum("a " in line for line in lines[1:-1]) == 1
+    assert not any("b " in line for line in lines[1:-1])
+    assert max(map(len, lines)) < 160
 
 
 def test_a_row_without_figures_is_json() -> None:
