@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.files.sweeping import last_swept
 from tfswa.runtime.machine import cores, int8_instructions, user_cache
 
 Level = Literal["ok", "missing", "wrong"]
 
 DRIVER = Path("/proc/driver/nvidia/version")
+SWEPT_NAMED = 5  # of what was removed
 LOW_DISK_BYTES = 2 << 30  # decoded audio and engines of one model fill that soon
 
 
@@ -54,6 +56,7 @@ def examine() -> list[Finding]:
         _extras,
         _programs,
         _cache,
+        _killed_runs,
     )
     return [finding for check in checks for finding in _run(check)]
 
@@ -207,6 +210,14 @@ def _programs() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "ffmpeg", str(shutil.which("ffmpeg")))
+
+
+def _killed_runs() -> Iterator[Finding]:
+    """What this command removed when it began, as every command does."""
+    swept = last_swept()
+    more = f" and {len(swept) - SWEPT_NAMED} more" if len(swept) > SWEPT_NAMED else ""
+    removed = ", ".join(map(str, swept[:SWEPT_NAMED]))
+    yield Finding("ok", "killed runs", f"removed {removed}{more}" if swept else "left nothing behind")
 
 
 def _cache() -> Iterator[Finding]:

@@ -800,9 +800,15 @@ class TestProcess:
         assert_refused(Done(process.returncode, out, err), 1, "nothing.wav cannot be opened")
 
     @pytest.mark.parametrize(
-        ("number", "code", "last"), [(signal.SIGINT, 130, "tfx: interrupted"), (signal.SIGTERM, 143, None)]
+        ("number", "code", "last"),
+        [
+            (signal.SIGINT, 130, "tfx: interrupted"),
+            (signal.SIGTERM, 143, None),
+            (signal.SIGHUP, 129, None),
+            (signal.SIGQUIT, 131, None),
+        ],
     )
-    def test_ctrl_c_and_a_stopped_service_leave_nothing(
+    def test_ctrl_c_a_stopped_service_and_a_closed_terminal_leave_nothing(
         self, bundle: Path, number: signal.Signals, code: int, last: str | None
     ) -> None:
         size = 2 * RATE * 3600  # an hour of silence, most of it a hole in the file
