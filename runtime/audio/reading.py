@@ -9,6 +9,7 @@ is compared, and every difference, repair and omission is a ``Note``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,9 @@ from tfswa.runtime.audio.source import Source, open_source
 from tfswa.runtime.audio.tags import Tags, read_tags
 from tfswa.runtime.audio.tracks import Track
 from tfswa.runtime.errors import AudioError
+from tfswa.runtime.escape import shown
+
+logger = logging.getLogger(__name__)
 
 BLOCK_SAMPLES = 1 << 16
 BLOCK_SECONDS = 4.0  # at low rates a block of fixed length would become hours at the model's
@@ -210,6 +214,12 @@ def resampled(blocks: Iterable[Block], from_rate: int, to_rate: int) -> Iterator
         rest = resampler.flush()
         if rest.shape[1]:
             yield rest
+
+
+def log_notes(audio: AudioSource) -> None:
+    """Warn of damage, and tell the rest, where no result carries the notes; once ``blocks`` has ended."""
+    for note in audio.notes:
+        logger.log(logging.WARNING if note.damaged else logging.INFO, "%s: %s", shown(audio.path), note)
 
 
 def model_blocks(source: AudioSource, sample_rate: int, channels: int) -> Iterator[Block]:

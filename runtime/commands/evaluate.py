@@ -159,6 +159,7 @@ def evaluation_as_dict(model: str, data: Path, result: Evaluation) -> dict[str, 
         "identity": dict(result.identity),
         "songs": len(result.songs),
         "reused": reused,
+        "notes": {song.song: list(song.notes) for song in result.songs if song.notes},
         "scores": [summary.to_dict() for summary in result.summaries],
     }
 

@@ -239,7 +239,7 @@ class _Run:
                 raise self._killed() from error
             raise
         seconds = song.mixture.shape[1] / spec.stft.sample_rate
-        result = SongResult(files.name, files.split, seconds, sha256, ())
+        result = SongResult(files.name, files.split, seconds, sha256, (), notes=song.notes)
         self.flights.append(_Flight(result, folder, stagings, future))
 
     def _separate(self, song: Song) -> Audio:

@@ -34,6 +34,7 @@ class SongResult:
         audio_sha256: of its files, see ``audio_sha256``.
         scores: figures of each stem and estimator.
         reused: an earlier run computed it.
+        notes: what the reader found in its files, damage among it.
     """
 
     song: str
@@ -42,6 +43,7 @@ class SongResult:
     audio_sha256: str
     scores: Sequence[Score]
     reused: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Records:
             "seconds": result.seconds,
             "identity": {**self.identity, "audio_sha256": result.audio_sha256},
             "scores": [score.to_dict() for score in result.scores],
+            "notes": list(result.notes),
         }
         return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
@@ -116,7 +119,8 @@ class Records:
             data = json.loads(path.read_text())
             different = differences(data["identity"], {**self.identity, "audio_sha256": audio})
             scores = [Score.from_dict(score) for score in data["scores"]]
-            result = SongResult(song.name, song.split, data["seconds"], audio, scores, reused=True)
+            notes = tuple(map(str, data.get("notes", ())))
+            result = SongResult(song.name, song.split, data["seconds"], audio, scores, True, notes)
         except (ValueError, KeyError, TypeError) as error:
             different = [f"it is damaged ({type(error).__name__}: {error})"]
         if different and not self.force:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio.reading import model_blocks, open_audio
+from tfswa.runtime.audio.reading import log_notes, model_blocks, open_audio
 from tfswa.runtime.errors import AudioError, UsageError
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import MIXTURE, MIXTURES, REST, SongFiles, find_songs
@@ -34,11 +34,13 @@ class Song:
         name: for tables.
         mixture: ``[C, N]`` float32 at the model's rate.
         stems: truth by stem name, each ``[C, N]``; empty where nothing is known.
+        notes: what the reader found in its files, damage among it.
     """
 
     name: str
     mixture: Audio
     stems: dict[str, Audio]
+    notes: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -83,8 +85,11 @@ def load(song: SongFiles, spec: ModelSpec) -> Song:
     """
     names = true_sources(song, spec) if _has_streams(song) else []
     if not names:
-        return Song(song.name, _decode(*song.sources[MIXTURE], spec), {})
-    return _song(song.name, {name: load_source(song, name, spec) for name in names}, spec)
+        audio, notes = _decode(*song.sources[MIXTURE], spec)
+        return Song(song.name, audio, {}, notes)
+    decoded = {name: _decode(*song.sources[name], spec) for name in names}
+    notes = tuple(note for _, found in decoded.values() for note in found)
+    return _song(song.name, {name: audio for name, (audio, _) in decoded.items()}, spec, notes)
 
 
 def load_source(song: SongFiles, name: str, spec: ModelSpec) -> Audio:
@@ -94,7 +99,7 @@ def load_source(song: SongFiles, name: str, spec: ModelSpec) -> Audio:
         AudioError: a file that cannot be decoded.
     """
     path, stream = song.sources[name]
-    return _decode(path, stream, spec)
+    return _decode(path, stream, spec)[0]
 
 
 def true_sources(song: SongFiles, spec: ModelSpec) -> list[str]:
@@ -126,7 +131,7 @@ def load_stem_file(path: Path, spec: ModelSpec) -> Song:
     Raises:
         AudioError: not a stem file.
     """
-    stems = {name: _decode(path, index, spec) for index, name in enumerate(STEM_FILE_STREAMS) if index > 0}
+    stems = {name: _decode(path, index, spec)[0] for index, name in enumerate(STEM_FILE_STREAMS) if index > 0}
     return _song(path.name.removesuffix(".stem.mp4"), stems, spec)
 
 
@@ -203,7 +208,7 @@ def _has_streams(song: SongFiles) -> bool:
         return audio.streams == len(STEM_FILE_STREAMS)
 
 
-def _song(name: str, sources: dict[str, Audio], spec: ModelSpec) -> Song:
+def _song(name: str, sources: dict[str, Audio], spec: ModelSpec, notes: tuple[str, ...] = ()) -> Song:
     """Sum sources to the model's stems: a stem by its name, the accompaniment as all that is not vocals."""
     length = max(source.shape[1] for source in sources.values())
     padded = {k: np.pad(v, ((0, 0), (0, length - v.shape[1]))) for k, v in sources.items()}
@@ -214,7 +219,7 @@ def _song(name: str, sources: dict[str, Audio], spec: ModelSpec) -> Song:
             stems[stem] = padded[stem]
         elif stem == REST:
             stems[stem] = _sum([source for key, source in padded.items() if key not in spec.stems])
-    return Song(name, mixture, stems)
+    return Song(name, mixture, stems, notes)
 
 
 def _sum(parts: Sequence[Audio]) -> Audio:
@@ -222,7 +227,10 @@ def _sum(parts: Sequence[Audio]) -> Audio:
     return total
 
 
-def _decode(path: Path, stream: int, spec: ModelSpec) -> Audio:
+def _decode(path: Path, stream: int, spec: ModelSpec) -> tuple[Audio, tuple[str, ...]]:
+    """A track at the model's rate, and what the reader found in it."""
     with open_audio(path, stream=stream) as audio:
         blocks = list(model_blocks(audio, spec.stft.sample_rate, spec.channels))
-    return np.concatenate(blocks, axis=1) if blocks else np.zeros((spec.channels, 0), np.float32)
+        log_notes(audio)
+        notes = tuple(f"{path.name}: {note}" for note in audio.notes)
+    return np.concatenate(blocks, axis=1) if blocks else np.zeros((spec.channels, 0), np.float32), notes

@@ -138,6 +138,15 @@ class TestCheck:
         assert "B: vocals is empty" in found
         assert len(found) == 3
 
+    def test_a_file_that_was_cut_is_named(self, songs: Path) -> None:
+        song = sorted(path for path in songs.iterdir() if path.is_dir())[0]
+        path = next(iter(sorted(song.glob("*.wav"))))
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) * 3 // 4])
+        (said,) = [what for what in findings(songs) if "the rest is missing" in what]
+        assert f"{path.stem}: ends at 3." in said
+        assert not findings(songs)[said]
+
     def test_a_source_that_a_song_lacks(self, songs: Path) -> None:
         (songs / "B" / "drums.wav").rename(songs / "B" / "bass.wav")
         assert findings(songs) == {

@@ -159,10 +159,12 @@ def _read(files: SongFiles) -> tuple[SongFacts, list[DataFault]]:
         for blocks in _side_by_side(streams):
             if comparison is not None:
                 comparison.push(blocks)
+    for source, meter in meters.items():
+        findings += [DataFault(files.name, f"{source}: {note}", fatal=False) for note in meter.audio.notes]
     comparable = len({(meter.audio.sample_rate, meter.audio.channels) for meter in meters.values()}) == 1
     sum_db = comparison.sum_db() if comparison is not None and comparable else None
     facts = [meters[name].facts(name) if name in meters else SourceFacts(name) for name in files.sources]
-    if findings:  # of a part of a file nothing more is said
+    if any(finding.fatal for finding in findings):  # of a part of a file nothing more is said
         sum_db = None
     else:
         findings += _of_song(files.name, facts, sum_db)

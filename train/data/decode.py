@@ -25,7 +25,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio.reading import model_blocks, open_audio
+from tfswa.runtime.audio.reading import log_notes, model_blocks, open_audio
 from tfswa.runtime.errors import AudioError
 
 Audio = NDArray[np.float32]
@@ -111,6 +111,8 @@ class Recording:
                 check = zlib.crc32(rows, check)
                 meter.push(block)
                 samples += block.shape[1]
+            for source in sources:
+                log_notes(source)
         levels, header = io.BytesIO(), io.BytesIO()
         npy.write_array(levels, meter.levels())
         _write_header(header, self.channels, samples)

@@ -185,6 +185,17 @@ class TestFiles:
         (song,) = load_songs(tmp_path / "song.wav", TWO)
         assert song.mixture.shape == (2, 0)
 
+    def test_damage_is_noted_and_warned_of(
+        self, tmp_path: Path, put: Put, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "song.wav"
+        put(path)
+        path.write_bytes(path.read_bytes()[:-400])
+        (song,) = load_songs(path, spec_of("vocals", "accompaniment"))
+        (note,) = song.notes
+        assert note.startswith("song.wav: ends at ")
+        assert "the rest is missing" in caplog.text
+
     def test_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match=r"nothing\.wav cannot be opened"):
             load_songs(tmp_path / "nothing.wav", TWO)
