@@ -1,4 +1,4 @@
-"""``tfx parity --localize``."""
+"""``tfx parity localize``."""
 
 from __future__ import annotations
 
@@ -8,54 +8,88 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tfswa.runtime.commands import options
+
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
     from tfswa.runtime.parity.localize import Located, Step
 
+FILE = click.Path(path_type=Path, dir_okay=False)
 SHOWN = 12  # steps in the table; --json has all
 
 
-def run_localize(
+@click.command()
+@click.argument("model", default="demo")
+@click.option(
+    "--backend",
+    "entry",
+    required=True,
+    metavar="NAME[:PRECISION]",
+    help="The artifact to look into: ort, ort:fp16, torchscript, ...",
+)
+@click.option(
+    "--audio",
+    type=click.Path(path_type=Path),
+    help="An audio file, a stem file, or a folder of stems or songs; default: a synthetic song of 12 s.",
+)
+@click.option(
+    "--threshold-db",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="What a layer may lose, in dB; default: 10.",
+)
+@click.option("--picture", type=FILE, help="Draw the curve into this PNG file.")
+@options.trust
+@options.force
+@options.as_json
+def localize(
     model: str,
+    entry: str,
     audio: Path | None,
-    entries: Sequence[str],
-    *,
-    precision: str | None,
     threshold_db: float | None,
     picture: Path | None,
+    trusted: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compare layer by layer, print, draw; raises where a layer loses more than it may."""
+    """Find the first layer of one artifact of MODEL that loses more than --threshold-db.
+
+    The graph is compared with the eager network layer by layer, on the loudest chunk. Exit code 3 if a layer
+    loses more.
+
+    \b
+    tfx parity localize vocals.tfx --backend ort:fp16
+    tfx parity localize vocals.tfx --backend torchscript --picture layers.png
+    """  # noqa: D301  click reads it
     import json
 
     from tfswa.runtime.errors import GateError, OutputExists, UsageError
     from tfswa.runtime.model.bundle import writable
-    from tfswa.runtime.model.opening import open_model
+    from tfswa.runtime.model.opening import open_model, trust_code
     from tfswa.runtime.parity.corpus import songs
-    from tfswa.runtime.parity.localize import THRESHOLD_DB, localize
+    from tfswa.runtime.parity.localize import THRESHOLD_DB
+    from tfswa.runtime.parity.localize import localize as locate
     from tfswa.runtime.parity.reference import load_reference
     from tfswa.runtime.plots import pictures
     from tfswa.runtime.songs.loading import loudest_chunk
     from tfswa.runtime.stream.transform import Stft, pack
 
-    if len(entries) != 1:
-        raise UsageError("--localize looks into one artifact: name it, --backend ort, ort:fp16, torchscript")
     if picture is not None and picture.exists() and not force:
         raise OutputExists(f"{picture} is there already: choose another name, or --force")
     if picture is not None:
         pictures.require_matplotlib("leave --picture out")
-    backend, _, kind = entries[0].partition(":")
+    backend, _, kind = entry.partition(":")
     threshold = THRESHOLD_DB if threshold_db is None else threshold_db
     opened = open_model(model)
     if opened.bundle is None:
-        raise UsageError(f"{model} is an exported file: --localize needs the bundle that it came from")
-    instrument = _instrument(opened, backend, kind or precision or "fp32")
+        raise UsageError(f"{model} is an exported file: localize needs the bundle that it came from")
+    if trusted:
+        trust_code(opened)
+    instrument = _instrument(opened, backend, kind or "fp32")
     song = songs(audio, opened.spec)[0].load()
     _, chunk = loudest_chunk(song.mixture, opened.spec)
     planes = pack(Stft(opened.spec.stft).forward(chunk[None]))
     click.echo(f"{instrument.artifact}: the loudest chunk of {song.name}", err=True)
-    found = localize(instrument, load_reference("torch")(opened), planes, threshold_db=threshold)
+    found = locate(instrument, load_reference("torch")(opened), planes, threshold_db=threshold)
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +123,7 @@ def _instrument(model: Model, backend: str, precision: str) -> Any:
     try:
         instruments: Any = import_module("tfswa.export.instruments")
     except ModuleNotFoundError as error:
-        raise BackendUnavailable(f"--localize needs {error.name}: pip install 'tfswa[export]'") from error
+        raise BackendUnavailable(f"localize needs {error.name}: pip install 'tfswa[export]'") from error
     return instruments.open_instrument(model, backend, precision)
 
 

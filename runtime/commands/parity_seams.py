@@ -1,4 +1,4 @@
-"""``tfx parity --seams``."""
+"""``tfx parity seams``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,39 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tfswa.runtime.commands import options
+
 if TYPE_CHECKING:
     from tfswa.runtime.parity.seams import Seams
 
+FILE = click.Path(path_type=Path, dir_okay=False)
 
-def run_seams(
+
+@click.command()
+@click.argument("model", default="demo")
+@click.option(
+    "--audio",
+    type=click.Path(path_type=Path),
+    help="An audio file, a stem file, or a folder of stems or songs; default: a synthetic song of 12 s.",
+)
+@click.option(
+    "--long-frames",
+    type=click.IntRange(min=1),
+    help="Frames of the long pass that chunks are compared with; default: four chunks.",
+)
+@click.option(
+    "--threshold-db",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="What may be lost near an edge, in dB; default: 0.1.",
+)
+@click.option("--store", is_flag=True, help="Write the context into the manifest, or into a copy, see -o.")
+@options.output_option("With --store: the new bundle; default: the manifest of MODEL itself.")
+@click.option("--picture", type=FILE, help="Draw the curves into this PNG file.")
+@options.force
+@options.as_json
+def seams(
     model: str,
     audio: Path | None,
-    *,
     long_frames: int | None,
     threshold_db: float | None,
     store: bool,
@@ -23,7 +48,14 @@ def run_seams(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Measure, print, draw, store."""
+    """Measure what MODEL's network loses near a chunk's edge, and the context that makes up for it.
+
+    Chunks are compared with one long pass over the same music, by distance from the edge.
+
+    \b
+    tfx parity seams vocals.tfx --audio stems/ --picture seams.png
+    tfx parity seams vocals.tfx --audio stems/ --store -o new.tfx
+    """  # noqa: D301  click reads it
     import json
 
     from tfswa.runtime.errors import OutputExists, UsageError
@@ -111,7 +143,7 @@ def _print(found: Seams, model: str, store: bool) -> None:
     click.echo(text_table(columns, rows))
     click.echo(_answer(found))
     if found.context is not None and found.context != chunk.context and not store:
-        click.echo(f"store it: tfx parity {model} --seams --store -o NEW.tfx")
+        click.echo(f"store it: tfx parity seams {model} --store -o NEW.tfx")
 
 
 def _answer(found: Seams) -> str:

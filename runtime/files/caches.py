@@ -1,7 +1,7 @@
 """What tfx keeps in the user's cache: bounded, least recently used first out, believed only if it is whole.
 
     openvino/ onnxruntime/   folders of what a library compiled; a file ``seal`` lists what is in each
-    auto/ calibration/       files that carry a tag in front, see ``put``
+    auto/ calibration/ parity/  files that carry a tag in front, see ``put``
     downloads/               files whose SHA-256 is in the program
     bundles/                 what was added to sealed bundles; their manifests hold hashes
     decoded/                 decoded audio, bounded by data.cache_gb (``train/data/cache.py``)
@@ -29,7 +29,15 @@ from tfswa.runtime.machine import user_cache
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("auto", "bundles", "calibration", "downloads", "onnxruntime", "openvino")  # that share the limit
+KINDS = (
+    "auto",
+    "bundles",
+    "calibration",
+    "downloads",
+    "onnxruntime",
+    "openvino",
+    "parity",
+)  # that share the limit
 DECODED = "decoded"
 LIMIT_GB = 10.0  # of all kinds that share it
 LIMIT_VARIABLE = "TFX_CACHE_GB"

@@ -36,16 +36,18 @@ class Item:
         name: for tables.
         kind: ``real``, or ``adversarial``: made to be difficult.
         load: makes the song; called when its turn comes, so that a corpus of any size fits.
+        samples: N where it is known before that.
     """
 
     name: str
     kind: Kind
     load: Callable[[], Song]
+    samples: int | None = None
 
     @classmethod
     def of(cls, song: Song, kind: Kind = "real") -> Self:
         """A song that is loaded already."""
-        return cls(song.name, kind, lambda: song)
+        return cls(song.name, kind, lambda: song, song.mixture.shape[-1])
 
 
 def kind_of(item: Item, song: Song, spec: ModelSpec) -> Kind:

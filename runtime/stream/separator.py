@@ -5,6 +5,7 @@ samples -> OverlapAdd -> STFT -> backend -> iSTFT -> OverlapAdd -> stems
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -167,6 +168,19 @@ class Separator:
         """
         engine = self.stream()
         return np.concatenate((engine.push(mixture), engine.flush()), axis=-1)
+
+    def with_batch(self, batch: int) -> Separator:
+        """The same with that many chunks at once; they share the network, and one of them closes it."""
+        other = copy.copy(self)
+        other.batch = batch
+        other._check_session()
+        return other
+
+    def with_session(self, session: Session) -> Separator:
+        """The same around another session, which is then closed with it; for one that watches the first."""
+        other = copy.copy(self)
+        other.session = session
+        return other
 
     def indices(self, stems: Sequence[str]) -> list[int]:
         """Places of some stems in the output; raises as ``stem_indices``."""

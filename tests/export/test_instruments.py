@@ -248,12 +248,12 @@ def test_the_command_names_the_culprit(
 ) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pictures need it")
     path, picture = exported.bundle.path, tmp_path / "depth.png"
-    code, out, _ = run(path, "--localize", "--backend", "ort", "--picture", picture)
+    code, out, _ = run("localize", path, "--backend", "ort", "--picture", picture)
     assert code == 0
     assert "no layer loses more than 10 dB" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     perturb(exported, "encoder.1.blocks.0.time")
-    code, out, err = run(path, "--localize", "--backend", "ort", "--json")
+    code, out, err = run("localize", path, "--backend", "ort", "--json")
     assert code == 3
     assert err.splitlines()[-1].startswith(
         "tfx: model.onnx first loses more than 10 dB in encoder.1.blocks.0.time"
@@ -261,9 +261,9 @@ def test_the_command_names_the_culprit(
     assert "node encoder.1.blocks.0.time/MatMul:" in err
     printed = json.loads(out)
     assert printed["operator"]["node"] == "encoder.1.blocks.0.time/MatMul"
-    code, out, _ = run(path, "--localize", "--backend", "ort", "--threshold-db", "200")
+    code, out, _ = run("localize", path, "--backend", "ort", "--threshold-db", "200")
     assert code == 0
-    code, out, _ = run(path, "--localize", "--backend", "ort", "--picture", tmp_path / "other.png")
+    code, out, _ = run("localize", path, "--backend", "ort", "--picture", tmp_path / "other.png")
     assert code == 3
     assert "culprit: " in out
     assert "against a fresh export" in out
@@ -275,11 +275,9 @@ def test_the_command_refuses_in_one_line(
     path = exported.bundle.path
     shutil.copy(path / "model.onnx", tmp_path / "alone.onnx")
     for code, why, arguments in (
-        (2, "name it", (path, "--localize")),
-        (2, "name it", (path, "--localize", "--backend", "ort", "--backend", "torchscript")),
-        (2, "needs the bundle", (tmp_path / "alone.onnx", "--localize", "--backend", "ort")),
-        (4, "tfx export", (path, "--localize", "--backend", "ort:fp16")),
-        (4, "POLYGRAPHY_USE_TENSORRT_RTX=1): polygraphy run", (path, "--localize", "--backend", "trt")),
+        (2, "needs the bundle", ("localize", tmp_path / "alone.onnx", "--backend", "ort")),
+        (4, "tfx export", ("localize", path, "--backend", "ort:fp16")),
+        (4, "POLYGRAPHY_USE_TENSORRT_RTX=1): polygraphy run", ("localize", path, "--backend", "trt")),
     ):
         left, out, err = run(*arguments)
         assert (left, out) == (code, "")

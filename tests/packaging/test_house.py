@@ -28,10 +28,7 @@ KEPT = {  # British words that stay
 }
 STILL_LONG = {
     "tfswa.calibration.cli.calibrate",
-    "tfswa.runtime.commands.parity.parity",
-    "tfswa.runtime.commands.parity_measure.run_measure",
     "tfswa.runtime.commands.separate.separate",
-    "tfswa.runtime.parity.compare.certify",
 }
 SPELLED = {".py", ".md", ".toml", ".css", ".js"}
 OTHERS = {"README.md", "CHANGELOG.md", "LICENSE"}

@@ -161,20 +161,20 @@ def test_parity_that_fails_prints_its_object_too(ask: Ask, bundle: Bundle, tmp_p
 
 
 def test_parity_seams(ask: Ask, bundle: Bundle) -> None:
-    printed = ask("parity", bundle.path, "--seams", "--threshold-db", 30, "--store")
-    check(printed, "tfx parity --seams")
+    printed = ask("parity", "seams", bundle.path, "--threshold-db", 30, "--store")
+    check(printed, "tfx parity seams")
     assert Bundle.open(bundle.path).spec.chunk.context == printed["context"] != printed["present"]
 
 
 def test_parity_localize(ask: Ask, bundle: Bundle) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: tfx export needs it")
     ask("export", bundle.path, "--format", "torchscript")
-    sound = ask("parity", bundle.path, "--localize", "--backend", "torchscript")
+    sound = ask("parity", "localize", bundle.path, "--backend", "torchscript")
     assert sound["culprit"] is sound["operator"] is None
     assert sound["compared"] == len(sound["steps"]) > 10
     damage_trace(Bundle.open(bundle.path))
-    printed = ask("parity", bundle.path, "--localize", "--backend", "torchscript", code=3)
-    check(printed, "tfx parity --localize", may_be_empty=("skipped[]",))
+    printed = ask("parity", "localize", bundle.path, "--backend", "torchscript", code=3)
+    check(printed, "tfx parity localize", may_be_empty=("skipped[]",))
     assert printed["culprit"]["module"] == "stem"
 
 
@@ -362,8 +362,8 @@ def test_every_section_is_compared() -> None:
     assert list(TABLES) == [
         "tfx separate",
         "tfx parity",
-        "tfx parity --seams",
-        "tfx parity --localize",
+        "tfx parity seams",
+        "tfx parity localize",
         "tfx evaluate",
         "tfx sign",
         "tfx bench",

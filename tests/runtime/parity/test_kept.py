@@ -1,0 +1,92 @@
+"""A measuring that was stopped goes on where it was, and what was not measured here is not believed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parity_fakes import CHUNK, HYPER, STFT
+
+from tfswa.runtime.machine import user_cache
+from tfswa.runtime.model.opening import BundleModel
+from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify
+from tfswa.runtime.parity.kept import ItemFigures, Kept
+from tfswa.runtime.parity.pace import ParityStep
+from tfswa.runtime.songs.loading import synthetic_song
+
+
+class Stopped(Exception):
+    """As Ctrl-C would."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> BundleModel:
+    pytest.importorskip("torch", reason="torch is not installed: the reference is an eager network")
+    from tfswa.train.backend import new_bundle
+
+    path = tmp_path_factory.mktemp("network") / "tiny.tfx"
+    return BundleModel(str(path), new_bundle("tfswa_lite", path, hyper=HYPER, stft=STFT, chunk=CHUNK))
+
+
+def run(network: BundleModel, stop: int = 0, **options: Any) -> tuple[list[Certificate], list[int]]:
+    """Measure; raise at an item's turn where one is named. Returns also the items that were measured."""
+    corpus = [Item.of(synthetic_song(network.spec, 1.0)), *adversaries(network.spec)[:4]]
+    turns: list[int] = []
+
+    def report(step: ParityStep) -> None:
+        if step.number == stop:
+            raise Stopped
+        turns.append(step.number)
+
+    found = certify(network, corpus, [Candidate("torch")], report=report, resume=True, **options)
+    return found, sorted(set(turns))
+
+
+def without_time(certificate: Certificate) -> Certificate:
+    return dataclasses.replace(certificate, date="", x_realtime=None)
+
+
+def test_a_stopped_measuring_goes_on_where_it_was(network: BundleModel) -> None:
+    with pytest.raises(Stopped):
+        run(network, stop=4, reference="float64")
+    (resumed,), turns = run(network, reference="float64")
+    assert turns == [4, 5]
+    (whole,), turns = run(network, reference="float64")  # what was finished is measured anew
+    assert turns == [1, 2, 3, 4, 5]
+    assert without_time(resumed) == without_time(whole)
+    assert resumed.x_realtime
+    assert set(resumed.reference_rounding_db) == set(network.spec.stems)
+
+
+def test_another_reference_takes_nothing_up(network: BundleModel) -> None:
+    with pytest.raises(Stopped):
+        run(network, stop=4)
+    _, turns = run(network, reference="float64")
+    assert turns == [1, 2, 3, 4, 5]
+
+
+def test_a_listener_hears_every_song(network: BundleModel) -> None:
+    with pytest.raises(Stopped):
+        run(network, stop=4)
+    heard: list[str] = []
+    _, turns = run(network, listener=lambda song, name, right, found: heard.append(name))
+    assert (turns, heard) == ([1, 2, 3, 4, 5], ["torch fp32"])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"identity": "{}", "items": {"a": {}}}', "\0"])
+def test_a_damaged_file_is_ignored(content: str) -> None:
+    kept = Kept({})
+    kept.add("a", ItemFigures(non_finite={"a": 1}))
+    assert Kept({}).find("a") == ItemFigures(graph=[], signal=[], quality=[], axes=[], non_finite={"a": 1})
+    (path,) = (user_cache() / "parity").iterdir()
+    path.write_text(content)
+    assert Kept({}).find("a") is None
+    kept.clear()
+    assert not path.exists()
