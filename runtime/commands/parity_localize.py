@@ -65,13 +65,10 @@ def localize(
     from tfswa.runtime.errors import GateError, OutputExists, UsageError
     from tfswa.runtime.model.bundle import writable
     from tfswa.runtime.model.opening import open_model, trust_code
-    from tfswa.runtime.parity.corpus import songs
     from tfswa.runtime.parity.localize import THRESHOLD_DB
     from tfswa.runtime.parity.localize import localize as locate
     from tfswa.runtime.parity.reference import load_reference
     from tfswa.runtime.plots import pictures
-    from tfswa.runtime.songs.loading import loudest_chunk
-    from tfswa.runtime.stream.transform import Stft, pack
 
     if picture is not None and picture.exists() and not force:
         raise OutputExists(f"{picture} is there already: choose another name, or --force")
@@ -85,17 +82,15 @@ def localize(
     if trusted:
         trust_code(opened)
     instrument = _instrument(opened, backend, kind or "fp32")
-    song = songs(audio, opened.spec)[0].load()
-    _, chunk = loudest_chunk(song.mixture, opened.spec)
-    planes = pack(Stft(opened.spec.stft).forward(chunk[None]))
-    click.echo(f"{instrument.artifact}: the loudest chunk of {song.name}", err=True)
+    name, planes = _loudest(opened, audio)
+    click.echo(f"{instrument.artifact}: the loudest chunk of {name}", err=True)
     found = locate(instrument, load_reference("torch")(opened), planes, threshold_db=threshold)
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
             pictures.save_png(_draw(found, Path(model).name), picture, named=True)
     if as_json:
-        click.echo(json.dumps(_as_json(found, model, song.name)))
+        click.echo(json.dumps(_as_json(found, model, name)))
     else:
         _print(found)
     if found.operator is not None and found.culprit is not None:
@@ -103,6 +98,17 @@ def localize(
             f"{found.artifact} first loses more than {threshold:g} dB in {found.culprit.module}: "
             f"{_words(found.operator)}"
         )
+
+
+def _loudest(model: Model, audio: Path | None) -> tuple[str, Any]:
+    """The first song's name, and the network's input for its loudest chunk."""
+    from tfswa.runtime.parity.corpus import songs
+    from tfswa.runtime.songs.loading import loudest_chunk
+    from tfswa.runtime.stream.transform import Stft, pack
+
+    song = songs(audio, model.spec)[0].load()
+    _, chunk = loudest_chunk(song.mixture, model.spec)
+    return song.name, pack(Stft(model.spec.stft).forward(chunk[None]))
 
 
 def _instrument(model: Model, backend: str, precision: str) -> Any:
