@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.files.documents import parse_json
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 Low = Literal["fp16", "bf16"]
@@ -45,7 +45,7 @@ class PrecisionPlan:
             ConfigError: it cannot be read, or holds something else.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"precision plan {path} cannot be read: {error}") from error
         if not isinstance(data, dict) or not {"fp32", "int8"} & set(data):
@@ -58,6 +58,8 @@ class PrecisionPlan:
             raise ConfigError(
                 f"precision plan {path} has unknown keys {sorted(unknown)}: it knows fp32, int8, source"
             )
+        if not isinstance(data.get("source"), str | None):
+            raise ConfigError(f"precision plan {path}: source is {data['source']!r:.40}, not a digest")
         quantized = tuple(data["int8"]) if "int8" in data else None
         return cls(tuple(data.get("fp32", ())), quantized, data.get("source"))
 

@@ -18,7 +18,6 @@ The rewriting is ``onnxruntime.quantization``'s; what is rewritten, and the rang
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -31,6 +30,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, ConfigError, ExportError, UsageError
+from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.model.opening import Model
 
 KINDS = ("Conv", "ConvTranspose", "MatMul")
@@ -80,9 +80,12 @@ def load_ranges(model: Model) -> dict[str, float]:
             f"{model.name} was not calibrated, which int8 needs: `tfx calibrate {model.name} --audio FOLDER`"
         )
     try:
-        kept: dict[str, Any] = json.loads(bundle.file(CALIBRATION).read_text(encoding="utf-8"))
+        kept: dict[str, Any] = parse_json(bundle.file(CALIBRATION).read_bytes())
         source, ranges = str(kept["source"]), {str(k): float(v) for k, v in kept["ranges"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = [name for name, limit in ranges.items() if not 0 < limit < math.inf]
+        if wrong:
+            raise ValueError(f"the range of {wrong[0]} is {ranges[wrong[0]]}")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BundleError(f"{CALIBRATION} of {model.name} is damaged ({error}): calibrate again") from error
     if source != bundle.digest:
         raise BundleError(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.errors import ConfigError, UsageError, reason
+from tfswa.runtime.files.documents import parse_toml
 
 DEFAULTS = Path(__file__).with_name("gates.toml")
 STEMS = "stems"
@@ -91,7 +91,7 @@ def load_gates(path: Path) -> Gates:
         ConfigError: not TOML, an unknown key, or a limit that is no number.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"gates {path} cannot be read: {reason(error)}") from error
     non_finite = tables.pop("non_finite", 0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.errors import ConfigError, TrainingError, UsageError
+from tfswa.runtime.files.documents import parse_json
 from tfswa.train.bounds import check_bounds
 from tfswa.train.config import TrainConfig
 from tfswa.train.strict import config_from_dict, parse_overrides, read_toml, suggestion
@@ -68,7 +68,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     path = run / RUN_CONFIG
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except OSError as error:
         raise TrainingError(f"{path} cannot be read ({error.strerror}): nothing to resume") from error
     except ValueError as error:

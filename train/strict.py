@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.files.documents import parse_toml
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: unreadable, not TOML, or an override without '='.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
@@ -133,7 +133,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not equals:
         raise ConfigError(f"override {override!r} has no '=': write section.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except ValueError:
         value = text.strip()  # a bare word is a string
     *sections, last = key.strip().split(".")

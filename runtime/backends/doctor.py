@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.files import caches
 from tfswa.runtime.files.sweeping import last_swept
 from tfswa.runtime.machine import cores, int8_instructions, user_cache
 
@@ -232,6 +233,11 @@ def _cache() -> Iterator[Finding]:
         yield Finding("wrong", "cache", text, "free some space, or set XDG_CACHE_HOME to another disk")
     else:
         yield Finding("ok", "cache", text)
+    sizes = {kind: sum(entry.bytes for entry in caches.entries(kind)) for kind in caches.ALL}
+    held = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in sizes.items() if size) or "nothing"
+    total, limit = sum(sizes[kind] for kind in caches.KINDS), caches.limit_bytes()
+    text = f"{held}; {total / 1e9:.2f} GB of the {limit / 1e9:g} GB that {caches.LIMIT_VARIABLE} allows"
+    yield Finding("ok", "cache holds", text, "tfx doctor --clear-cache" if total > limit else "")
 
 
 def _load(name: str) -> tuple[Any, str]:

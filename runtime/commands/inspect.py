@@ -98,6 +98,7 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
         vouched = who_vouches(opened.kind, opened.sha256)
         carried = {"kind": opened.kind, "precision": opened.precision, "trusted": vouched}
         return {"model": model, **carried, **_describe_spec(opened.spec)}
+    opened.bundle.drop_damaged()
     for name in opened.bundle.files:
         opened.bundle.file(name)
     return {

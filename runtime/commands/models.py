@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from tfswa.runtime.commands import options
@@ -14,13 +16,20 @@ def models(as_json: bool) -> None:
     import json
     from importlib.metadata import entry_points
 
+    from tfswa.runtime.errors import BundleError
     from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.opening import model_names
 
-    found = []
+    found: list[dict[str, Any]] = []
+    damaged = []
     for name, path in model_names().items():
         if path.exists():
-            spec = Bundle.open(path).spec  # not by name: a folder here may have the same one
+            try:
+                spec = Bundle.open(path).spec  # not by name: a folder here may have the same one
+            except BundleError as error:  # one of them must not cost the others
+                damaged.append({"model": name, "error": str(error)})
+                click.echo(f"tfx: {name} is left out: {error}", err=True)
+                continue
             found.append(
                 {
                     "model": name,
@@ -33,10 +42,10 @@ def models(as_json: bool) -> None:
             )
     families = sorted(point.name for point in entry_points(group="tfswa.families"))
     if as_json:
-        click.echo(json.dumps({"models": found, "families": families}))
+        click.echo(json.dumps({"models": found, "damaged": damaged, "families": families}))
         return
     for entry in found:
-        stems = ", ".join(entry["stems"])  # type: ignore[arg-type]
+        stems = ", ".join(entry["stems"])
         click.echo(
             f"{entry['model']:12} {entry['family']}, {entry['parameters']:,} parameters: {stems} "
             f"(weights {entry['weights_licence']})"

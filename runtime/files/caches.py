@@ -39,6 +39,7 @@ KINDS = (
     "parity",
 )  # that share the limit
 DECODED = "decoded"
+ALL = (*KINDS, DECODED)
 LIMIT_GB = 10.0  # of all kinds that share it
 LIMIT_VARIABLE = "TFX_CACHE_GB"
 
@@ -106,18 +107,33 @@ def trim() -> None:
 def clear(kind: str) -> tuple[int, int]:
     """Remove all that a cache holds and nobody uses.
 
+    Args:
+        kind: one of ``ALL``; decoded audio stays as long as any training uses some of it.
+
     Returns:
         The bytes that went, and those that stayed because they are in use.
     """
     gone = stayed = 0
-    if kind == DECODED:  # it knows by leases what is in use, and its files are no entries of ours
-        raise ConfigError("decoded audio is cleared by its own cache: see `tfx data`")
+    leased = kind == DECODED and _is_leased(user_cache() / DECODED)
     for entry in entries(kind):
-        if drop(entry.path):
+        if kind == DECODED and entry.path.suffix != ".npy":
+            continue
+        if not leased and drop(entry.path):
             gone += entry.bytes
         else:
             stayed += entry.bytes
     return gone, stayed
+
+
+def _is_leased(folder: Path) -> bool:
+    """Whether a living process uses decoded audio: its lease is locked."""
+    for path in (folder / "leases").glob("*.lease"):
+        with suppress(FileNotFoundError), path.open() as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
 
 
 def drop(path: Path) -> bool:

@@ -11,7 +11,9 @@ the digest of the model. No pickle is read. Every write goes to a temporary name
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -22,13 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.files import caches
 from tfswa.runtime.files.atomic import new_folder, writing
+from tfswa.runtime.files.documents import from_json, parse_json
 from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
 from tfswa.runtime.files.locks import locked
 from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.publish import Move, publish, sweep
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -149,10 +155,35 @@ class Bundle:
     @property
     def files(self) -> dict[str, FileEntry]:
         """Every file by name, additions of a sealed bundle included."""
-        if not self.sealed:
-            return dict(self._own)
-        added = _entries(self.home, _read_manifest(self.home)) if (self.home / MANIFEST).exists() else {}
-        return {**self._own, **added}
+        return {**self._own, **self._added()}
+
+    def drop_damaged(self, *names: str) -> None:
+        """Remove what was added to a sealed bundle and is damaged: it lies in a cache and can be made again.
+
+        Args:
+            names: of files to look at; all where none is given.
+        """
+        for name, entry in self._added().items():
+            path = self.home / name
+            if names and name not in names:
+                continue
+            with suppress(OSError):
+                if sha256_of(path) == entry.sha256:
+                    caches.touch(self.home)
+                    continue
+                logger.warning("%s is damaged: it is left out, make it again", path)
+                path.unlink()
+
+    def _added(self) -> dict[str, FileEntry]:
+        """What the user's cache adds to a sealed bundle: nothing where its manifest is damaged."""
+        if not self.sealed or not (self.home / MANIFEST).exists():
+            return {}
+        try:
+            entries = _entries(self.home, _read_manifest(self.home))
+        except BundleError as error:
+            _warn_once(f"{error}; what was added to {self.path} is left out")
+            return {}
+        return {name: entry for name, entry in entries.items() if (self.home / name).is_file()}
 
     def file(self, name: str) -> Path:
         """Path of a file whose content has just been checked against the manifest.
@@ -189,7 +220,9 @@ class Bundle:
         """Name of the first file of that kind and precision, or None."""
         for name, entry in self.files.items():
             if entry.kind == kind and precision in (None, entry.precision):
-                return name
+                self.drop_damaged(name)
+                if name in self.files:
+                    return name
         return None
 
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -302,8 +335,10 @@ class Bundle:
         """
         with locked(self.home):
             sweep(self.home)
-            present = (self.home / MANIFEST).exists()
-            manifest = _read_manifest(self.home) if present or not self.sealed else {"files": {}}
+            if self.sealed:
+                manifest = {"files": {name: asdict(entry) for name, entry in self._added().items()}}
+            else:
+                manifest = _read_manifest(self.home)
             if not self.sealed:
                 files = _entries(self.home, manifest)
                 if ModelSpec.from_dict(manifest["spec"]) != self.spec or (
@@ -314,6 +349,11 @@ class Bundle:
                     )
                 self._own = files
             yield manifest
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 @contextmanager
@@ -378,8 +418,9 @@ def _entry(path: Path, kind: str, precision: str, details: Mapping[str, Any]) ->
 
 def _entries(path: Path, manifest: Mapping[str, Any]) -> dict[str, FileEntry]:
     try:
-        entries = {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        files = manifest["files"].items()
+        entries = {name: from_json(FileEntry, entry, name) for name, entry in files}
+    except (KeyError, ValueError, AttributeError) as error:
         raise BundleError(f"{path / MANIFEST}: the list of files is damaged ({error})") from error
     for name in entries:
         if not _is_inside(name):
@@ -408,7 +449,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
+from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.model.bundle import Bundle
 
 EVIDENCE = "parity.json"
@@ -74,7 +74,7 @@ def signed_artifacts(bundle: Bundle, key: Path) -> set[str]:
         UsageError, BackendUnavailable, BundleError: see ``signed_evidence``.
     """
     try:
-        found = json.loads(signed_evidence(bundle, key))["certificates"]
+        found = parse_json(signed_evidence(bundle, key))["certificates"]
         return {str(one["artifact_sha256"]) for one in found if one["source"] == bundle.digest}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{bundle.path}: {EVIDENCE} is damaged ({reason(error)})") from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tfswa.runtime.errors import BundleError
+from tfswa.runtime.files.documents import from_json
 from tfswa.runtime.model.keys import EVIDENCE
 
 
@@ -181,12 +182,14 @@ class Certificate:
         """Read what ``to_dict`` wrote.
 
         Raises:
-            BundleError: keys that are missing or unknown.
+            BundleError: keys that are missing or unknown, or a value of another type.
         """
         try:
-            levels = {name: [kind(**row) for row in data[name]] for name, kind in _LEVELS.items()}
-            return cls(**{**data, **levels})
-        except (KeyError, TypeError) as error:
+            levels = {
+                name: [from_json(kind, row, name) for row in data[name]] for name, kind in _LEVELS.items()
+            }
+            return from_json(cls, {**data, **levels})
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{EVIDENCE} is damaged ({error}): run `tfx parity` again") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.errors import BundleError, GateError, UsageError
 from tfswa.runtime.files import seal
+from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.gates import Gates, default_gates
 from tfswa.runtime.model.bundle import Bundle
@@ -74,7 +75,7 @@ def read_certificates(path: Path, name: str = "") -> list[Certificate]:
         BundleError: it is damaged.
     """
     try:
-        evidence = json.loads(path.read_text())
+        evidence = parse_json(path.read_bytes())
         if evidence["schema"] != SCHEMA:
             return []
         return [Certificate.from_dict(run) for run in evidence["certificates"]]

@@ -255,8 +255,13 @@ def test_inspect_attention(ask: Ask, bundle: Bundle, song_root: Path, tmp_path: 
 def test_models(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.runtime.model import opening
 
-    monkeypatch.setattr(opening, "model_names", lambda: {"demo": bundle.path, "gone": bundle.path / "x"})
+    bad = bundle.path.with_name("bad.tfx")
+    bad.mkdir()
+    (bad / "manifest.json").write_text("{}")
+    names = {"bad": bad, "demo": bundle.path, "gone": bundle.path / "x"}
+    monkeypatch.setattr(opening, "model_names", lambda: names)
     printed = ask("models")
+    assert [entry["model"] for entry in printed["damaged"]] == ["bad"]
     check(printed, "tfx models")
     assert [entry["model"] for entry in printed["models"]] == ["demo"]
 
@@ -336,6 +341,7 @@ def test_bench(ask: Ask, bundle: Bundle) -> None:
 
 def test_doctor(ask: Ask) -> None:
     check(ask("doctor"), "tfx doctor")
+    check(ask("doctor", "--clear-cache"), "tfx doctor --clear-cache")
 
 
 @pytest.mark.slow
@@ -372,6 +378,7 @@ def test_every_section_is_compared() -> None:
         "tfx inspect: a family",
         "tfx inspect --attention",
         "tfx doctor",
+        "tfx doctor --clear-cache",
         "tfx models",
         "tfx train",
         "tfx new",

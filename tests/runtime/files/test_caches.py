@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Tfx
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import caches
@@ -157,3 +158,28 @@ def test_a_limit_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, text: st
     monkeypatch.setenv("TFX_CACHE_GB", text)
     with pytest.raises(ConfigError, match=rf"TFX_CACHE_GB is '{text}': give gigabytes, such as 10"):
         caches.trim()
+
+
+def test_clearing_one_kind_or_all(
+    root: Path, tfx: Tfx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(root / "downloads" / "a.tgz", 2_000_000, 1)
+    put(root / "openvino" / "key" / "a.blob", 1_000_000, 1)
+    put(root / "decoded" / "x.npy", 3_000_000, 1)
+    model = put(root / "models" / "m.tfx" / "w", 10, 1)
+    lease = put(root / "decoded" / "leases" / "1.lease", 0, 1)
+    shown = tfx("doctor").out
+    assert "decoded 3.0 MB" in shown
+    assert "0.00 GB of the 10 GB that TFX_CACHE_GB allows" in shown
+    done = tfx("doctor", "--clear-cache", "downloads")
+    assert (done.code, done.out) == (0, "downloads: 2.0 MB removed\n")
+    with lease.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert "decoded: 0.0 MB removed, 3.0 MB are in use" in tfx("doctor", "--clear-cache").out
+    done = tfx("doctor", "--clear-cache")
+    assert "decoded: 3.0 MB removed" in done.out
+    assert not (root / "openvino" / "key").exists()
+    assert model.exists()
+    done = tfx("doctor", "--clear-cache", "sound")
+    assert done.code == 2
+    assert "no cache 'sound': choose one of auto, bundles" in done.err

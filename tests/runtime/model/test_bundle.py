@@ -618,3 +618,41 @@ def test_no_pickle_is_read_and_none_is_written(tiny_bundle: Bundle, monkeypatch:
     with pytest.raises(Exception, match=r"dtype"):
         Bundle.create(tiny_bundle.path, tiny_bundle.spec, {"w": np.array([object()])}, force=True)
     assert Bundle.open(tiny_bundle.path).weights()
+
+
+class TestWhatTheCacheAddsToASealedBundle:
+    @pytest.fixture
+    def sealed(self, tiny_bundle: Bundle) -> Bundle:
+        tiny_bundle.seal()
+        bundle = Bundle.open(tiny_bundle.path)
+        bundle.add("model.ts", b"made", kind="torchscript", precision="fp32")
+        bundle.add("note.txt", b"said", kind="document")
+        assert bundle.find("torchscript") == "model.ts"
+        return Bundle.open(tiny_bundle.path)
+
+    @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": "tfx-bundle"}', b"\xff", b"[" * 100_000])
+    def test_a_damaged_manifest_is_told_once_and_written_anew(
+        self, sealed: Bundle, text: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bundle_module._warn_once.cache_clear()
+        (sealed.home / MANIFEST).write_bytes(text)
+        assert set(sealed.files) == {WEIGHTS}
+        assert sealed.find("torchscript") is None
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        sealed.weights()
+        sealed.add("model.ts", b"again", kind="torchscript", precision="fp32")
+        assert Bundle.open(sealed.path).file("model.ts").read_bytes() == b"again"
+
+    def test_a_damaged_file_is_left_out_and_made_again(
+        self, sealed: Bundle, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (sealed.home / "model.ts").write_bytes(b"mede")
+        assert sealed.find("torchscript") is None
+        assert "model.ts is damaged: it is left out" in caplog.text
+        assert set(sealed.files) == {WEIGHTS, "note.txt"}
+        sealed.add("model.ts", b"made", kind="torchscript", precision="fp32", force=False)
+        assert sealed.find("torchscript") == "model.ts"
+
+    def test_one_that_is_gone_is_not_listed(self, sealed: Bundle) -> None:
+        (sealed.home / "note.txt").unlink()
+        assert set(sealed.files) == {WEIGHTS, "model.ts"}
