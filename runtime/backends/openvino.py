@@ -148,7 +148,7 @@ def _kept(place: Path) -> Iterator[dict[str, str]]:
 def _check_plan(model: Model, name: str) -> None:
     """Of a bundle's graph it is known what its precision plan keeps in float32."""
     kept = model.bundle.files[name].details.get("plan") if model.bundle is not None else None
-    if kept:
+    if isinstance(kept, list) and kept:
         raise BackendUnavailable(
             f"the plan of {name} keeps {len(kept)} groups of layers in fp32, openvino's mixed has all "
             "that is not int8 in bf16: use --precision int8, whose rest is fp32"

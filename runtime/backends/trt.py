@@ -199,6 +199,11 @@ def _built(model: Model, precision: str) -> list[_Built]:
     """Engines of a model in a precision, at least one."""
     bundle = _bundle(model)
     build = f"tfx build-engine {model.name} --precision {precision}"
+    for name, entry in bundle.files.items():
+        if entry.kind == ENGINE and not _is_description(entry.details):
+            raise BundleError(
+                f"the manifest of {model.name} says of {name} what no build says: build it again"
+            )
     found = [
         _Built(name, entry.sha256, entry.details, _command(build, entry.details), _library(entry.details))
         for name, entry in bundle.files.items()
@@ -207,6 +212,18 @@ def _built(model: Model, precision: str) -> list[_Built]:
     if not found:
         raise BackendUnavailable(f"{model.name} holds no engine in {precision}: build one with `{build}`")
     return found
+
+
+def _is_description(details: Mapping[str, Any]) -> bool:
+    """Whether a manifest says of an engine what ``export/engine.py`` writes."""
+    batch = details.get("batch")
+    return (
+        details.get("flavor") in MODULES
+        and all(isinstance(details.get(key), str) for key in ("onnx_sha256", "target", "version"))
+        and isinstance(batch, list)
+        and batch != []
+        and all(type(items) is int for items in batch)
+    )
 
 
 def _bundle(model: Model) -> Bundle:

@@ -83,7 +83,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is not None and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values())
     if origin is not None and issubclass(origin, Sequence):
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if hint is int:

@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.errors import BundleError, OutputExists, UsageError
+from tfswa.runtime.errors import BundleError, OutputExists, UsageError, reason
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.atomic import new_folder, writing
 from tfswa.runtime.files.documents import from_json, parse_json
@@ -94,13 +94,13 @@ class Bundle:
         manifest = _read_manifest(path)
         if "spec" not in manifest:
             raise BundleError(f"{path}: the manifest holds no model spec: make the bundle again")
-        return cls(
-            path,
-            ModelSpec.from_dict(manifest["spec"]),
-            manifest.get("provenance", {}),
-            _entries(path, manifest),
-            sealed=bool(manifest.get("sealed", False)),
-        )
+        files, provenance = _entries(path, manifest), manifest.get("provenance", {})
+        if WEIGHTS not in files or not isinstance(provenance, dict):
+            raise BundleError(
+                f"{path / MANIFEST} lists no {WEIGHTS}, or its provenance is no object: make the bundle again"
+            )
+        spec = ModelSpec.from_dict(manifest["spec"])
+        return cls(path, spec, provenance, files, sealed=bool(manifest.get("sealed", False)))
 
     @classmethod
     def create(
@@ -233,7 +233,11 @@ class Bundle:
         """
         from safetensors.numpy import load_file
 
-        return dict(load_file(self.file(WEIGHTS)))
+        path = self.file(WEIGHTS)
+        try:
+            return dict(load_file(path))
+        except Exception as error:  # its errors share no public base; a type that numpy lacks is a KeyError
+            raise BundleError(f"{path} is no safetensors file, or damaged: {reason(error)}") from error
 
     def add(
         self,

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tfswa.runtime.errors import BundleError
+from tfswa.runtime.files.documents import from_json
+from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE
 
 SPEC_VERSION = 1
 
@@ -24,6 +26,11 @@ def _positive(spec: object, *names: str, kinds: tuple[type, ...] = (int,)) -> No
         value: float = getattr(spec, name)
         if not isinstance(value, kinds) or not 0 < value < math.inf:
             raise BundleError(f"{name} {value!r} must be {kinds[0].__name__}, above 0")
+
+
+def _at_most(name: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise BundleError(f"{name} {value} is more than {limit}, what a model may have")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class StftSpec:
     def __post_init__(self) -> None:
         _positive(self, "n_fft", "hop", "sample_rate")
         _positive(self, "scale", kinds=(float, int))
+        _at_most("n_fft", self.n_fft, N_FFT)
+        _at_most("sample_rate", self.sample_rate, SAMPLE_RATE)
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
             raise BundleError(
                 f"n_fft {self.n_fft} does not suit hop {self.hop}: "
@@ -98,6 +107,7 @@ class ChunkSpec:
 
     def __post_init__(self) -> None:
         _positive(self, "frames", "multiple")
+        _at_most("frames", self.frames, FRAMES)
         if self.frames % self.multiple:
             raise BundleError(
                 f"chunk of {self.frames} frames is not a multiple of {self.multiple}: "
@@ -161,6 +171,12 @@ class ModelSpec:
             name = getattr(self, role)
             if name is not None and name not in self.stems:
                 raise BundleError(f"{role} {name!r} is not one of the stems {list(self.stems)}")
+        numbers = math.prod(self.input_shape(1)) + math.prod(self.output_shape(1))
+        if 4 * numbers > CHUNK_BYTES:
+            raise BundleError(
+                f"{len(self.stems)} stems of {self.channels} channels, {self.chunk.frames} frames and "
+                f"{self.stft.bins} bins are {4 * numbers} bytes a chunk, at most {CHUNK_BYTES} are allowed"
+            )
 
     @property
     def chunk_samples(self) -> int:
@@ -206,11 +222,11 @@ class ModelSpec:
                 "export the model again, or install the tfx that made it"
             )
         try:
-            fields["stft"] = StftSpec(**fields["stft"])
-            fields["chunk"] = ChunkSpec(**fields["chunk"])
+            fields["stft"] = from_json(StftSpec, fields["stft"], "stft")
+            fields["chunk"] = from_json(ChunkSpec, fields["chunk"], "chunk")
             if isinstance(fields["stems"], list):
                 fields["stems"] = tuple(fields["stems"])
-            return cls(**fields)
+            return from_json(cls, fields, "spec")
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise BundleError(f"the model's spec is incomplete or has unknown fields: {reason}") from error
