@@ -11,4 +11,5 @@ NESTING = 32  # of graphs in an ONNX graph
 N_FFT = 1 << 20  # samples of a window
 SAMPLE_RATE = 1 << 22  # Hz
 FRAMES = 1 << 20  # of a chunk
+STEMS = 256
 CHUNK_BYTES = 4 << 30  # of the network's input and output for one chunk, float32

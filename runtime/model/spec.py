@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tfswa.runtime.errors import BundleError
 from tfswa.runtime.files.documents import from_json
-from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE
+from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE, STEMS
 
 SPEC_VERSION = 1
 
@@ -161,6 +161,7 @@ class ModelSpec:
         object.__setattr__(self, "hyper", _as_json_reads(self.hyper))
         if not isinstance(self.stems, tuple) or not all(map(_is_file_name, self.stems)):
             raise BundleError(f"stems {self.stems!r} must be a list of names that can be file names")
+        _at_most("the count of stems", len(self.stems), STEMS)
         if not self.stems or len(set(self.stems)) != len(self.stems):
             raise BundleError(f"stems {list(self.stems)} must be distinct names, at least one")
         if self.channels not in (1, 2):
