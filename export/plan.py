@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.files.documents import parse_json
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 Low = Literal["fp16", "bf16"]

@@ -29,8 +29,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BundleError, ConfigError, ExportError, UsageError
-from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.model.opening import Model
 
 KINDS = ("Conv", "ConvTranspose", "MatMul")

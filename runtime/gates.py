@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tfswa.runtime.documents import parse_toml
 from tfswa.runtime.errors import ConfigError, UsageError, reason
-from tfswa.runtime.files.documents import parse_toml
 
 DEFAULTS = Path(__file__).with_name("gates.toml")
 STEMS = "stems"

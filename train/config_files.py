@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import ConfigError, TrainingError, UsageError
-from tfswa.runtime.files.documents import parse_json
 from tfswa.train.bounds import check_bounds
 from tfswa.train.config import TrainConfig
 from tfswa.train.strict import config_from_dict, parse_overrides, read_toml, suggestion

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from tfswa.runtime.documents import parse_toml
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.files.documents import parse_toml
 
 T = TypeVar("T")
 

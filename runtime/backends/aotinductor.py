@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
 from tfswa.runtime.backends.torchscript import TorchThreads
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
-from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.model.archive import read_extra
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.documents import from_json, parse_json
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError, reason
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.atomic import new_folder, writing
-from tfswa.runtime.files.documents import from_json, parse_json
 from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
 from tfswa.runtime.files.locks import locked
 from tfswa.runtime.files.partial import working

@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
-from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.model.bundle import Bundle
 
 EVIDENCE = "parity.json"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, did_you_mean
-from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model import archive, onnx_file, trust
 from tfswa.runtime.model.bundle import MANIFEST, Bundle

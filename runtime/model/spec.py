@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from tfswa.runtime.documents import from_json
 from tfswa.runtime.errors import BundleError
-from tfswa.runtime.files.documents import from_json
 from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE, STEMS
 
 SPEC_VERSION = 1

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from tfswa.runtime.documents import from_json
 from tfswa.runtime.errors import BundleError
-from tfswa.runtime.files.documents import from_json
 from tfswa.runtime.model.keys import EVIDENCE
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.backends import BackendOptions, Session
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BundleError, GateError, UsageError
 from tfswa.runtime.files import seal
-from tfswa.runtime.files.documents import parse_json
 from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.gates import Gates, default_gates
 from tfswa.runtime.model.bundle import Bundle

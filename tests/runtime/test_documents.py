@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tfswa.runtime.files.documents import DEPTH, from_json, parse_json, parse_toml
+from tfswa.runtime.documents import DEPTH, from_json, parse_json, parse_toml
 
 
 @dataclass(frozen=True)
