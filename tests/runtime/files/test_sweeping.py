@@ -1,0 +1,124 @@
+"""What a dead process left goes, what a living one holds stays; its forked children hold nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.partial import new_temporary, temporary
+from tfswa.runtime.files.staging import Staging
+from tfswa.runtime.files.sweeping import last_swept, own_temporary, sweep_all
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+def dies(work: Callable[[], object]) -> None:
+    """Do some work in a process that then dies without tidying up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child touches files alone
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(9)
+    os.waitpid(child, 0)
+
+
+def test_temporary_folders_of_the_dead_go_and_of_the_living_stay(temporary_folder: Path) -> None:
+    def work() -> None:
+        (new_temporary("calibrate").path / "chunk.npy").touch()
+
+    dies(work)
+    (temporary_folder / "tfx-somebody-elses").mkdir()
+    (left,) = temporary_folder.glob("tfx-calibrate-*")
+    with temporary("export") as mine:
+        assert sweep_all() == [left] == last_swept()
+        assert mine.is_dir()
+    assert [path.name for path in temporary_folder.iterdir()] == ["tfx-somebody-elses"]
+
+
+def test_what_a_dead_process_wrote_is_found_wherever_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "deep" / "a song"
+
+    def work() -> None:
+        staging = Staging({"vocals": out / "vocals.wav"}, force=False, source=None)
+        staging.prepare(0)
+        staging.partials[0].touch()
+
+    dies(work)
+    assert list(out.glob(".vocals.wav.partial-*"))
+    (tmp_path / "out" / "mine").touch()
+    sweep_all()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]  # empty folders went, too
+    assert sweep_all() == []
+
+
+def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
+    staging = Staging({"vocals": tmp_path / "out" / "vocals.wav"}, force=False, source=None)
+    staging.prepare(0)
+    staging.partials[0].write_text("new")
+    dies(sweep_all)  # another command
+    staging.publish()
+    assert (tmp_path / "out" / "vocals.wav").read_text() == "new"
+
+
+def test_a_child_that_outlives_its_parent_holds_nothing(temporary_folder: Path) -> None:
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        new_temporary("train")
+        if os.fork() == 0:  # a loader process, which waits until the test is over
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+
+    dies(work)
+    assert list(temporary_folder.glob("tfx-train-*"))
+    sweep_all()
+    assert list(temporary_folder.iterdir()) == []
+    os.close(writer)
+    os.close(reader)
+
+
+def test_libraries_keep_their_temporary_files_in_ours(
+    temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfswa.runtime.files.sweeping.LONGEST_SOCKET_FOLDER", 500)
+    monkeypatch.setenv("TMPDIR", str(temporary_folder))
+    with own_temporary():
+        inside = Path(tempfile.mkdtemp(prefix="pymp-"))
+        assert os.environ["TMPDIR"] == str(inside.parent)
+        assert inside.parent.parent == temporary_folder
+    assert list(temporary_folder.iterdir()) == []
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(temporary_folder)
+
+
+def test_without_a_temporary_folder_or_a_cache_commands_still_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert sweep_all() == []
+    with own_temporary():
+        pass
+
+
+def test_a_thread_that_holds_a_folder_may_ask_again(tmp_path: Path) -> None:
+    with locked(tmp_path), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
