@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from tfswa.runtime.audio.decoders import Decoder, SndfileDecoder, UnsuitableFile, check_stream
 from tfswa.runtime.audio.flac import FlacDecoder, streaminfo_samples, streams
-from tfswa.runtime.audio.frames import tag_size
+from tfswa.runtime.audio.frames import first_frame, is_plain, tag_size
 from tfswa.runtime.audio.headers import find_pcm
 from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.notes import Note
@@ -100,15 +101,16 @@ def _mpeg(source: Source, track: Track) -> Decoder | None:
     head = source.read_at(0, 16)
     if head[4:8] == b"ftyp" or head[:4] in (b"RIFF", b"FORM", b"fLaC", b"OggS", b"\x1aE\xdf\xa3"):
         return None
-    from tfswa.runtime.audio.frames import first_frame
-
-    if first_frame(source, 0) is None:
+    found = first_frame(source, 0)
+    if found is None:
         return None
+    check_single(source, track)
+    if found[1] == 0 and is_plain(source, found[0]):
+        with suppress(UnsuitableFile):
+            return SndfileDecoder(source)
     from tfswa.runtime.audio.mpeg import MpegDecoder  # loads FFmpeg
 
-    decoder = MpegDecoder(source)
-    check_single(source, track)
-    return decoder
+    return MpegDecoder(source)
 
 
 def _sndfile(source: Source, track: Track) -> Decoder | None:

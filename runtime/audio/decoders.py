@@ -123,7 +123,9 @@ class SndfileDecoder:
         self.notes: list[Note] = []
         self._damage = Damage(source.path, self.notes)
         try:
-            self._file = soundfile.SoundFile(source.window(start, stop))
+            whole = source.descriptor() if (start, stop or source.size) == (0, source.size) else None
+            file = source.window(start, stop) if whole is None else whole
+            self._file = soundfile.SoundFile(file, closefd=True)
         except soundfile.LibsndfileError as error:
             raise UnsuitableFile(f"libsndfile: {one_line(error.error_string)}") from error
         except (TypeError, ValueError) as error:  # soundfile's own words about headers that make no sense

@@ -12,7 +12,7 @@ from tfswa.runtime.audio.source import Source
 _MAGIC = b"fLaC"
 # "fLaC", then a STREAMINFO block, which has 34 bytes: nothing that occurs in coded sound by chance.
 _BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
-_SCAN_BYTES = 1 << 22
+_SCAN_BYTES = 1 << 18
 _LARGEST_COMMENT = 1 << 20
 _COMMENT = 4
 _MASK = re.compile(rb"waveformatextensible_channel_mask=0x([0-9a-f]{1,8})", re.IGNORECASE)
@@ -62,7 +62,10 @@ def streams(source: Source, start: int) -> list[int]:
     found = [start]
     while position < source.size:
         data = source.read_at(position, _SCAN_BYTES)
-        found += [position + match.start() for match in _BEGIN.finditer(data)]
+        at = data.find(_MAGIC)  # quicker than the expression
+        while at >= 0:
+            found += [position + at] if _BEGIN.match(data, at) else []
+            at = data.find(_MAGIC, at + 1)
         position += max(1, len(data) - 7) if len(data) > 7 else len(data) or source.size
     return found
 

@@ -78,7 +78,7 @@ class MpegDecoder:
             if piece.kind != "frame":
                 continue
             assert piece.head is not None
-            if kind not in (None, piece.head.kind):
+            if kind != piece.head.kind and kind is not None:
                 raise self._changed(piece.head)
             info = information(piece.data, piece.head)
             if info is not None:
@@ -95,7 +95,10 @@ class MpegDecoder:
                 continue
             if codec is None:
                 codec = PacketCodec(piece.head.codec)
-            yield from self._count(self._frame(recording, codec, piece))
+            for block in self._frame(recording, codec, piece):
+                if block.shape[1]:
+                    self._read += block.shape[1]
+                    yield block
         yield from self._count(self._finished(recording))
         if self._joined:
             self.samples = None
@@ -183,10 +186,15 @@ class _Recording:
 
     def push(self, blocks: list[Block]) -> list[Block]:
         """Take blocks, give those that are surely before the padding."""
-        for block in blocks:
-            drop = min(self._skip, block.shape[1])
-            self._skip -= drop
-            self._held.append(block[:, drop:])
+        if self._skip:
+            for block in blocks:
+                drop = min(self._skip, block.shape[1])
+                self._skip -= drop
+                self._held.append(block[:, drop:])
+        elif not self._holds:
+            return blocks
+        else:
+            self._held += blocks
         ready = []
         while self._held and sum(held.shape[1] for held in self._held[1:]) >= self._holds:
             ready.append(self._held.pop(0))

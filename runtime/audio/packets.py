@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
+from av.audio.frame import AudioFrame
 from numpy.typing import NDArray
 
 from tfswa.runtime.audio.layouts import Block
@@ -43,13 +44,21 @@ class PacketCodec:
             frames = self._context.decode(av.Packet(packet))
         except (av.error.FFmpegError, ValueError):
             return []
-        blocks = []
-        for frame in frames:
-            names = tuple(channel.name for channel in frame.layout.channels)
+        return [self._block(frame) for frame in frames]
+
+    def _block(self, frame: AudioFrame) -> Block:
+        layout = frame.layout
+        if (frame.sample_rate, layout.nb_channels) != (self.sample_rate, self.channels):
+            names = tuple(channel.name for channel in layout.channels)
             self.sample_rate, self.channels = frame.sample_rate, len(names)
             self.layout = () if "NONE" in names else names
-            blocks.append(to_float(frame.to_ndarray(), len(names), frame.format.is_planar))
-        return blocks
+        if frame.format.name != "fltp":
+            return to_float(frame.to_ndarray(), self.channels, frame.format.is_planar)
+        # As to_ndarray, in half the time: MP3 has 40 frames a second.
+        block = np.empty((self.channels, frame.samples), np.float32)
+        for row, plane in zip(block, frame.planes, strict=True):
+            row[:] = np.frombuffer(memoryview(plane), np.float32, frame.samples)
+        return block
 
 
 def to_float(samples: NDArray[Any], channels: int, planar: bool) -> Block:

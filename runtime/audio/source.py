@@ -13,6 +13,7 @@ import stat
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -47,6 +48,21 @@ class Source:
     def window(self, start: int = 0, stop: int | None = None) -> Window:
         """A file object of its own over bytes ``start`` to ``stop``."""
         return Window(self, start, self.size if stop is None else min(stop, self.size))
+
+    def descriptor(self) -> int | None:
+        """Another descriptor of the very same file, with a position of its own; None where there is none.
+
+        The caller closes it. C libraries read through it without a detour through Python.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except (OSError, ValueError):
+            return None
+        with suppress(OSError, ValueError):
+            if os.path.sameopenfile(descriptor, self._file.fileno()):
+                return descriptor
+        os.close(descriptor)
+        return None
 
     def close(self) -> None:
         """Release the file."""

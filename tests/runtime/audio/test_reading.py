@@ -247,7 +247,8 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         got, notes = read_noted(path)
         assert 15_000 < got.shape[1] < 25_000
-        np.testing.assert_array_equal(got[:, :10_000], whole[:, :10_000])
+        # Whole files go to another decoder, whose last bits of float32 are others.
+        np.testing.assert_allclose(got[:, :10_000], whole[:, :10_000], atol=1e-5)
         assert "its recording declares 1." in notes
 
     def test_hole_in_ogg_is_named(self, tmp_path: Path) -> None:
