@@ -118,16 +118,17 @@ class MpegDecoder:
         assert piece.head is not None
         recording.frames += 1
         recording.bytes += piece.size
-        recording.frame_samples = piece.head.samples
+        recording.frame_samples = recording.frame_samples or piece.head.samples
         blocks = codec.decode(piece.data)
         if not blocks:
             if not self.channels:
                 return []
             self._damage.corrupt("a frame does not decode, silence put in its place", self._seconds())
-            blocks = [np.zeros((self.channels, piece.head.samples), np.float32)]
+            blocks = [np.zeros((self.channels, recording.frame_samples), np.float32)]
         elif not self.channels:
             self.sample_rate, self.channels = codec.sample_rate, codec.channels
             self.layout = codec.layout
+            recording.frame_samples = blocks[0].shape[1]  # twice the header's in HE-AAC
         elif (codec.sample_rate, codec.channels) != (self.sample_rate, self.channels):
             before, after = (self.sample_rate, self.channels), (codec.sample_rate, codec.channels)
             raise format_changed(self._path, self._seconds(), before, after)

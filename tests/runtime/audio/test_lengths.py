@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.audio.headers import find_pcm
 from tfswa.runtime.audio.layouts import core_audio_layout, downmix, mask_layout, to_channels
-from tfswa.runtime.audio.notes import Note
+from tfswa.runtime.audio.notes import NOTE_KINDS, Note
 from tfswa.runtime.audio.pages import checksum, read_pages
 from tfswa.runtime.audio.pcm import to_floats
 from tfswa.runtime.audio.reading import HIGHEST_RATE, LOWEST_RATE, model_blocks, open_audio
@@ -525,3 +526,9 @@ def test_header_of_another_file_is_unsuitable(tmp_path: Path) -> None:
     with pytest.raises(UnsuitableFile, match="no fmt chunk"):
         find_pcm(source)
     source.close()
+
+
+def test_the_page_explains_every_kind_of_note() -> None:
+    page = Path(__file__).parents[3] / "docs" / "audio.md"
+    explained = re.findall(r"^\| `(\w+)` \| (?:yes|no) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(explained) == sorted(NOTE_KINDS)

@@ -152,6 +152,35 @@ class TestSeparate:
         assert tfx("separate", "cut.mp3", "-m", bundle).code == 0
         assert 2 * 44_100 < soundfile.info("separated/cut/vocals.wav").frames < 4 * 44_100
 
+    def test_damage_is_told_everywhere_and_strict_refuses_it(self, tfx: Tfx, bundle: Path) -> None:
+        for name in ("whole.wav", "cut.wav"):
+            write(name)
+        data = Path("cut.wav").read_bytes()
+        Path("cut.wav").write_bytes(data[: len(data) // 2])
+        done = tfx("separate", "whole.wav", "cut.wav", "-m", bundle, "--json")
+        assert done.code == 0
+        whole, cut = json.loads(done.out)["files"]
+        assert (whole["damaged"], whole["notes"]) == (False, [])
+        assert cut["damaged"]
+        (note,) = cut["notes"]
+        assert "the rest is missing or damaged" in note
+        assert done.lines == [f"tfx: cut.wav: {note}"]
+        strict = tfx("separate", "whole.wav", "cut.wav", "-m", bundle, "-o", "strict", "--strict")
+        assert strict.code == 1
+        assert any("cut.wav is damaged: ends at" in line for line in strict.lines)
+        assert sorted(path.name for path in Path("strict").rglob("*.wav")) == [
+            "accompaniment.wav",
+            "vocals.wav",
+        ]
+        assert not Path("strict/cut").exists()
+
+    def test_a_track_that_is_not_there(self, tfx: Tfx, bundle: Path) -> None:
+        write("song.wav")
+        done = tfx("separate", "song.wav", "-m", bundle, "--track", "2")
+        assert done.code == 2
+        assert "audio track 2 is not there, the file has 1: use 1" in done.lines[-1]
+        assert tfx("separate", "song.wav", "-m", bundle, "--track", "0").code == 2
+
     def test_the_stems_of_a_song_sum_to_it(self, tfx: Tfx, bundle: Path) -> None:
         write("song.wav", 12_345)
         assert tfx("separate", "song.wav", "-m", bundle, "--batch", 3, "--threads", 1).code == 0
