@@ -32,7 +32,7 @@ from tfswa.export.quantize import CALIBRATION, layers, load_ranges, quantize_gra
 from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.machine import cores, cpu_name, user_cache
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import Model
+from tfswa.runtime.model.opening import Model, open_model
 from tfswa.runtime.stream.transform import Stft, pack
 
 SCHEMA = 1
@@ -78,51 +78,198 @@ class Planned:
     artifact: Exported | None
 
 
-def calibrate(
-    model: Model, corpus: Corpus, *, method: str | None = None, half: Low = "bf16", step: Step, force: bool
-) -> Calibrated:
-    """Find the range of every layer's input, keep them in the bundle, and export ``model.int8.onnx``.
+class Calibration:
+    """A bundle's network and audio to calibrate it on, from ranges to a plan.
 
-    Stopped half way, it goes on where it was: what the chunks gave so far is in the user's cache.
+    What both need is made once: the graph is read once, and the float32 network answers the held-out audio
+    once. Stopped half way, it goes on where it was: what was found so far is in the user's cache.
 
     Args:
         model: a bundle that holds ``model.onnx``.
         corpus: what to run it on.
-        method: one of ``METHODS``; default: all are tried, and the one that loses least on the held-out
-            chunks is kept.
-        half: what the rest of the network computes in while methods are compared; it is the same for all.
+        half: what is computed in where not in 8 bits; it is the same for all ranges that are compared.
         step: told of progress.
-        force: replace an earlier calibration and what was made of it.
+
+    Attributes:
+        graph: the float32 graph.
+        digest: its file's SHA-256.
 
     Raises:
         UsageError: the model is an exported file.
-        OutputExists: it was calibrated, and ``force`` is False.
         BackendUnavailable: it holds no ``model.onnx``.
-        NonFiniteError: the float32 network gives NaN or Inf.
     """
-    check(model, force=force)
-    bundle = bundle_of(model, "calibrate")
-    ranges = _collected(model, corpus, [method] if method else list(METHODS), step)
-    losses = _compared(model, corpus, ranges, half, step)
-    # By SNR: drift of a few chunks may well be an accident of signs.
-    best = max(losses, key=lambda name: losses[name].worst_snr_db)
-    kept = {
-        "schema": SCHEMA,
-        "source": bundle.digest,
-        "method": best,
-        "ranges": ranges[best],
-        "methods": {name: asdict(loss) for name, loss in losses.items()},
-        "corpus": described(corpus),
-    }
-    _put(bundle, CALIBRATION, kept, kind="calibration", details={"corpus_sha256": corpus.sha256})
-    compared = _compared_on(corpus, model)
-    every = PrecisionPlan()  # all that can be in 8 bits
-    artifact = export_onnx(model, precision="int8", plan=every, compared_on=compared, force=True)
-    return Calibrated(best, losses, corpus, artifact)
+
+    def __init__(self, model: Model, corpus: Corpus, *, half: Low = "bf16", step: Step):
+        self.model, self.corpus, self.half, self._step = model, corpus, half, step
+        bundle_of(model, "calibrate")
+        name, self.digest = model.artifact("onnx", "fp32")
+        self.file = model.file(name)
+        self.graph = onnx.load(self.file)
+        self._held_out: HeldOut | None = None
+
+    def find_ranges(self, *, method: str | None = None, force: bool) -> Calibrated:
+        """Find the range of every layer's input, keep them in the bundle, and export ``model.int8.onnx``.
+
+        Args:
+            method: one of ``METHODS``; default: all are tried, and the one that loses least on the held-out
+                chunks is kept.
+            force: replace an earlier calibration and what was made of it.
+
+        Raises:
+            OutputExists: it was calibrated, and ``force`` is False.
+            NonFiniteError: the float32 network gives NaN or Inf.
+        """
+        check_writable(self.model, force=force)
+        bundle = bundle_of(self.model, "calibrate")
+        ranges = self._collected([method] if method else list(METHODS))
+        losses = self._compared(ranges)
+        # By SNR: drift of a few chunks may well be an accident of signs.
+        best = max(losses, key=lambda name: losses[name].worst_snr_db)
+        kept = {
+            "schema": SCHEMA,
+            "source": bundle.digest,
+            "method": best,
+            "ranges": ranges[best],
+            "methods": {name: asdict(loss) for name, loss in losses.items()},
+            "corpus": described(self.corpus),
+        }
+        _put(bundle, CALIBRATION, kept, kind="calibration", details={"corpus_sha256": self.corpus.sha256})
+        artifact = self._export(PrecisionPlan())  # all that can be in 8 bits
+        self.model = open_model(self.model.name)  # with what was just added
+        return Calibrated(best, losses, self.corpus, artifact)
+
+    def find_plan(self, *, budget_db: float, depth: int, costs_by: str = "openvino") -> Planned:
+        """Find the cheapest precision of each group of layers within a budget of drift; see ``Search``.
+
+        Args:
+            budget_db: what the worst stem may drift.
+            depth: parts of a module's name that tell groups apart.
+            costs_by: ``openvino`` to measure costs on this CPU, ``counted`` to count products.
+
+        Raises:
+            UsageError: it was not calibrated.
+            BackendUnavailable: openvino is missing, or has not that half precision here.
+        """
+        bundle = bundle_of(self.model, "calibrate")
+        members, ranges = groups(self.graph, depth), load_ranges(self.model)
+        if costs_by == "openvino":
+            costs, unit = self._measured(members, ranges), "s"
+        else:
+            costs, unit = cost.counted(members), "x float32"
+        found = self._searched(members, ranges, costs, budget_db, depth)
+        if costs_by == "openvino":
+            found = self._raced(members, ranges, found, budget_db)
+        calibration = {"calibration": bundle.files[CALIBRATION].sha256}
+        content = _plan_of(bundle, self.corpus, found, costs, unit, budget_db, self.half)
+        _put(bundle, PLAN, content, kind="plan", details=calibration)
+        artifact = None
+        if found.best.int8:
+            self.model = open_model(self.model.name)
+            artifact = self._export(None)
+        return Planned(found, costs, unit, members, artifact)
+
+    def _export(self, plan: PrecisionPlan | None) -> Exported:
+        compared = _compared_on(self.corpus, self.model)
+        return export_onnx(self.model, precision="int8", plan=plan, compared_on=compared, force=True)
+
+    def _collected(self, methods: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Ranges by method, by layer; what the chunks gave so far is taken up."""
+        spec = self.model.spec
+        collector, stft = Collector(self.graph, spec), Stft(spec.stft)
+        place = _cache("ranges", f"{_hash(self.digest, self.corpus.sha256)}.npz")
+        collector.resume(place)
+        for number, chunk in enumerate(self.corpus.calibration()):
+            if number >= collector.chunks:
+                self._step("ranges", number, len(self.corpus))
+                collector.add(pack(stft.forward(chunk.mixture[None])))
+                if collector.chunks % SAVE_EVERY == 0 or collector.chunks == len(self.corpus):
+                    collector.save(place)
+        self._step("ranges", len(self.corpus), len(self.corpus))
+        return {name: collector.ranges(name) for name in methods}
+
+    def _compared(self, ranges: Mapping[str, Mapping[str, float]]) -> dict[str, Loss]:
+        """What each method's ranges lose with all layers in 8 bits."""
+        members = groups(self.graph)
+        losses: dict[str, Loss] = {}
+        simulator = None
+        for done, (name, limits) in enumerate(ranges.items()):
+            self._step("methods", done, len(ranges))
+            del simulator  # before there is a second one
+            simulator = Simulator(self.graph, members, limits, self.half)
+            everything = _with(simulator, dict.fromkeys(members, INT8))
+            losses[name] = self._answers(simulator).measure(everything)
+        self._step("methods", len(ranges), len(ranges))
+        return losses
+
+    def _answers(self, simulator: Simulator) -> HeldOut:
+        """The held-out chunks and what the float32 network makes of them, by whichever simulator is there."""
+        if self._held_out is None:
+            self._held_out = HeldOut(self.corpus.held_out, self.model.spec, _with(simulator, {}))
+        return self._held_out
+
+    def _measured(self, members: Mapping[str, Group], ranges: Mapping[str, float]) -> cost.Costs:
+        """Seconds of each group."""
+        with temporary("calibrate") as folder:
+            path = folder / "model.onnx"
+            names = [layer.name for layer in layers(self.graph)]
+            path.write_bytes(quantize_graph(self.graph, ranges, names).SerializeToString())
+            return cost.measured(members, self.file, path, self.model.spec, self.half)
+
+    def _searched(
+        self,
+        members: Mapping[str, Group],
+        ranges: Mapping[str, float],
+        costs: cost.Costs,
+        budget_db: float,
+        depth: int,
+    ) -> Found:
+        simulator = Simulator(self.graph, members, ranges, self.half)
+        held_out = self._answers(simulator)
+        key = _hash(LOSSES, self.digest, self.corpus.sha256, ranges, self.half, depth)
+        search = Search(
+            simulator,
+            held_out,
+            costs,
+            budget_db,
+            cache=_cache("plans", f"{key}.json"),
+            key=key,
+            mixes=self.half != "bf16",  # which is OpenVINO's, and it computes the rest in one precision
+            step=self._step,
+        )
+        return search.run()
+
+    def _raced(
+        self, members: Mapping[str, Group], ranges: Mapping[str, float], found: Found, budget_db: float
+    ) -> Found:
+        """Run the plans within the budget whole, and take the fastest.
+
+        Times of groups do not tell what it costs to go from one precision to the next and back.
+        """
+        within = [point for point in found.points if point.loss.worst_drift_db <= budget_db]
+        # What all are measured against; nothing is within the budget if float32 is not.
+        base = min((point for point in within if not point.int8), key=lambda point: point.cost)
+        points: list[Point] = []
+        with temporary("calibrate") as folder:
+            path = folder / "model.onnx"
+            for point in within:
+                self._step("time of plans", len(points), len(within))
+                if point.int8:
+                    names = [layer for group in point.int8 for layer in members[group].layers]
+                    path.write_bytes(quantize_graph(self.graph, ranges, names).SerializeToString())
+                time = 1.0
+                if point is not base:
+                    run = (path if point.int8 else self.file, _rest(point))
+                    time = cost.ratio((self.file, _rest(base)), run, self.model.spec)
+                points.append(replace(point, time=time))
+        self._step("time of plans", len(within), len(within))
+        fast = min(points, key=lambda point: point.time or 1.0)
+        slow = points[within.index(base)]
+        best = fast if fast.time is not None and fast.time <= FASTER else slow
+        return replace(found, best=best, points=[*points, *(p for p in found.points if p not in within)])
 
 
-def check(model: Model, *, force: bool) -> None:
-    """Refuse before the work what could not be written after it; see ``calibrate``."""
+def check_writable(model: Model, *, force: bool) -> None:
+    """Refuse before the work what could not be written after it; see ``Calibration.find_ranges``."""
     bundle = bundle_of(model, "calibrate")
     check_free(bundle, ARTIFACT, force=force)
     check_free(bundle, CALIBRATION, force=True)  # without the artifact it is what a stopped run left
@@ -130,160 +277,13 @@ def check(model: Model, *, force: bool) -> None:
 
 
 def is_done(model: Model) -> bool:
-    """Whether a bundle holds what ``calibrate`` makes."""
+    """Whether a bundle holds what ``Calibration.find_ranges`` makes."""
     return {CALIBRATION, ARTIFACT} <= set(bundle_of(model, "calibrate").files)
-
-
-def plan(
-    model: Model,
-    corpus: Corpus,
-    *,
-    budget_db: float,
-    half: Low = "bf16",
-    depth: int,
-    costs_by: str = "openvino",
-    step: Step,
-) -> Planned:
-    """Find the cheapest precision of each group of layers within a budget of drift; see ``Search``.
-
-    What was measured is in the user's cache as it comes, so that a search that was stopped goes on.
-
-    Args:
-        model: a bundle that was calibrated.
-        corpus: whose held-out chunks are measured on.
-        budget_db: what the worst stem may drift.
-        half: what is computed in where not in 8 bits.
-        depth: parts of a module's name that tell groups apart.
-        costs_by: ``openvino`` to measure costs on this CPU, ``counted`` to count products.
-        step: told of progress.
-
-    Raises:
-        UsageError: it was not calibrated.
-        BackendUnavailable: openvino is missing, or has not that half precision here.
-    """
-    bundle = bundle_of(model, "calibrate")
-    members = groups(_graph(model)[0], depth)
-    if costs_by == "openvino":
-        costs, unit = _measured(model, members, half), "s"
-    else:
-        costs, unit = cost.counted(members), "x float32"
-    found = _searched(model, corpus, members, costs, budget_db, half, depth, step)
-    if costs_by == "openvino":
-        found = _raced(model, members, found, budget_db, step)
-    calibration = {"calibration": bundle.files[CALIBRATION].sha256}
-    content = _plan_of(bundle, corpus, found, costs, unit, budget_db, half)
-    _put(bundle, PLAN, content, kind="plan", details=calibration)
-    artifact = None
-    if found.best.int8:
-        compared = _compared_on(corpus, model)
-        artifact = export_onnx(model, precision="int8", compared_on=compared, force=True)
-    return Planned(found, costs, unit, members, artifact)
-
-
-def _searched(
-    model: Model,
-    corpus: Corpus,
-    members: Mapping[str, Group],
-    costs: cost.Costs,
-    budget_db: float,
-    half: Low,
-    depth: int,
-    step: Step,
-) -> Found:
-    ranges = load_ranges(model)
-    graph, digest = _graph(model)
-    simulator = Simulator(graph, members, ranges, half)
-    held_out = _held_out(corpus, model, simulator)
-    key = _hash(LOSSES, digest, corpus.sha256, ranges, half, depth)
-    search = Search(
-        simulator,
-        held_out,
-        costs,
-        budget_db,
-        cache=_cache("plans", f"{key}.json"),
-        key=key,
-        mixes=half != "bf16",  # which is OpenVINO's, and it computes the rest in one precision
-        step=step,
-    )
-    return search.run()
-
-
-def _raced(model: Model, members: Mapping[str, Group], found: Found, budget_db: float, step: Step) -> Found:
-    """Run the plans within the budget whole, and take the fastest.
-
-    Times of groups do not tell what it costs to go from one precision to the next and back.
-    """
-    graph, ranges = _graph(model)[0], load_ranges(model)
-    full = model.file(model.artifact("onnx", "fp32")[0])
-    within = [point for point in found.points if point.loss.worst_drift_db <= budget_db]
-    # What all are measured against; nothing is within the budget if float32 is not.
-    base = min((point for point in within if not point.int8), key=lambda point: point.cost)
-    points: list[Point] = []
-    with temporary("calibrate") as folder:
-        path = folder / "model.onnx"
-        for point in within:
-            step("time of plans", len(points), len(within))
-            if point.int8:
-                names = [layer for group in point.int8 for layer in members[group].layers]
-                path.write_bytes(quantize_graph(graph, ranges, names).SerializeToString())
-            time = 1.0
-            if point is not base:
-                run = (path if point.int8 else full, _rest(point))
-                time = cost.ratio((full, _rest(base)), run, model.spec)
-            points.append(replace(point, time=time))
-    step("time of plans", len(within), len(within))
-    fast = min(points, key=lambda point: point.time or 1.0)
-    slow = points[within.index(base)]
-    best = fast if fast.time is not None and fast.time <= FASTER else slow
-    return replace(found, best=best, points=[*points, *(p for p in found.points if p not in within)])
 
 
 def _rest(point: Point) -> str:
     """What OpenVINO computes in where a plan has no 8 bits."""
     return "f32" if point.fp32 else "bf16"
-
-
-def _graph(model: Model) -> tuple[onnx.ModelProto, str]:
-    """The float32 graph of a bundle, and its hash."""
-    name, digest = model.artifact("onnx", "fp32")
-    return onnx.load(model.file(name)), digest
-
-
-def _collected(
-    model: Model, corpus: Corpus, methods: Sequence[str], step: Step
-) -> dict[str, dict[str, float]]:
-    """Ranges by method, by layer; what the chunks gave so far is taken up."""
-    graph, digest = _graph(model)
-    collector, stft = Collector(graph, model.spec), Stft(model.spec.stft)
-    place = _cache("ranges", f"{_hash(digest, corpus.sha256)}.npz")
-    collector.resume(place)
-    for number, chunk in enumerate(corpus.calibration()):
-        if number >= collector.chunks:
-            step("ranges", number, len(corpus))
-            collector.add(pack(stft.forward(chunk.mixture[None])))
-            if collector.chunks % SAVE_EVERY == 0 or collector.chunks == len(corpus):
-                collector.save(place)
-    step("ranges", len(corpus), len(corpus))
-    return {name: collector.ranges(name) for name in methods}
-
-
-def _compared(
-    model: Model, corpus: Corpus, ranges: Mapping[str, Mapping[str, float]], half: Low, step: Step
-) -> dict[str, Loss]:
-    """What each method's ranges lose with all layers in 8 bits."""
-    graph, _ = _graph(model)
-    members = groups(graph)
-    losses: dict[str, Loss] = {}
-    simulator = held_out = None
-    for done, (name, limits) in enumerate(ranges.items()):
-        step("methods", done, len(ranges))
-        del simulator  # before there is a second one
-        simulator = Simulator(graph, members, limits, half)
-        if held_out is None:
-            held_out = _held_out(corpus, model, simulator)
-        losses[name] = held_out.measure(_with(simulator, dict.fromkeys(members, INT8)))
-    step("methods", len(ranges), len(ranges))
-    return losses
 
 
 def _compared_on(corpus: Corpus, model: Model) -> Compared:
@@ -299,23 +299,8 @@ def _compared_on(corpus: Corpus, model: Model) -> Compared:
     return pack(Stft(model.spec.stft).forward(np.stack(chunks))), "held-out chunks"
 
 
-def _held_out(corpus: Corpus, model: Model, simulator: Simulator) -> HeldOut:
-    return HeldOut(corpus.held_out, model.spec, _with(simulator, {}))
-
-
 def _with(simulator: Simulator, precision: Mapping[str, str]) -> Callable[[Any], Any]:
     return lambda planes: simulator.infer(planes, precision)
-
-
-def _measured(model: Model, members: Mapping[str, Group], half: Low) -> cost.Costs:
-    graph, ranges = _graph(model)[0], load_ranges(model)
-    with temporary("calibrate") as folder:
-        path = folder / "model.onnx"
-        path.write_bytes(
-            quantize_graph(graph, ranges, [layer.name for layer in layers(graph)]).SerializeToString()
-        )
-        full = model.file(model.artifact("onnx", "fp32")[0])
-        return cost.measured(members, full, path, model.spec, half)
 
 
 def _plan_of(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tfswa.calibration.corpus import Corpus
     from tfswa.calibration.loss import Loss
     from tfswa.export.plan import Low
+    from tfswa.runtime.commands.phases import Phases
     from tfswa.runtime.model.opening import Model
 
 MEGABYTE = 1e6
@@ -97,11 +98,6 @@ def calibrate(
     model: str,
     audio: Sequence[Path],
     corpus_file: Path | None,
-    keep: Path | None,
-    chunks: int,
-    held_out: int,
-    difficult: float,
-    seed: int,
     method: str | None,
     sensitivity: bool,
     budget_db: float,
@@ -111,6 +107,7 @@ def calibrate(
     chart: Path | None,
     force: bool,
     as_json: bool,
+    **drawing: Any,
 ) -> None:
     """Calibrate MODEL (a bundle, or the name demo) for INT8: model.int8.onnx, and which layers deserve it.
 
@@ -119,15 +116,49 @@ def calibrate(
     keeps every stem within the budget. A run that was stopped goes on where it was.
     """
     from tfswa.calibration import calibrate as work
-    from tfswa.calibration.corpus import open_corpus
-    from tfswa.calibration.gather import gather
     from tfswa.runtime.commands.phases import Phases
-    from tfswa.runtime.errors import OutputExists, UsageError
     from tfswa.runtime.files.partial import temporary
     from tfswa.runtime.model.opening import open_model
+
+    _check_request(bool(audio), corpus_file, sensitivity, half, costs_by, chart, force)
+    opened = open_model(model)
+    again = not sensitivity or not work.is_done(opened) or force
+    if again:
+        work.check_writable(opened, force=force)
+    calibrated = planned = None
+    with temporary("calibrate") as folder, Phases() as phases:
+        corpus = _corpus(opened, audio, corpus_file, folder, phases, force=force, **drawing)
+        phases.say(_drawn(corpus))
+        calibration = work.Calibration(opened, corpus, half=half, step=phases.announce)
+        if again:
+            calibrated = calibration.find_ranges(method=method, force=force)
+        if sensitivity:
+            planned = calibration.find_plan(budget_db=budget_db, depth=depth, costs_by=costs_by)
+    if planned is not None and chart is not None:
+        from tfswa.calibration.chart import draw
+        from tfswa.runtime.plots import pictures
+
+        pictures.save_png(draw(planned, budget_db, opened.name), chart, named=True)
+    if as_json:
+        _print_json(opened, corpus, calibrated, planned)
+    else:
+        _tell(opened, calibrated, planned, half)
+
+
+def _check_request(
+    audio: bool,
+    corpus_file: Path | None,
+    sensitivity: bool,
+    half: Low,
+    costs_by: str,
+    chart: Path | None,
+    force: bool,
+) -> None:
+    """Refuse options that do not go together, and what could not be written after the work."""
+    from tfswa.runtime.errors import OutputExists, UsageError
     from tfswa.runtime.plots import pictures
 
-    if bool(audio) == bool(corpus_file):
+    if audio == bool(corpus_file):
         raise UsageError("give either --audio (songs) or --corpus (a file that --keep wrote)")
     if chart is not None:
         if not sensitivity:
@@ -137,51 +168,26 @@ def calibrate(
         pictures.require_matplotlib("leave --chart out")
     if sensitivity and half != "bf16" and costs_by == "openvino":
         raise UsageError(f"openvino has no {half} on a CPU: count the cost with --cost counted")
-    opened = open_model(model)
-    again = not sensitivity or not work.is_done(opened) or force
-    if again:
-        work.check(opened, force=force)
-    calibrated = planned = None
-    with temporary("calibrate") as folder, Phases() as phases:
-        if corpus_file is not None:
-            corpus = open_corpus(corpus_file, opened.spec)
-        else:
-            place = keep or folder / "calibration.npz"
-            corpus = gather(
-                audio,
-                opened.spec,
-                place,
-                chunks=chunks,
-                held_out=held_out,
-                difficult=difficult,
-                seed=seed,
-                report=phases.say,
-                force=force,
-            )
-        phases.say(_drawn(corpus))
-        if again:
-            calibrated = work.calibrate(
-                opened, corpus, method=method, half=half, step=phases.announce, force=force
-            )
-        if sensitivity:
-            opened = open_model(model)  # with what was just added
-            planned = work.plan(
-                opened,
-                corpus,
-                budget_db=budget_db,
-                half=half,
-                depth=depth,
-                costs_by=costs_by,
-                step=phases.announce,
-            )
-    if planned is not None and chart is not None:
-        from tfswa.calibration.chart import draw
 
-        pictures.save_png(draw(planned, budget_db, opened.name), chart, named=True)
-    if as_json:
-        _print_json(opened, corpus, calibrated, planned)
-    else:
-        _tell(opened, calibrated, planned, half)
+
+def _corpus(
+    model: Model,
+    audio: Sequence[Path],
+    corpus_file: Path | None,
+    folder: Path,
+    phases: Phases,
+    *,
+    keep: Path | None,
+    **drawing: Any,
+) -> Corpus:
+    """Chunks of a file, or drawn from songs into one."""
+    from tfswa.calibration.corpus import open_corpus
+    from tfswa.calibration.gather import gather
+
+    if corpus_file is not None:
+        return open_corpus(corpus_file, model.spec)
+    place = keep or folder / "calibration.npz"
+    return gather(audio, model.spec, place, report=phases.say, **drawing)
 
 
 def _drawn(corpus: Corpus) -> str:

@@ -27,7 +27,6 @@ KEPT = {  # British words that stay
     "runtime/backends/__init__.py: quantised",  # a slip of the pen that is told what was meant
 }
 STILL_LONG = {
-    "tfswa.calibration.cli.calibrate",
     "tfswa.runtime.commands.separate.separate",
 }
 SPELLED = {".py", ".md", ".toml", ".css", ".js"}
