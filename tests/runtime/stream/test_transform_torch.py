@@ -17,7 +17,7 @@ from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.bundle import Bundle  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel  # noqa: E402
 from tfswa.runtime.model.spec import ModelSpec, StftSpec  # noqa: E402
-from tfswa.runtime.stream import separator, transform_torch  # noqa: E402
+from tfswa.runtime.stream import codec, transform_torch  # noqa: E402
 from tfswa.runtime.stream.separator import Separator  # noqa: E402
 from tfswa.runtime.stream.transform import Stft  # noqa: E402
 from tfswa.runtime.stream.transform_torch import TorchStft, transform_for  # noqa: E402
@@ -89,7 +89,7 @@ def test_a_separator_uses_it_and_says_so(
     signal = np.random.default_rng(0).standard_normal((2, 30_000)).astype(np.float32)
     found = []
     for transform in (Stft, lambda spec: TorchStft(spec, "cpu")):
-        monkeypatch.setattr(separator, "transform_for", lambda spec, device, made=transform: made(spec))
+        monkeypatch.setattr(codec, "transform_for", lambda spec, device, made=transform: made(spec))
         with Separator(BundleModel("tiny", tiny_bundle), backend="halves") as opened:
             assert opened.description == "halves"
             found.append(opened.separate(signal))
