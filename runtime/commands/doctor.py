@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 EVERY = "all"
 MARKS = {"ok": "ok", "missing": "--", "wrong": "!!"}
@@ -26,7 +27,6 @@ def doctor(kind: str | None, as_json: bool) -> None:
 
     Exit code 1 if something is wrong; what is merely not installed is not.
     """
-    import json
     from dataclasses import asdict
 
     from tfswa.runtime.backends.doctor import examine
@@ -37,7 +37,7 @@ def doctor(kind: str | None, as_json: bool) -> None:
         return
     found = examine()
     if as_json:
-        click.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
+        click.echo(json_text({"findings": [asdict(finding) for finding in found]}))
     else:
         width = max(len(finding.topic) for finding in found)
         for finding in found:

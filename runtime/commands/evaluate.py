@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.runtime.evaluation.bsseval import Method
@@ -96,8 +97,6 @@ def evaluate(
 
     Finished songs stay in the output folder; a second run goes on where the first was stopped.
     """
-    import json
-
     from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.evaluation.evaluate import Choices
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
@@ -118,7 +117,7 @@ def evaluate(
             report=watch.report,
         )
     if as_json:
-        click.echo(json.dumps(evaluation_as_dict(model, data, result), allow_nan=False))
+        click.echo(json_text(evaluation_as_dict(model, data, result), allow_nan=False))
     else:
         _print(model, result)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.spec import ModelSpec
@@ -48,14 +49,12 @@ def inspect(
     Every file of a bundle is checked against its hash. With --attention the attention weights of its network
     are drawn: a picture per module, and an overview per kind (time, frequency, window).
     """
-    import json
-
     if song is not None:
         from tfswa.runtime.parity.attention import draw_attention
 
         drawn = draw_attention(model, song, output or Path("attention"), force=force)
         if as_json:
-            click.echo(json.dumps(drawn))
+            click.echo(json_text(drawn))
         else:
             _print_drawn(drawn)
         return
@@ -66,7 +65,7 @@ def inspect(
     signed = _verified(model, key) if key else None
     description = bundle_as_dict(model, trusted=trusted)
     if as_json:
-        click.echo(json.dumps({**description, "signed": signed} if signed else description))
+        click.echo(json_text({**description, "signed": signed} if signed else description))
     else:
         _print(description)
         if signed:

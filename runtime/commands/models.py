@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 
 @click.command()
 @options.as_json
 def models(as_json: bool) -> None:
     """List the models that have a name, and the families that `tfx new` and `tfx train` know."""
-    import json
     from importlib.metadata import entry_points
 
     from tfswa.runtime.errors import BundleError
@@ -42,7 +42,7 @@ def models(as_json: bool) -> None:
             )
     families = sorted(point.name for point in entry_points(group="tfswa.families"))
     if as_json:
-        click.echo(json.dumps({"models": found, "damaged": damaged, "families": families}))
+        click.echo(json_text({"models": found, "damaged": damaged, "families": families}))
         return
     for entry in found:
         stems = ", ".join(entry["stems"])

@@ -23,7 +23,7 @@ device = click.option(
 backend_device = click.option(
     "--device",
     help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: "
-    "cpu, with --backend trt cuda.",
+    "cpu, with --backend trt cuda, with --backend auto a GPU where one works, else cpu.",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
 batch = click.option(

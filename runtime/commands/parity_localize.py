@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -60,8 +61,6 @@ def localize(
     tfx parity localize vocals.tfx --backend ort:fp16
     tfx parity localize vocals.tfx --backend torchscript --picture layers.png
     """  # noqa: D301  click reads it
-    import json
-
     from tfswa.runtime.errors import GateError, OutputExists, UsageError
     from tfswa.runtime.model.bundle import writable
     from tfswa.runtime.model.opening import open_model, trust_code
@@ -90,7 +89,7 @@ def localize(
             picture.parent.mkdir(parents=True, exist_ok=True)
             pictures.save_png(_draw(found, Path(model).name), picture, named=True)
     if as_json:
-        click.echo(json.dumps(_as_json(found, model, name)))
+        click.echo(json_text(_as_json(found, model, name)))
     else:
         _print(found)
     if found.operator is not None and found.culprit is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -281,8 +282,6 @@ def _is_meant(certificate: Certificate, model: Model, task: Measurement) -> bool
 
 def _tell(found: Verdict, outputs: Outputs) -> None:
     """Print and write."""
-    import json
-
     from tfswa.runtime.parity.report import formats
 
     model, judged, gates = found.model, found.judged, found.gates
@@ -291,7 +290,7 @@ def _tell(found: Verdict, outputs: Outputs) -> None:
         rows = [_as_json(*pair, line) for pair, line in zip(judged, lines, strict=True)]
         place = None if found.evidence is None else str(found.evidence)
         whole = {"model": model.name, "evidence": place, "certificates": rows, "missing": found.missing}
-        click.echo(json.dumps(whole, allow_nan=False))
+        click.echo(json_text(whole, allow_nan=False))
     else:
         click.echo("\n".join(formats.text(judged, gates)))
         for line in filter(None, lines):

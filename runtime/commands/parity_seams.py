@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.runtime.parity.seams import Seams
@@ -56,8 +57,6 @@ def seams(
     tfx parity seams vocals.tfx --audio stems/ --picture seams.png
     tfx parity seams vocals.tfx --audio stems/ --store -o new.tfx
     """  # noqa: D301  click reads it
-    import json
-
     from tfswa.runtime.errors import OutputExists, UsageError
     from tfswa.runtime.model.bundle import writable
     from tfswa.runtime.model.opening import open_model
@@ -90,7 +89,7 @@ def seams(
         _print(found, model, store)
     stored = store_context(opened, found, output, force=force) if store else None
     if as_json:
-        click.echo(json.dumps({**_as_json(found, model), "stored": stored and str(stored)}))
+        click.echo(json_text({**_as_json(found, model), "stored": stored and str(stored)}))
     elif stored is not None:
         click.echo(f"stored: context {found.context} in {stored}")
 

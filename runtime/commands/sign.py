@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 
 @click.command()
@@ -30,8 +31,6 @@ def sign(model: str, key: Path, trusted: bool, as_json: bool) -> None:
 
     Each is named. `tfx inspect --verify PUB` and `tfx separate --require-signed PUB` check the signature.
     """
-    import json
-
     from tfswa.runtime.model.keys import SIGNATURE
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import passes
@@ -52,7 +51,7 @@ def sign(model: str, key: Path, trusted: bool, as_json: bool) -> None:
     ]
     path = opened.bundle.home / SIGNATURE
     if as_json:
-        click.echo(json.dumps({"model": model, "signature": str(path), "certificates": rows}))
+        click.echo(json_text({"model": model, "signature": str(path), "certificates": rows}))
         return
     for row in rows:
         where = "measured here" if row["measured_here"] else "NOT measured here"

@@ -164,7 +164,7 @@ def audio_sha256(song: SongFiles, names: Sequence[str]) -> str:
     """Hash of a song's files, with the sources and streams that are read from them."""
     hashes = {path: sha256_of(path) for path in {song.sources[name][0] for name in names}}
     parts = [f"{name} {song.sources[name][1]} {hashes[song.sources[name][0]]}" for name in sorted(names)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def differences(then: Identity, now: Identity, prefix: str = "") -> list[str]:

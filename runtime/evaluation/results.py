@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfswa.runtime.escape import json_text, shown
 from tfswa.runtime.evaluation.boxplot import box_plot
 from tfswa.runtime.evaluation.records import SCHEMA, Identity, SongResult, another, differences
 from tfswa.runtime.evaluation.scores import FIGURES, Summary
@@ -89,7 +90,7 @@ def _results_text(
         "scores": [summary.to_dict() for summary in summaries],
         "songs": listed,
     }
-    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    return json_text(whole, indent=1, allow_nan=False) + "\n"
 
 
 def _write_csv(path: Path, songs: Sequence[SongResult]) -> None:
@@ -99,4 +100,5 @@ def _write_csv(path: Path, songs: Sequence[SongResult]) -> None:
         for song in songs:
             for score in song.scores:
                 figures = [score.figures[name] for name in FIGURES]  # None becomes an empty cell
-                writer.writerow((song.song, song.split, song.seconds, score.stem, score.estimator, *figures))
+                named = (shown(song.song), song.split, song.seconds, shown(score.stem), score.estimator)
+                writer.writerow((*named, *figures))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.train.data.check import Report
@@ -30,13 +31,11 @@ def check(root: Path, split: str | None, partial: bool, as_json: bool) -> None:
 
     Exit code 1 if there is something that makes training impossible.
     """
-    import json
-
     from tfswa.train.data.check import check_songs as run
 
     found = run(root, split, lambda song: click.echo(f"reading {song}", err=True), partial=partial)
     if as_json:
-        click.echo(json.dumps({"root": str(root), **found.to_dict()}))
+        click.echo(json_text({"root": str(root), **found.to_dict()}))
     else:
         _print(found)
     if not found.trainable:
@@ -83,15 +82,13 @@ def preview(
 
     With --force the chunks of an earlier preview go, the ones beyond --count too.
     """
-    import json
-
     from tfswa.train.config_files import find_config, load_config
     from tfswa.train.data.preview import preview as run
 
     path, base = find_config(config)
     entries = run(load_config(path, overrides, base=base), output, count, force=force)
     if as_json:
-        click.echo(json.dumps({"output": str(output), "chunks": entries}))
+        click.echo(json_text({"output": str(output), "chunks": entries}))
     else:
         click.echo((output / "preview.txt").read_text(), nl=False)
 
@@ -105,13 +102,11 @@ def example(output: Path, force: bool, as_json: bool) -> None:
 
     Three are generated; a fourth is the 6 s song of PyPI's package stempeg, where that is installed.
     """
-    import json
-
     from tfswa.runtime.songs.example import write_example
 
     songs = write_example(output, force=force)
     if as_json:
-        click.echo(json.dumps({"root": str(output), "songs": [song.name for song in songs]}))
+        click.echo(json_text({"root": str(output), "songs": [song.name for song in songs]}))
     else:
         click.echo(f"{output}: {len(songs)} songs with vocals, drums, bass, other and their mixture")
 
@@ -128,8 +123,6 @@ def example(output: Path, force: bool, as_json: bool) -> None:
 @options.as_json
 def musdb(download: bool, output: Path | None, as_json: bool) -> None:
     """Fetch MUSDB18's free excerpts: 7 s of each song, with the license of MUSDB18."""
-    import json
-
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.songs.finding import musdb_folder
     from tfswa.train.data.musdb import download as run
@@ -139,6 +132,6 @@ def musdb(download: bool, output: Path | None, as_json: bool) -> None:
         raise UsageError(f"tfx data musdb fetches its songs from the network, to {root}: say --download")
     songs = run(root)
     if as_json:
-        click.echo(json.dumps({"root": str(root), "songs": songs}))
+        click.echo(json_text({"root": str(root), "songs": songs}))
     else:
         click.echo(f"{root}: {songs} songs")

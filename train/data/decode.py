@@ -77,7 +77,7 @@ class Recording:
             except OSError as error:
                 raise AudioError(f"{path} cannot be opened: {error.strerror}: check the path") from error
             words.append(f"{path.resolve()}|{stream}|{state.st_size}|{state.st_mtime_ns}")
-        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+        return hashlib.sha256("\n".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     def expected_bytes(self) -> int:
         """Size once decoded, as far as the files declare their length; 0 where they do not.
