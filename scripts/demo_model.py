@@ -1,7 +1,7 @@
 """Choose the recipe of the embedded model: runs that differ in one thing, scores, a page.
 
-losses   five songs or all, with each of three losses: `tfx train`, one after another; what is done is not
-         done again, what was stopped goes on
+train    runs of demo-mixed with one thing changed each: `tfx train`, one after another; what is done is not
+         done again, what was stopped goes on. Names: see below; without one, the comparison of losses
 score    bundles on the development set, and with --judge on the song of stempeg
 page     docs/measured/demo-model.* from the runs of a folder; what stands under "## Notes" stays
 """
@@ -42,16 +42,51 @@ HIGH_HZ = 8000.0
 BLEED_SECONDS = 0.5  # spans in which the true vocals are silent
 LEAST_POWER = 1e-4  # -40 dBFS
 FREE = ("1.Hydrogen", "2.Lithium", "3.Sodium", "7.Francium")
-SETS = {
-    "all": (),
-    "five": ("data.sets=[]", f"data.songs={json.dumps([f'free-{name}' for name in FREE])}"),
-}
+FIVE = ("data.sets=[]", f"data.songs={json.dumps([f'free-{name}' for name in FREE])}")
+TERMS = ("spectrogram_l1", "multi_resolution_stft", "waveform_l1", "spectrogram_mse", "si_sdr")
+
+
+def loss(**weights: float) -> tuple[str, ...]:
+    """Overrides that leave these terms alone."""
+    return tuple(f"loss.{name}={weights.get(name, 0.0)}" for name in TERMS)
+
+
+DEMO = loss(spectrogram_l1=1.0, multi_resolution_stft=1.0)  # of demo.toml
 LOSSES = {
-    "waveform": {"waveform_l1": 1.0},
-    "mse": {"spectrogram_mse": 1.0},
-    "demo": {"spectrogram_l1": 1.0, "multi_resolution_stft": 1.0},
+    "all-waveform": (),  # demo-mixed as it is
+    "all-mse": loss(spectrogram_mse=1.0),
+    "all-demo": DEMO,
+    "five-waveform": FIVE,
+    "five-mse": (*FIVE, *loss(spectrogram_mse=1.0)),
+    "five-demo": (*FIVE, *DEMO),
 }
-TERMS = ("spectrogram_l1", "multi_resolution_stft", "waveform_l1", "spectrogram_mse")
+LATE = 'curriculum=[{until=STEPS/5,loss_without=["multi_resolution_stft"]}]'
+LEVERS = {
+    "late-resolutions": (*loss(waveform_l1=1.0, multi_resolution_stft=0.5), LATE),
+    "si-sdr": loss(waveform_l1=1.0, si_sdr=0.001),
+    "fold-4": ("model.hyper.fold=4",),
+    "contiguous": ("model.hyper.fold_layout=contiguous",),
+    "complex": ("model.hyper.mask=complex",),
+    "deeper": ("model.hyper.depths=[1,1,5,2]",),
+    "ema-0.999": ("optim.ema=0.999",),
+    "lr-3e-3": ("optim.lr=3e-3",),
+    "batch-8": ("optim.batch=8", "optim.accumulate=4"),
+    "frames-256": ("optim.frames=256",),
+    "plain-voices": tuple(
+        f"augment.{name}=0.0"
+        for name in (
+            "equalizer",
+            "compression",
+            "clipping",
+            "doubling",
+            "delay",
+            "reverb",
+            "formant",
+            "codec",
+        )
+    ),
+}
+ARMS = LOSSES | LEVERS
 
 Audio = NDArray[np.float32]
 
@@ -62,11 +97,12 @@ def main() -> None:
         prog="scripts/demo_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("losses", help="compare losses and data")
+    run = commands.add_parser("train", help="runs that differ in one thing")
+    run.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ARMS)}")
     run.add_argument("--data", type=Path, required=True, help="what scripts/make_demo_data made")
     run.add_argument("-o", "--output", type=Path, required=True, help="folder of the runs")
     run.add_argument("--steps", type=int, default=1000, help="of each run (1000)")
-    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of each pair (0 1)")
+    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of each (0 1)")
     run.add_argument("--threads", type=int, default=1, help="of a run (1)")
     score = commands.add_parser("score", help="measure bundles")
     score.add_argument("bundles", nargs="+", help="bundles, or names of models")
@@ -75,24 +111,25 @@ def main() -> None:
     page = commands.add_parser("page", help="write the page")
     page.add_argument("runs", type=Path, help="folder of the runs")
     given = parser.parse_args()
-    if given.command == "losses":
-        losses(given.data.resolve(), given.output.resolve(), given.steps, given.seeds, given.threads)
+    if given.command == "train":
+        unknown = set(given.names) - ARMS.keys()
+        if unknown:
+            parser.error(f"unknown {', '.join(sorted(unknown))}: choose of {', '.join(ARMS)}")
+        for seed in given.seeds:
+            for name in given.names or LOSSES:
+                overrides = arm(name, given.data.resolve(), given.steps, seed)
+                train(given.output.resolve() / f"{name}-{seed}", overrides, given.threads)
     elif given.command == "score":
         print("\n".join(markdown_table(*scores(given.bundles, given.data.resolve(), given.judge))))
     else:
         write_page(given.runs)
 
 
-def losses(data: Path, out: Path, steps: int, seeds: list[int], threads: int) -> None:
-    """Train every pair of data and loss, seed by seed."""
-    for seed in seeds:
-        for songs, chosen in SETS.items():
-            for loss, weights in LOSSES.items():
-                terms = [f"loss.{name}={weights.get(name, 0.0)}" for name in TERMS]
-                every = max(1, steps // 4)
-                length = [f"optim.length={steps}", f"optim.seed={seed}", f"run.validate_every={every}"]
-                overrides = [f"data.root={data}", *chosen, *terms, *length]
-                train(out / f"{songs}-{loss}-{seed}", overrides, threads)
+def arm(name: str, data: Path, steps: int, seed: int) -> list[str]:
+    """Overrides of demo-mixed for one run, with four validations."""
+    length = [f"optim.length={steps}", f"optim.seed={seed}", f"run.validate_every={max(1, steps // 4)}"]
+    changed = [override.replace("STEPS/5", str(max(1, steps // 5))) for override in ARMS[name]]
+    return [f"data.root={data}", *length, *changed]
 
 
 def train(run: Path, overrides: list[str], threads: int) -> None:
@@ -195,14 +232,14 @@ def read(run: Path) -> dict[str, Any]:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(stream)]
     with (run / "log.csv").open(newline="") as stream:
         speeds = [float(row["x_realtime"]) for row in csv.DictReader(stream)]
-    loss = {name: config["loss"][name] for name in TERMS if config["loss"][name]}
+    seconds = (config["optim"]["frames"] - 1) * 1024 / 44_100
     return {
-        "loss": loss,
+        "loss": {name: config["loss"][name] for name in TERMS if config["loss"].get(name)},
         "sets": len(config["data"].get("sets", ())) or 1,
         "seed": config["optim"]["seed"],
         "batch": config["optim"]["batch"],
         "planned_steps": config["optim"]["length"],
-        "audio_seconds_per_second": float(np.median(speeds)),
+        "seconds_per_step": config["optim"]["batch"] * seconds / float(np.median(speeds)),
         "validation": rows,
     }
 
@@ -210,16 +247,19 @@ def read(run: Path) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> list[str]:
     """One row a run."""
     steps = sorted({int(row["step"]) for run in found.values() for row in run["validation"]})
-    columns = ("run", "loss", "sets", "seed", *(f"step {step}" for step in steps))
+    columns = ("run", "loss", "sets", "seed", "s a step", *(f"step {step}" for step in steps))
     lines = []
     for name, run in found.items():
         known = {int(row["step"]): row.get("vocals") for row in run["validation"]}
-        loss = " + ".join(f"{weight:g} {term}" for term, weight in run["loss"].items())
-        lines.append((name, loss, run["sets"], run["seed"], *(_two(known.get(step)) for step in steps)))
+        terms = " + ".join(f"{weight:g} {term}" for term, weight in run["loss"].items())
+        speed = _two(run["seconds_per_step"])
+        lines.append(
+            (name, terms, run["sets"], run["seed"], speed, *(_two(known.get(step)) for step in steps))
+        )
     return [
         "# Choosing the embedded model's recipe, measured",
         "",
-        "`scripts/demo_model losses` and `page`. Vocals SDR in dB, global (u), of the averaged weights on",
+        "`scripts/demo_model train` and `page`. Vocals SDR in dB, global (u), of the averaged weights on",
         "what a run holds out, 60 s of each song: 5.Rubidium, or with all sets the mean of it and house_e",
         "over *War of freedom*. Chunks of 2.9 s. Seeds and steps are few: see the notes.",
         "",

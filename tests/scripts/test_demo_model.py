@@ -20,6 +20,7 @@ import demo_model  # noqa: E402
 import make_demo_data  # noqa: E402
 
 from tfswa.train.config_files import load_config  # noqa: E402
+from tfswa.train.families import get_family, hyper_of  # noqa: E402
 
 RATE = 44_100
 Audio = NDArray[np.float32]
@@ -69,11 +70,23 @@ def test_the_page_keeps_its_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (run / "log.csv").write_text("step,x_realtime\n10,3\n20,5\n")
     demo_model.write_page(tmp_path / "runs")
     text = (tmp_path / "page.md").read_text()
-    assert "| five-waveform-0 | 1 waveform_l1 | 5 | 0 | 1.50 | 2.25 |" in text
+    assert "| five-waveform-0 | 1 waveform_l1 | 5 | 0 | 2.95 | 1.50 | 2.25 |" in text
     (tmp_path / "page.md").write_text(text + "what was tried\n")
     demo_model.write_page(tmp_path / "runs")
     again = (tmp_path / "page.md").read_text()
     assert again.endswith("## Notes\nwhat was tried\n")
     assert again.count("## Notes") == 1
     figures = json.loads((tmp_path / "page.json").read_text())["five-waveform-0"]
-    assert figures["audio_seconds_per_second"] == 4
+    # 4 chunks of 127 * 1024 samples, at a median of 4 s of audio a second.
+    assert figures["seconds_per_step"] == pytest.approx(127 * 1024 / RATE)
+
+
+def test_every_run_is_a_configuration_that_differs_from_the_others() -> None:
+    found = []
+    for name in demo_model.ARMS:
+        config = load_config(demo_model.CONFIG, demo_model.arm(name, Path("/songs"), 1000, 1))
+        hyper_of(get_family(config.model.family), config.model.hyper)  # keys that the network has
+        assert (config.optim.length, config.optim.seed, config.run.validate_every) == (1000, 1, 250)
+        assert [phase.until for phase in config.curriculum] == ([200] if name == "late-resolutions" else [])
+        assert config not in found
+        found.append(config)
