@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BundleError, UsageError
 from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.model.archive import check_members
 from tfswa.runtime.model.spec import ModelSpec
 
 Audio = NDArray[np.float32]
@@ -112,10 +114,15 @@ class Corpus:
 
     def _array(self, archive: zipfile.ZipFile, name: str) -> Audio:
         with archive.open(name) as member:
-            array = np.lib.format.read_array(member, allow_pickle=False)
-        if array.shape != self._shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise ValueError(f"{name} is not finite audio of the shape {list(self._shape)}")
-        return array.astype(np.float32)
+            version = np.lib.format.read_magic(member)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, kind = read[version](member)
+            member.seek(0)
+            if shape == self._shape and kind in (np.float16, np.float32):  # before it is allocated
+                array = np.lib.format.read_array(member, allow_pickle=False)
+                if np.isfinite(array).all():
+                    return array.astype(np.float32)
+        raise ValueError(f"{name} is not finite audio of the shape {list(self._shape)}")
 
 
 def open_corpus(path: Path, spec: ModelSpec) -> Corpus:
@@ -129,9 +136,10 @@ def open_corpus(path: Path, spec: ModelSpec) -> Corpus:
         raise BundleError(f"{path} is not there: gather it, or name another file")
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(path, archive)  # before any of it is unpacked
             if broken := archive.testzip():
                 raise ValueError(f"the checksum of {broken} does not match")
-            index = json.loads(archive.read(_INDEX))
+            index = parse_json(archive.read(_INDEX))
             if (index["format"], index["version"]) != (_FORMAT, _VERSION):
                 raise ValueError(f"{index['format']} {index['version']} is not {_FORMAT} {_VERSION}")
             theirs = {key: index[key] for key in _contract(spec)}

@@ -29,7 +29,7 @@ from tfswa.runtime.backends.engines import (
     samples,
 )
 from tfswa.runtime.backends.trt_execution import Ends, Execution, failure
-from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError, reason
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.opening import INPUT, OUTPUT
@@ -137,7 +137,13 @@ class TrtSession:
                 f"{self._found.name} was built without an answer to its self-test, {name}: rebuild it with "
                 f"`{self._found.command}`"
             )
-        answer: NDArray[np.float32] = np.load(self._model.file(name), allow_pickle=False)
+        path = self._model.file(name)
+        try:  # mapped: a header that declares more than the file holds allocates nothing
+            answer: NDArray[np.float32] = np.array(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError(
+                f"{path} is no array ({reason(error)}): rebuild it with `{self._found.command} --force`"
+            ) from error
         return answer
 
     def _self_test(self, answer: NDArray[np.float32], batch: int) -> None:

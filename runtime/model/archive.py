@@ -17,7 +17,7 @@ def read_extra(path: Path, name: str) -> str | None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check(path, archive)
+            check_members(path, archive)
             for info in archive.infolist():
                 if info.filename.endswith(f"/extra/{name}"):
                     if info.file_size > METADATA_BYTES:
@@ -42,7 +42,7 @@ def check_archive(path: Path, *allowed: str) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check(path, archive)
+            check_members(path, archive)
             names = [PurePosixPath(info.filename).parts[1:] for info in archive.infolist()]
     except BundleError:
         raise
@@ -54,9 +54,14 @@ def check_archive(path: Path, *allowed: str) -> None:
             raise BundleError(f"{path} holds {name!r}, which an export of tfx does not: not opened")
 
 
-def _check(path: Path, archive: zipfile.ZipFile) -> None:
+def check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    """See that an archive declares no more than it may, and names nothing twice or outside of its folder.
+
+    Raises:
+        BundleError: it does.
+    """
     infos = archive.infolist()
-    size, limit = path.stat().st_size, 0
+    size = path.stat().st_size
     limit = ARCHIVE_BYTES + ARCHIVE_GROWTH * size
     declared = sum(info.file_size for info in infos)
     if len(infos) > ENTRIES or declared > limit:

@@ -490,6 +490,20 @@ class TestOpening:
             list(made.held_out())
         first.close()  # type: ignore[attr-defined]
 
+    def test_what_declares_more_than_it_may_is_refused_before_it_is_unpacked(
+        self, library: Path, tmp_path: Path
+    ) -> None:
+        made = take(library, tmp_path, chunks=8)
+        text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1000000000000), }"
+        header = b"\x93NUMPY\x01\x00\x76\x00" + text.ljust(0x75) + b"\n"
+        rewrite(made.path, **{"calibration/0000.npy": header})
+        with pytest.raises(BundleError, match="is not finite audio of the shape"):
+            list(open_corpus(made.path, SPEC).calibration())
+        with zipfile.ZipFile(made.path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("bomb.npy", bytes(200 << 20))
+        with pytest.raises(BundleError, match=r"declares \d+ members of \d+ bytes, a file of \d+ bytes may"):
+            open_corpus(made.path, SPEC)
+
     @pytest.mark.parametrize("content", ["shape", "object", "nan"])
     def test_members_that_are_no_audio_are_refused(self, library: Path, tmp_path: Path, content: str) -> None:
         made = take(library, tmp_path, chunks=8)
