@@ -27,13 +27,13 @@ from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.opening import FileModel
 from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs.synthetic import music, one_chunk_signals
 from tfswa.runtime.stream.transform import Stft, pack
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 ITEMS = 2  # chunks compared: one alone, both as a batch
 QUIET_RMS = 1e-3  # -60 dBFS: what lies below says nothing about a graph
-LEVEL_DBFS = -14.0
 SEED = 20_251
 
 
@@ -204,46 +204,11 @@ class Rounding:
 
 def adversarial_planes(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
     """Signals that break low precision, one chunk each ``[1, 2*C, T, F]``, by name."""
-    n = spec.chunk_samples
-    time = np.arange(n)
-    click = np.zeros(n)
-    click[n // 2] = 1.0
-    half_period = round(spec.stft.sample_rate / 110.0 / 2)
-    signals = {
-        "silence": np.zeros(n),
-        "a click": click,
-        "direct current": np.ones(n),
-        "a full-scale square wave": np.where(time // half_period % 2, -1.0, 1.0),
-        "full-scale noise": np.random.default_rng(SEED).uniform(-1.0, 1.0, n),
-    }
     transform = Stft(spec.stft)
     return {
-        name: pack(transform.forward(np.tile(signal.astype(np.float32), (1, spec.channels, 1))))
-        for name, signal in signals.items()
+        name: pack(transform.forward(np.tile(signal, (1, spec.channels, 1))))
+        for name, signal in one_chunk_signals(spec, SEED)
     }
-
-
-def music(channels: int, samples: int, sample_rate: int, seed: int) -> NDArray[np.float32]:
-    """Seeded stand-in for music: voices with vibrato, drum-like bursts of noise, a noise floor.
-
-    Returns:
-        float32 ``[C, N]`` at -14 dBFS (RMS over all channels).
-    """
-    rng = np.random.default_rng(seed)
-    seconds = np.arange(samples) / sample_rate
-    signal = 1e-3 * rng.standard_normal((channels, samples))
-    for pitch_hz in (110.0, 277.2, 415.3):
-        vibrato = 0.006 * np.sin(2 * np.pi * rng.uniform(4.5, 6.5) * seconds)
-        phase = 2 * np.pi * pitch_hz * (seconds + vibrato / 6.0)
-        pan = rng.uniform(0.3, 1.0, (channels, 1))
-        for harmonic in range(1, int(min(12.0, sample_rate / 2 / pitch_hz))):
-            signal += pan / harmonic * np.sin(harmonic * phase + rng.uniform(0, 2 * np.pi))
-    for start in range(0, samples, sample_rate // 4):
-        burst = min(sample_rate // 8, samples - start)
-        decay = np.exp(-np.arange(burst) / (0.02 * sample_rate))
-        signal[:, start : start + burst] += 3.0 * decay * rng.standard_normal((channels, burst))
-    signal *= 10 ** (LEVEL_DBFS / 20) / np.sqrt(np.mean(signal**2))
-    return signal.astype(np.float32)
 
 
 def _loud_chunks(spec: ModelSpec, audio: Path) -> list[NDArray[np.float32]]:

@@ -22,7 +22,8 @@ import soundfile
 
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.model.opening import open_model
-from tfswa.runtime.songs.loading import example_stem_file, load_stem_file, synthetic_song
+from tfswa.runtime.songs.loading import example_stem_file, load_stem_file
+from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.table import markdown_table, text_table
 
 TFX = [sys.executable, "-m", "tfswa.runtime"]

@@ -23,7 +23,8 @@ import soundfile
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.model.opening import open_model
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.songs.loading import example_stem_file, load_stem_file, synthetic_song
+from tfswa.runtime.songs.loading import example_stem_file, load_stem_file
+from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.table import text_table
 
 HERE = Path(__file__).resolve().parent

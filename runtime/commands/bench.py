@@ -96,7 +96,8 @@ def bench(
     from tfswa.runtime.files.checks import check_file
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.plots import pictures
-    from tfswa.runtime.songs.loading import load_song, synthetic_song
+    from tfswa.runtime.songs.loading import load_song
+    from tfswa.runtime.songs.synthetic import synthetic_song
 
     endings = (".json", ".md", ".png")
     files = [output.with_name(output.name + ending) for ending in endings] if output else []

@@ -23,8 +23,6 @@ from tfswa.runtime.songs.finding import STEM_FILE_STREAMS as STEM_FILE_STREAMS
 
 Audio = NDArray[np.float32]
 
-SYNTHETIC_SECONDS = 12.0
-
 
 @dataclass(frozen=True)
 class Song:
@@ -173,30 +171,6 @@ def example_stem_file() -> Path | None:
         return None
     found = [Path(str(entry.locate())) for entry in listed if entry.name.endswith(".stem.mp4")]
     return next((path for path in sorted(found) if path.is_file()), None)
-
-
-def synthetic_song(spec: ModelSpec, seconds: float = SYNTHETIC_SECONDS, seed: int = 0) -> Song:
-    """Make a music-like song from a seed: a gliding, vibrating voice over chords, drums and noise.
-
-    Its stems are ``vocals`` and the rest; for other stems the truth is unknown.
-    """
-    random = np.random.default_rng(seed)
-    rate = spec.stft.sample_rate
-    time = np.arange(int(seconds * rate)) / rate
-    note = 220.0 * 2 ** (np.floor(time * 2) * 5 % 12 / 12)
-    phase = 2 * np.pi * np.cumsum(note * (1 + 0.01 * np.sin(2 * np.pi * 5.5 * time))) / rate
-    voice = sum(np.sin(k * phase) / k for k in range(1, 12)) * (np.sin(2 * np.pi * 0.4 * time) > -0.5)
-    chords = sum(np.sin(2 * np.pi * f * time) for f in (110.0, 138.6, 164.8, 277.2))
-    beat = np.exp(-30 * (time % 0.5)) * random.standard_normal(len(time))
-    rest = 0.05 * chords + 0.25 * beat + 0.003 * random.standard_normal(len(time))
-    pan = np.array([[1.0], [0.8]])[: spec.channels]
-    stems = {
-        "vocals": (0.1 * voice * pan).astype(np.float32),
-        REST: (rest * pan[::-1]).astype(np.float32),
-    }
-    mixture = stems["vocals"] + stems[REST]
-    known = set(spec.stems) <= set(stems)
-    return Song(f"synthetic, seed {seed}", mixture, stems if known else {})
 
 
 def _has_streams(song: SongFiles) -> bool:

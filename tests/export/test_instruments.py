@@ -20,7 +20,7 @@ from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model, trust_code
 from tfswa.runtime.parity.localize import Located, Step, localize, worst_first
 from tfswa.runtime.parity.reference import load_reference
-from tfswa.runtime.songs.loading import synthetic_song
+from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.transform import Stft, pack
 
 torch = pytest.importorskip("torch", reason="torch is not installed: networks need it")

@@ -21,7 +21,8 @@ from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.songs.loading import Song, synthetic_song
+from tfswa.runtime.songs.loading import Song
+from tfswa.runtime.songs.synthetic import synthetic_song
 
 
 @pytest.fixture

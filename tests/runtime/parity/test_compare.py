@@ -18,7 +18,8 @@ from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify, compare, judge, songs
 from tfswa.runtime.parity import reference as reference_module
 from tfswa.runtime.parity.corpus import seam_samples
-from tfswa.runtime.songs.loading import Song, synthetic_song
+from tfswa.runtime.songs.loading import Song
+from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream import separator
 
 

@@ -14,7 +14,7 @@ from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify
 from tfswa.runtime.parity.kept import ItemFigures, Kept
 from tfswa.runtime.parity.pace import ParityStep
-from tfswa.runtime.songs.loading import synthetic_song
+from tfswa.runtime.songs.synthetic import synthetic_song
 
 
 class Stopped(Exception):

@@ -19,7 +19,8 @@ from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.parity import Item, load_reference, songs
 from tfswa.runtime.parity.seams import LIMIT_DB, Seams, distances_to_show, measure_seams, store_context
-from tfswa.runtime.songs.loading import Song, synthetic_song
+from tfswa.runtime.songs.loading import Song
+from tfswa.runtime.songs.synthetic import synthetic_song
 
 torch = pytest.importorskip("torch", reason="torch is not installed: networks are torch's")
 
