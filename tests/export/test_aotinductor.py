@@ -18,9 +18,11 @@ from tfswa.runtime.backends import BackendOptions  # noqa: E402
 from tfswa.runtime.backends import aotinductor as backend  # noqa: E402
 from tfswa.runtime.backends.aotinductor import AotInductorSession  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, BundleError, ExportError, UsageError  # noqa: E402
+from tfswa.runtime.files.hashes import sha256_of  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
 from tfswa.runtime.model.spec import ChunkSpec, StftSpec  # noqa: E402
+from tfswa.runtime.model.trust import trust  # noqa: E402
 from tfswa.train.backend import CompiledSession, TorchSession, new_bundle  # noqa: E402
 
 CPU = BackendOptions()
@@ -106,14 +108,19 @@ def test_a_package_that_says_nothing_or_is_damaged_is_refused(compiled_bundle: P
     model = open_model(compiled_bundle / "model.pt2")
     assert isinstance(model, FileModel)
     path = tmp_path / "model.pt2"
-    damaged = FileModel(str(path), path, model.kind, model.precision, model.spec)
+
+    def trusted() -> FileModel:
+        """The file as it is now, which the user trusts."""
+        trust(sha256_of(path))
+        return FileModel(str(path), path, model.kind, model.precision, model.spec, sha256_of(path))
+
     path.write_bytes(model.path.read_bytes()[:1000])
-    with pytest.raises(BundleError, match=r"model\.pt2 is not a package of tfx, or damaged"):
-        AotInductorSession(damaged, CPU)
+    with pytest.raises(BundleError, match=r"model\.pt2 is not a file of torch, or damaged"):
+        AotInductorSession(trusted(), CPU)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"model/extra/{backend.MADE_FOR}", json.dumps(backend.machine(torch)))
     with pytest.raises(BundleError, match=r"model\.pt2 cannot be loaded by torch"):
-        AotInductorSession(damaged, CPU)
+        AotInductorSession(trusted(), CPU)
 
 
 def test_without_a_compiler_one_line_says_what_it_takes(

@@ -28,7 +28,7 @@ from tfswa.runtime.model.bundle import Bundle  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel  # noqa: E402
 from tfswa.runtime.parity import Certificate, Item, compare, judge  # noqa: E402
 from tfswa.runtime.songs.loading import Song  # noqa: E402
-from tfswa.runtime.stream import overlap, separator, transform  # noqa: E402
+from tfswa.runtime.stream import codec, overlap, transform  # noqa: E402
 from tfswa.train.backend import TorchSession, new_bundle  # noqa: E402
 from tfswa.train.blocks.window import WindowAttention  # noqa: E402
 
@@ -160,7 +160,7 @@ DEFECTS: dict[str, tuple[Plant, str]] = {
     "swapped real and imaginary parts": (in_its_output(lambda out: out[:, :, [1, 0, 3, 2]]), "graph"),
     "swapped channels": (in_its_output(lambda out: out[:, :, [2, 3, 0, 1]]), "graph"),
     "overlap weights of one chunk": (in_the_host(overlap.OverlapAdd, "_blend", one_seam), "signal"),
-    "Nyquist bin not restored": (in_the_host(separator, "unpack", without_nyquist), "signal"),
+    "Nyquist bin not restored": (in_the_host(codec, "unpack", without_nyquist), "signal"),
     "leak between the items of a batch": (in_its_output(leak), "axes"),
     "shift mask missing": (in_the_network(unmask), "graph"),
     "float16 overflow": (in_the_network(overflow), "finite"),
