@@ -129,8 +129,10 @@ def si_sdr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float | None:
     r, e = _pair(reference, estimate)
     if not r.any() or not e.any():
         return None
-    target = (np.vdot(r, e) / _energy(r)) * r
-    signal, noise = _energy(target), _energy(target - e)
+    r *= np.vdot(r, e) / _energy(r)  # in place, as below: a song of eight minutes has 0.3 GB a stem
+    signal = _energy(r)
+    r -= e
+    noise = _energy(r)
     return -math.inf if signal == 0.0 else _ratio_db(signal, noise)
 
 
