@@ -10,6 +10,7 @@ from keyword import iskeyword
 
 import click
 
+from tfswa.runtime.commands.examples import epilog
 from tfswa.runtime.errors import BackendUnavailable, TfxError, did_you_mean
 from tfswa.runtime.escape import escaped_output, shown
 
@@ -55,6 +56,7 @@ class LazyGroup(click.Group):
             command: click.Command = getattr(import_module(module), attribute(cmd_name))
         except ModuleNotFoundError as error:
             raise _missing(cmd_name, error) from error
+        command.epilog = epilog(cmd_name)
         return command
 
     def resolve_command(

@@ -1,7 +1,7 @@
 """A small set of songs with true stems, so that every command can be tried where there are none.
 
-DIR/Synthetic 1/{mixture,vocals,drums,bass,other}.wav   generated from a seed; so are 2 and 3
-DIR/Recorded/{mixture,vocals,drums,bass,other}.wav      6 s from PyPI's package stempeg, where it is installed
+DIR/one/{mixture,vocals,drums,bass,other}.wav        generated from a seed; so are two and three
+DIR/recorded/{mixture,vocals,drums,bass,other}.wav   6 s from PyPI's package stempeg, where it is installed
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfswa.runtime.songs.loading import example_stem_file
 
 RATE = 44_100
 SECONDS = 12.0
-SYNTHETIC = 3
+SYNTHETIC = ("one", "two", "three")
 PEAK = 0.9  # of a mixture, full scale is 1
 NAMES = ("vocals", "drums", "bass", "other")
 
@@ -78,10 +78,10 @@ def write_example(out: Path, *, force: bool = False) -> list[Path]:
     Raises:
         OutputExists: ``out`` is there and ``force`` is False.
     """
-    songs = {f"Synthetic {seed + 1}": synthetic_sources(seed, SECONDS) for seed in range(SYNTHETIC)}
+    songs = {name: synthetic_sources(seed, SECONDS) for seed, name in enumerate(SYNTHETIC)}
     recorded = recorded_sources()
     if recorded is not None:
-        songs["Recorded"] = recorded
+        songs["recorded"] = recorded
     if out.exists() and not force:
         raise OutputExists(f"{out} is there already: replace it with --force, or choose another name")
     with new_folder(out, force=force, named=True) as work:

@@ -32,7 +32,7 @@ def test_the_set_is_songs_of_known_stems(
     done = tfx("data", "example", "-o", tmp_path / "songs")
     assert done.code == 0, done.err
     songs = find_songs(tmp_path / "songs")
-    assert len(songs) == SYNTHETIC + recorded
+    assert len(songs) == len(SYNTHETIC) + recorded
     for song in songs:
         signals = {name: soundfile.read(path)[0] for name, (path, _) in song.sources.items()}
         assert signals.keys() == {"mixture", *NAMES}
