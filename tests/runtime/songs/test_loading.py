@@ -23,9 +23,9 @@ from tfswa.runtime.songs.loading import (
     load_source,
     load_stem_file,
     loudest_chunk,
-    synthetic_song,
     true_sources,
 )
+from tfswa.runtime.songs.synthetic import synthetic_song
 
 Audio = NDArray[np.float32]
 
