@@ -48,7 +48,7 @@ def compare(tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(change: Any, network: Any = None, planes: Planes | None = None) -> dict[str, float]:
         graph = Graph(change)
         monkeypatch.setattr(check, "_open", lambda model: graph)
-        model = FileModel("x", Path("model.onnx"), "onnx", "fp32", tiny_spec)
+        model = FileModel("x", Path("model.onnx"), "onnx", "fp32", tiny_spec, "0" * 64)
         try:
             given = check.check_planes(tiny_spec) if planes is None else planes
             return check.check_graph(network or Halves(), model, given)[0]

@@ -412,7 +412,7 @@ def test_a_missing_library_names_its_extra(place: Place) -> None:
 def test_an_exported_file_is_refused(place: Place) -> None:
     from tfswa.runtime.model.opening import FileModel
 
-    model = FileModel("model.onnx", place.path / "model.onnx", "onnx", "fp32", place.spec)
+    model = FileModel("model.onnx", place.path / "model.onnx", "onnx", "fp32", place.spec, "0" * 64)
     with pytest.raises(BackendUnavailable, match=r"model\.onnx is an exported file, engines are in bundles"):
         TrtSession(model, CUDA)
 

@@ -290,7 +290,7 @@ class TestWhichOne:
 
     def test_an_exported_file_has_none(self, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(separator, "open_session", lambda *_: pytest.fail("loaded"))
-        file = FileModel("model.fp16.onnx", Path("model.fp16.onnx"), "onnx", "fp16", tiny_spec)
+        file = FileModel("model.fp16.onnx", Path("model.fp16.onnx"), "onnx", "fp16", tiny_spec, "0" * 64)
         with pytest.raises(UsageError, match=r"model\.fp16\.onnx is an exported file: .* needs the bundle"):
             Separator(file, on_nonfinite="recompute")
 
