@@ -34,7 +34,18 @@ END_SECONDS = 60.0
 SEPARATE = ("separate", "song.wav", "-m", "mine.tfx", "-o", "out", "--backend", "ort", "--force")
 EXPORT = ("export", "mine.tfx", "--force")
 CALIBRATE = ("calibrate", "mine.tfx", "--audio", "song.wav", "--chunks", "2", "--held-out", "1", "--force")
-PARITY = ("parity", "mine.tfx", "--backend", "ort", "--audio", "song.wav", "--quick", "--markdown", "p.md")
+PARITY = (
+    "parity",
+    "mine.tfx",
+    "--backend",
+    "ort",
+    "--audio",
+    "song.wav",
+    "--quick",
+    "--markdown",
+    "p.md",
+    "--force",
+)
 EVALUATE = ("evaluate", "mine.tfx", "--data", "songs", "-o", "scores", "--jobs", "2", "--no-plot")
 NEW = ("new", "tfswa_lite", "-o", "new.tfx", "--force")
 PLAN: list[tuple[tuple[str, ...], int]] = (
