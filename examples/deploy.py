@@ -1,4 +1,4 @@
-"""Separate a song with an exported graph, numpy and onnxruntime: nothing of tfx is imported.
+"""Separate a song with an exported graph, numpy, SciPy and onnxruntime: nothing of tfx is imported.
 
 python examples/deploy.py model.onnx song.wav OUT_FOLDER
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import scipy.fft
 import soundfile
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
@@ -25,7 +26,8 @@ step = kept - fade
 def separate_chunk(piece):  # [C, length] -> [S, C, length]
     padded = np.pad(piece, ((0, 0), (n_fft // 2, n_fft // 2)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=1)[:, ::hop]  # [C, T, n_fft]
-    spectrum = np.fft.rfft(frames * window) * stft["scale"]  # [C, T, F + 1]
+    # SciPy in float32, window times scale: the same bits as in tfx. NumPy rounds otherwise: 12 dB less.
+    spectrum = scipy.fft.rfft(frames * (window * stft["scale"]).astype(np.float32))  # [C, T, F + 1]
     bins = spectrum[..., :-1]  # the network sees all but the Nyquist bin: [C, 2, T, F] -> [1, 2*C, T, F]
     planes = np.stack((bins.real, bins.imag), axis=1).reshape(1, -1, *bins.shape[1:])
     out = session.run(["stems"], {"mixture": planes.astype(np.float32)})[0][0].astype(np.float64)
@@ -58,7 +60,7 @@ def separate(mixture):  # [C, N] -> [S, C, N]
     return result[..., :samples]
 
 
-audio, rate = soundfile.read(sys.argv[2], always_2d=True)
+audio, rate = soundfile.read(sys.argv[2], always_2d=True, dtype="float32")
 assert rate == stft["sample_rate"], f"resample {rate} Hz to {stft['sample_rate']} Hz first"
 folder = Path(sys.argv[3])
 folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -13,6 +14,7 @@ from tfswa.runtime.commands import options
 from tfswa.runtime.errors import TfxError
 
 if TYPE_CHECKING:
+    from tfswa.runtime.audio.tracks import Track
     from tfswa.runtime.stream.files import FileJob, FileResult, Outcome, Progress
     from tfswa.runtime.stream.jobs import JobPlan
     from tfswa.runtime.stream.separator import Separator
@@ -111,38 +113,20 @@ def separate(
     INPUT is an audio or video file, - for standard input, or a folder of which everything that holds audio
     is taken.
     """
-    from tfswa.runtime.audio.tracks import parse_track
     from tfswa.runtime.backends import BackendOptions, default_device
-    from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.files.checks import check_folder
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity import describe_evidence, require_passing
-    from tfswa.runtime.stream.files import FileJob, paths_in, separate_files
+    from tfswa.runtime.stream.files import separate_files
     from tfswa.runtime.stream.jobs import plan_jobs
     from tfswa.runtime.stream.separator import Separator, stem_indices
 
-    paths_in(output, (), format_)  # refuses an unknown format
-    if skip_existing and force:
-        raise UsageError("--skip-existing keeps what --force replaces: give one of them")
-    check_folder(output)
-    picked_track = None if track is None else parse_track(track)
+    _check_request(output, format_, skip_existing=skip_existing, force=force)
+    how = {"format": format_, "clip": clip, "force": force, "track": _track(track), "strict": strict}
     opened = open_model(model, trusted=trusted)
     wanted = [stem.strip() for stem in stems.split(",")] if stems else list(opened.spec.stems)
     stem_indices(opened, wanted)
     plan = plan_jobs(inputs, output, opened.spec.stems)
-    jobs = [
-        FileJob(
-            source,
-            paths_in(folder, wanted, format_),
-            below=output,
-            format=format_,
-            clip=clip,
-            force=force,
-            track=picked_track,
-            strict=strict,
-        )
-        for source, folder in plan.jobs
-    ]
+    jobs = _jobs(plan, output, wanted, **how)
     skipped = [job for job in jobs if skip_existing and all(map(Path.exists, job.outputs.values()))]
     jobs = [job for job in jobs if job not in skipped]
     run = _Run(plan, jobs, skipped, quiet=quiet, as_json=as_json)
@@ -158,6 +142,34 @@ def separate(
         for outcome in separate_files(separator, jobs, run.bar):
             run.take(outcome)
         run.end(separator, evidence)
+
+
+def _check_request(output: Path, format_: str, *, skip_existing: bool, force: bool) -> None:
+    """Refuse what could not be written, before a model is opened."""
+    from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.files.checks import check_folder
+    from tfswa.runtime.stream.files import paths_in
+
+    paths_in(output, (), format_)  # refuses an unknown format
+    if skip_existing and force:
+        raise UsageError("--skip-existing keeps what --force replaces: give one of them")
+    check_folder(output)
+
+
+def _track(text: str | None) -> Track:
+    from tfswa.runtime.audio.tracks import parse_track
+
+    return None if text is None else parse_track(text)
+
+
+def _jobs(plan: JobPlan, output: Path, wanted: Sequence[str], **how: Any) -> list[FileJob]:
+    """A job of each input of a plan; ``how`` is of ``FileJob``."""
+    from tfswa.runtime.stream.files import FileJob, paths_in
+
+    return [
+        FileJob(source, paths_in(folder, wanted, how["format"]), below=output, **how)
+        for source, folder in plan.jobs
+    ]
 
 
 class _Run:
