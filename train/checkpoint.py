@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def save(run: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write a checkpoint, then remove all but the newest ``keep``.
+    """Write a checkpoint, then remove all but the newest ``keep`` up to it.
+
+    Those of later steps are damaged ones that ``load_newest`` went back from: they take nobody's place.
 
     Raises:
         TrainingError: it cannot be written, a full disk for example; the older ones are as they were.
@@ -41,7 +43,8 @@ def save(run: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
             hashing = _Hashing(stream)
             torch.save(dict(state), cast(IO[bytes], hashing))
             stream.write(MARK + hashing.sha256.hexdigest().encode())
-        for old in checkpoints(run)[:-keep]:
+        whole = [other for other in checkpoints(run) if other.name <= path.name]
+        for old in whole[:-keep]:
             old.unlink()
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         raise TrainingError(

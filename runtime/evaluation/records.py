@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import OutputExists
 from tfswa.runtime.evaluation.bsseval import Method
 from tfswa.runtime.evaluation.scores import WINDOWS, Score
@@ -116,12 +117,12 @@ class Records:
             return None
         audio = audio_sha256(song, names)
         try:
-            data = json.loads(path.read_text())
+            data = parse_json(path.read_bytes())
             different = differences(data["identity"], {**self.identity, "audio_sha256": audio})
             scores = [Score.from_dict(score) for score in data["scores"]]
             notes = tuple(map(str, data.get("notes", ())))
             result = SongResult(song.name, song.split, data["seconds"], audio, scores, True, notes)
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             different = [f"it is damaged ({type(error).__name__}: {error})"]
         if different and not self.force:
             raise another(path, different)

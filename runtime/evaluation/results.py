@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.escape import json_text, shown
 from tfswa.runtime.evaluation.boxplot import box_plot
 from tfswa.runtime.evaluation.records import SCHEMA, Identity, SongResult, another, differences
@@ -33,8 +33,8 @@ def check_results(output: Path, identity: Identity, *, force: bool) -> None:
     if force or not path.exists():
         return
     try:
-        different = differences(json.loads(path.read_text())["identity"], identity)
-    except (ValueError, KeyError, TypeError):
+        different = differences(parse_json(path.read_bytes())["identity"], identity)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         different = ["it is no evaluation of tfx, or damaged"]
     if different:
         raise another(path, different)

@@ -18,13 +18,15 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import atomic, seal
 from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.partial import partials
 from tfswa.runtime.machine import user_cache
 
 logger = logging.getLogger(__name__)
@@ -114,20 +116,23 @@ def clear(kind: str) -> tuple[int, int]:
         The bytes that went, and those that stayed because they are in use.
     """
     gone = stayed = 0
-    leased = kind == DECODED and _is_leased(user_cache() / DECODED)
-    for entry in entries(kind):
-        if kind == DECODED and entry.path.suffix != ".npy":
-            continue
-        if not leased and drop(entry.path):
-            gone += entry.bytes
-        else:
-            stayed += entry.bytes
+    folder = user_cache() / kind
+    # Nobody takes a lease on decoded audio while its folder is held.
+    with locked(folder) if kind == DECODED and folder.is_dir() else nullcontext():
+        leased = kind == DECODED and _is_leased(folder)
+        for entry in entries(kind):
+            if kind == DECODED and entry.path.suffix != ".npy":
+                continue
+            if not leased and drop(entry.path):
+                gone += entry.bytes
+            else:
+                stayed += entry.bytes
     return gone, stayed
 
 
 def _is_leased(folder: Path) -> bool:
     """Whether a living process uses decoded audio: its lease is locked."""
-    for path in (folder / "leases").glob("*.lease"):
+    for path in partials(folder / "leases"):
         with suppress(FileNotFoundError), path.open() as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

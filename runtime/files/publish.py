@@ -25,7 +25,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from tfswa.runtime.documents import from_json, parse_json
 from tfswa.runtime.files import locks
 from tfswa.runtime.files.partial import WorkFolder, abandoned, check_same, open_folder, partials, remove
 from tfswa.runtime.files.signals import held_back
@@ -126,9 +128,8 @@ def _settle(path: Path) -> None:
     """Carry out what the journal of a dead process says."""
     undo = os.path.lexists(path / UNDO)
     try:
-        with (path / (UNDO if undo else JOURNAL)).open() as stream:
-            written = json.load(stream)
-        steps, force = [_Step(**step) for step in written["steps"]], bool(written["force"])
+        written = parse_json((path / (UNDO if undo else JOURNAL)).read_bytes())
+        steps, force = [_read_step(step) for step in written["steps"]], bool(written["force"])
     except (ValueError, KeyError, TypeError):
         return  # not ours, or never complete: nothing has been moved
     work = open_folder(path, follow=False)
@@ -149,6 +150,21 @@ def _settle(path: Path) -> None:
     finally:
         os.close(work)
         os.close(parent)
+
+
+def _read_step(written: Any) -> _Step:
+    """A step of a journal that anybody may have put there: only names in the work folder are believed.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    step = from_json(_Step, written)
+    for name in (step.new, *([] if step.old is None else [step.old])):
+        if name in ("", ".", "..") or "/" in name:
+            raise ValueError(f"{name!r} leaves the work folder")
+    if "\0" in f"{step.new}{step.old}{step.final}":
+        raise ValueError("no name holds a zero")
+    return step
 
 
 @contextmanager

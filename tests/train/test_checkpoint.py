@@ -149,6 +149,17 @@ def test_of_a_damaged_one_the_one_before_is_taken(
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_one_of_a_later_step_takes_nobody_s_place(tmp_path: Path) -> None:
+    save(tmp_path, 5, state(5), keep=2)
+    save(tmp_path, 9, state(9), keep=2).write_bytes(b"damaged")
+    assert load_newest(tmp_path)["step"] == 5
+    save(tmp_path, 6, state(6), keep=1)  # the run went on from 5
+    assert names(tmp_path) == ["00000006.ckpt", "00000009.ckpt"]
+    assert load_newest(tmp_path)["step"] == 6
+    save(tmp_path, 9, state(9), keep=1)
+    assert names(tmp_path) == ["00000009.ckpt"]
+
+
 def test_a_flipped_byte_anywhere_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 5, state(5), keep=1)
     whole = path.read_bytes()

@@ -220,7 +220,7 @@ class _Store:
         for path in partials(self.folder / "leases"):
             if mine is not None and path == mine.path:
                 continue
-            with path.open("r+") as file:
+            with suppress(FileNotFoundError), path.open("r+") as file:  # its owner ends this moment
                 if _try_lock(file):
                     path.unlink()
                 else:

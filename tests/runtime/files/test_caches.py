@@ -13,6 +13,7 @@ from command_line import Tfx
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import caches
+from tfswa.runtime.files.partial import partial_name
 
 PLACES = 200 if os.environ.get("TFX_LONG") else 20
 
@@ -167,7 +168,7 @@ def test_clearing_one_kind_or_all(
     put(root / "openvino" / "key" / "a.blob", 1_000_000, 1)
     put(root / "decoded" / "x.npy", 3_000_000, 1)
     model = put(root / "models" / "m.tfx" / "w", 10, 1)
-    lease = put(root / "decoded" / "leases" / "1.lease", 0, 1)
+    lease = put(root / "decoded" / "leases" / partial_name("lease"), 0, 1)
     shown = tfx("doctor").out
     assert "decoded 3.0 MB" in shown
     assert "0.00 GB of the 10 GB that TFX_CACHE_GB allows" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -127,6 +128,55 @@ def test_a_forged_journal_reaches_nothing_outside(tmp_path: Path, final: str) ->
     (work / "journal.json").write_text(f'{{"force": true, "steps": [{step}]}}')
     sweep(out)
     assert not list(tmp_path.rglob("escaped"))
+
+
+@pytest.mark.parametrize("journal", ["journal.json", "undo.json"])
+@pytest.mark.parametrize("key", ["new", "old"])
+def test_a_forged_journal_moves_nothing_into_or_out_of_other_folders(
+    tmp_path: Path, journal: str, key: str
+) -> None:
+    """An archive that somebody unpacked holds it: what is in it belongs to the user then."""
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    work = out / ".x.partial-0123456789abcdef"
+    work.mkdir(parents=True)
+    (out / "planted").write_text("planted")
+    for there in (True, False):
+        if there:
+            precious.write_text("precious")
+        inode = precious.stat().st_ino if there else 0
+        step = {"new": "0", "final": "planted", "inode": inode, "old": None, key: "../../precious"}
+        work.mkdir(exist_ok=True)
+        (work / journal).write_text(json.dumps({"force": True, "steps": [step]}))
+        sweep(out)
+        assert everything(tmp_path) == {
+            "out/planted": "planted",
+            **({"precious": "precious"} if there else {}),
+        }
+        precious.unlink(missing_ok=True)
+
+
+STEP = {"new": "0", "final": "x", "inode": 1, "old": None}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"force": true, "steps": 5}',
+        *(
+            json.dumps({"force": True, "steps": [{**STEP, key: value}]})
+            for key in STEP
+            for value in (1.5, [], {}, "a\0b", "..", "")
+        ),
+    ],
+)
+def test_a_journal_that_is_none_stops_no_command(tmp_path: Path, text: str) -> None:
+    work = tmp_path / ".x.partial-0123456789abcdef"
+    work.mkdir()
+    (work / "journal.json").write_text(text)
+    assert sweep(tmp_path) in ([work], [])
 
 
 @pytest.mark.parametrize("old", [True, False])
