@@ -53,7 +53,7 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
     for point in points:
         place = (point.cost, max(point.loss.worst_drift_db, FLOOR_DB))
         curve.annotate(
-            f"{len(point.int8)} int8" + ("" if point.time is None else f", {point.time:.2f} x time"),
+            f"{len(point.int8)} int8" + ("" if point.time is None else f", time {point.time:.2f}"),
             place,
             fontsize=7,
             xytext=(3, 3),

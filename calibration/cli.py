@@ -196,7 +196,7 @@ def _drawn(corpus: Corpus) -> str:
 
 
 def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, half: str) -> None:
-    from tfswa.runtime.table import text_table
+    from tfswa.runtime.table import decimals, text_table
 
     if calibrated is not None:
         rows: list[list[str | float | None]] = [
@@ -204,7 +204,7 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
             for name, loss in calibrated.losses.items()
         ]
         click.echo(f"ranges, every layer in int8, on held-out audio (* kept), the rest in {half}")
-        click.echo(text_table(_columns(model), rows, digits=4))
+        click.echo(text_table(_columns(model), rows, _digits(model)))
         size = calibrated.artifact.bytes / MEGABYTE
         click.echo(f"{calibrated.artifact.file}  {size:.1f} MB")
     if planned is None:
@@ -217,16 +217,18 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
             + (" *" if point == best else ""),
             *_figures(point.loss),
             f"{point.cost:.4g} {planned.unit}",
-            "-" if point.time is None else f"{point.time:.2f} x",
+            point.time,
         ]
         for point in planned.found.points
     ]
     click.echo(f"plans, the rest in {half} (* taken; time of the network, the fastest without int8 being 1)")
-    click.echo(text_table((*_columns(model, "plan"), "cost", "time"), plans, digits=4))
+    click.echo(text_table((*_columns(model, "plan"), "cost", "time"), plans, (*_digits(model), 0, 2)))
     worst = sorted(planned.groups, key=lambda name: planned.found.alone[name]["int8"].worst_snr_db)[:5]
     for name in worst:
         loss = planned.found.alone[name]["int8"]
-        click.echo(f"  {name} in int8 alone: {loss.worst_snr_db:.1f} dB, drift {loss.worst_drift_db:.4f} dB")
+        click.echo(
+            f"  {name} in int8 alone: {loss.worst_snr_db:.1f} dB, drift {decimals(loss.worst_drift_db, 4)} dB"
+        )
     if planned.artifact is None:
         click.echo(
             "no layer is worth 8 bits here: each saves no time, or costs more than the budget: use "
@@ -246,7 +248,13 @@ def _columns(model: Model, first: str = "method") -> list[str]:
 
 
 def _figures(loss: Loss) -> list[float]:
-    return [*(round(value, 1) for value in loss.snr_db.values()), *loss.drift_db.values()]
+    return [*loss.snr_db.values(), *loss.drift_db.values()]
+
+
+def _digits(model: Model) -> list[int]:
+    """Decimals of what ``_columns`` names: SNR has one, drift four."""
+    count = len(model.spec.stems)
+    return [0, *[1] * count, *[4] * count]
 
 
 def _print_json(model: Model, corpus: Corpus, calibrated: Calibrated | None, planned: Planned | None) -> None:

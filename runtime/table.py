@@ -7,9 +7,25 @@ from collections.abc import Sequence
 from tfswa.runtime.escape import markdown_text, shown
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[str | float | None]], digits: int = 2) -> str:
-    """Lay out a table: text to the left, numbers to the right with ``digits`` decimals, None as a dash."""
-    cells = [[_cell(value, digits) for value in row] for row in rows]
+def decimals(value: float, digits: int) -> str:
+    """A number with so many decimals; what they round to nothing has no minus."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def text_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | float | None]],
+    digits: int | Sequence[int] = 2,
+) -> str:
+    """Lay out a table: text to the left, numbers to the right, None as a dash.
+
+    Args:
+        columns: their titles.
+        rows: one value a column.
+        digits: decimals, of all columns or of each.
+    """
+    each = [digits] * len(columns) if isinstance(digits, int) else digits
+    cells = [[_cell(value, places) for value, places in zip(row, each, strict=True)] for row in rows]
     widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
     numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))]
 
@@ -23,9 +39,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str | float | Non
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lay out a table for Markdown, a line each; None as a dash."""
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
-    return lines + [
-        "| " + " | ".join("-" if v is None else markdown_text(v) for v in row) + " |" for row in rows
-    ]
+    return lines + ["| " + " | ".join(_markdown_cell(v) for v in row) + " |" for row in rows]
 
 
 def _cell(value: str | float | None, digits: int) -> str:
@@ -33,4 +47,10 @@ def _cell(value: str | float | None, digits: int) -> str:
         return "-"
     if isinstance(value, str):
         return shown(value)
-    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+    return str(value) if isinstance(value, int) else decimals(value, digits)
+
+
+def _markdown_cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return markdown_text(value + 0.0 if isinstance(value, float) else value)  # + 0.0: no minus before nothing

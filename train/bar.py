@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tfswa.runtime.escape import shown
+from tfswa.runtime.table import decimals
+
 if TYPE_CHECKING:
     from tfswa.train.loop import TrainingProgress
 
@@ -48,7 +51,7 @@ class TrainingBar:
 
     def doing(self, what: str, done: int, total: int) -> None:
         """Work between steps: decoding, validating; ``done`` of ``total`` are ready."""
-        text = f"{what} {done}/{total}"
+        text = f"{shown(what)} {done}/{total}"
         if self.live:
             self.bar.update(self.task, description=text)
         elif self._due():
@@ -82,7 +85,7 @@ class TrainingBar:
     def _say(self, line: str) -> None:
         self._told = self.clock()
         if self.live:
-            self.bar.console.print(line, highlight=False, markup=False)
+            self.bar.console.print(shown(line), highlight=False, markup=False)
         else:
             click.echo(line, err=True)
 
@@ -103,7 +106,7 @@ def spoken(seconds: float) -> str:
 
 def scored(name: str, value: float) -> str:
     """``SDR vocals 6.32 dB``; what is not a stem's SDR is a plain number."""
-    return f"{name} {value:.4f}" if name == "reconstruction" else f"SDR {name} {value:.2f} dB"
+    return f"{name} {value:.4f}" if name == "reconstruction" else f"SDR {name} {decimals(value, 2)} dB"
 
 
 def silent_songs(left_out: Mapping[str, int]) -> str:

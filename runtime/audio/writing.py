@@ -253,7 +253,7 @@ class StemFiles:
             stem = list(self.paths)[int(np.argmin(np.isfinite(peaks)))]
             raise NonFiniteError(
                 f"stem {stem} holds NaN or Inf after {self._samples / self.sample_rate:.3f} s, not a number "
-                "between -1 and 1: run the network in float32"
+                "between -1 and 1: turn the input down if it is far beyond full scale, else check the model"
             )
         self._peaks = np.maximum(self._peaks, peaks)
         self._samples += block.shape[2]

@@ -11,6 +11,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from tfswa.runtime.backends import import_library
 from tfswa.runtime.errors import BackendUnavailable, CudaError, DeviceMemoryError
 
 logger = logging.getLogger(__name__)
+
+
+DRIVER = Path("/proc/driver/nvidia/version")  # there where an NVIDIA driver is loaded
 
 
 class Device:
@@ -40,9 +44,9 @@ class Device:
         try:
             count = self.call("cudaGetDeviceCount")
         except CudaError as error:  # no driver, one that is too old, or no device behind it
+            advice = f"{'mend the NVIDIA driver, or ' if DRIVER.exists() else ''}use another --backend"
             raise BackendUnavailable(
-                f"device {self.label} asked for, no CUDA device can be used ({error}): "
-                "mend the NVIDIA driver, or use another --backend"
+                f"device {self.label} asked for, no CUDA device can be used ({error}): {advice}"
             ) from error
         if index >= count:
             how = "use --device cuda" if count else "use another --backend"

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from tfswa.runtime.backends.cuda import Device
+from tfswa.runtime.backends.cuda import DRIVER, Device
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.sweeping import last_swept
@@ -24,7 +24,6 @@ from tfswa.runtime.machine import cores, int8_instructions, user_cache
 
 Level = Literal["ok", "missing", "wrong"]
 
-DRIVER = Path("/proc/driver/nvidia/version")
 SWEPT_NAMED = 5  # of what was removed
 LOW_DISK_BYTES = 2 << 30  # decoded audio and engines of one model fill that soon
 

@@ -150,6 +150,8 @@ def _ceilings(found: Benchmark) -> list[str]:
 
 
 def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | float | None]]]:
+    from tfswa.runtime.table import decimals
+
     on_gpu = any(row.gpu_memory_mb is not None for row in found.rows)
     columns = {name: title for name, title in COLUMNS.items() if name != "gpu_memory_mb" or on_gpu}
     cells: list[list[str | float | None]] = []
@@ -160,7 +162,7 @@ def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | flo
         values["ceiling"] = None if row.ceiling is None else f"{100 * row.ceiling:.0f} %"
         values["note"] = row.note or None
         if row.drift_db is not None:
-            values["drift_db"] = f"{row.drift_db + 0.0:.4f}"  # + 0.0: no minus before nothing
+            values["drift_db"] = decimals(row.drift_db, 4)
         if row.identical:
             values["snr_db"] = "identical"
         cells.append([values[name] for name in columns])

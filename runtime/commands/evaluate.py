@@ -239,7 +239,9 @@ class _Watch:
                 click.echo(
                     f"{now.done}/{now.total} {now.finished.song}: {_figures(now)}{self._left(now)}", err=True
                 )
-        state = f"{now.song}: separating, {now.separated:.0%}" if now.song else "measuring"
+        from tfswa.runtime.escape import shown
+
+        state = f"{shown(now.song)}: separating, {now.separated:.0%}" if now.song else "measuring"
         self.bar.update(
             self.task,
             completed=now.done,
@@ -261,7 +263,9 @@ class _Watch:
 
 
 def _figures(now: EvaluationProgress) -> str:
+    from tfswa.runtime.table import decimals
+
     assert now.finished is not None
     found = [(s.stem, s.figures["sdr_u_db"]) for s in now.finished.scores if s.estimator == "model"]
-    texts = [f"{stem} {'-' if value is None else f'{value:.2f}'}" for stem, value in found]
+    texts = [f"{stem} {'-' if value is None else decimals(value, 2)}" for stem, value in found]
     return f"SDR u {', '.join(texts)} dB"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.spec import ModelSpec
+
+LONGEST = 110  # characters of a line of provenance; --json has all
 
 
 @click.command()
@@ -178,13 +180,25 @@ def _print(description: Mapping[str, Any]) -> None:
         elif isinstance(value, Mapping):
             click.echo(name)
             for inner, entry in value.items():
-                click.echo(f"  {inner}: {entry}")
+                for line in _tree(inner, entry, "  "):
+                    click.echo(line)
         elif key == "parameters":
             click.echo(f"{name}: {value:,} ({description['weights_mb']} MB in float32)")
         elif key == "gflop_per_second":
             click.echo(f"GFLOP per second of audio: {value}")
         elif key != "weights_mb":
             click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _tree(name: str, value: Any, indent: str) -> Iterator[str]:
+    """A value below its name, a line for each of the values it holds, none longer than ``LONGEST``."""
+    if isinstance(value, Mapping) and value:
+        yield f"{indent}{name}"
+        for inner, entry in value.items():
+            yield from _tree(inner, entry, indent + "  ")
+        return
+    line = f"{indent}{name}: {value}"
+    yield line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
 
 
 def _vouched(why: str | None) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from tfswa.runtime.escape import shown
+
 if TYPE_CHECKING:
     from tfswa.runtime.parity.pace import ParityStep
 
@@ -41,7 +43,7 @@ class ParityProgress:
     def show(self, step: ParityStep) -> None:
         """What is under way."""
         if self._terminal:
-            words = str(step).partition(": ")[2]
+            words = shown(str(step).partition(": ")[2])
             self._bar.update(
                 self._task, completed=step.number - 1, total=step.items, description=words, visible=True
             )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tfswa.runtime.escape import shown
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -15,11 +17,13 @@ class Phases:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
         self._terminal = console.is_terminal
-        self._bars = Progress(console=console, transient=True, disable=not self._terminal)
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=not self._terminal)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Phases:
@@ -36,7 +40,7 @@ class Phases:
     def step(self, phase: str, done: int, steps: int) -> None:
         """How many steps of a phase are done."""
         if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase, total=steps)
+            self._tasks[phase] = self._bars.add_task(shown(phase), total=steps)
         self._bars.update(self._tasks[phase], completed=done, total=steps)
 
     def announce(self, phase: str, done: int, steps: int) -> None:

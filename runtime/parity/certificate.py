@@ -47,7 +47,7 @@ class SignalFigures:
         si_sdr_db: the same, a common scale left out.
         identical: whether both outputs are equal to the bit.
         peak_error: largest difference of one sample, full scale 1.
-        by_second_db: SNR of each second of a real item.
+        by_second_db: SNR of each second of a real item; the last one ends with it.
         worst_second: start of the one with the lowest SNR, in seconds.
     """
 

@@ -54,11 +54,13 @@ def signal_figures(item: str, kind: str, spec: ModelSpec, right: Stems, found: S
 
 
 def by_second_db(right: Stems, found: Stems, rate: int) -> list[float | None]:
-    """SNR of each second of a stem ``[C, N]``, the last one cut off; None where it is not defined."""
-    return [
-        _finite(snr_db(right[:, start : start + rate], found[:, start : start + rate]))
-        for start in range(0, right.shape[-1], rate)
-    ]
+    """SNR of each second of a stem ``[C, N]``; None where it is not defined.
+
+    The last one ends with the stem and overlaps the one before it; only a stem of less has a shorter one.
+    """
+    last = max(0, right.shape[-1] - rate)
+    parts = [slice(min(start, last), min(start, last) + rate) for start in range(0, right.shape[-1], rate)]
+    return [_finite(snr_db(right[:, part], found[:, part])) for part in parts]
 
 
 def worst_second(by_second: Sequence[float | None]) -> int | None:

@@ -1,6 +1,6 @@
 """Plain tables: columns that line up, nothing wider than it must be."""
 
-from tfswa.runtime.table import markdown_table, text_table
+from tfswa.runtime.table import decimals, markdown_table, text_table
 
 
 def test_text_goes_left_numbers_right_and_none_is_a_dash() -> None:
@@ -50,3 +50,19 @@ def test_markdown() -> None:
         "| 1 | - |",
         "| x | 2.5 |",
     ]
+
+
+def test_what_rounds_to_nothing_has_no_minus() -> None:
+    assert [decimals(value, 2) for value in (-0.004, -0.0, 0.004, -0.006)] == [
+        "0.00",
+        "0.00",
+        "0.00",
+        "-0.01",
+    ]
+    assert text_table(("dB",), [(-0.001,)]).splitlines()[-1] == "0.00"
+    assert markdown_table(("dB",), [(-0.0,)])[-1] == "| 0.0 |"
+
+
+def test_digits_of_each_column() -> None:
+    rows = text_table(("SNR dB", "drift dB"), [(28.2, -0.00012)], (1, 4)).splitlines()
+    assert rows[-1] == "  28.2   -0.0001"

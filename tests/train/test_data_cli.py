@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -235,6 +236,19 @@ def config(song_root: Path, tiny_family: str, tmp_path: Path) -> Path:
 
 class TestPreview:
     SAMPLES = 31 * 128
+
+    def test_a_name_that_is_not_utf8(self, song_root: Path, config: Path, tmp_path: Path, tfx: Tfx) -> None:
+        songs, out = tmp_path / "songs", tmp_path / "out"
+        for name in "AC":
+            shutil.copytree(song_root / name, os.fsdecode(os.fsencode(songs / name) + b"\x85"))
+        shutil.copytree(song_root / "B", songs / "B")
+        code, shown, told = tfx("data", "preview", config, f"data.root={songs}", "-o", out, "-n", 3)
+        assert code == 0, told
+        assert "'A\\x85' at" in shown or "'C\\x85' at" in shown
+        assert shown == (out / "preview.txt").read_text(encoding="utf-8")
+        text = (out / "preview.json").read_text(encoding="utf-8")
+        assert "\\\\x85" in text
+        assert "\\udc85" not in text
 
     def test_writes_what_a_training_hears(self, config: Path, tmp_path: Path, tfx: Tfx) -> None:
         out = tmp_path / "out"

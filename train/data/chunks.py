@@ -86,7 +86,7 @@ class SourcePlan:
 
     def __str__(self) -> str:
         what = ", ".join(_words(self.motion, self.effects, self.change)) or "as it is"
-        return f"{self.source}: {self.song_name!r} at {self.start_seconds:.3f} s, {what}"
+        return f"{self.source}: '{self.song_name}' at {self.start_seconds:.3f} s, {what}"
 
 
 @dataclass(frozen=True)

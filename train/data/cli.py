@@ -90,7 +90,7 @@ def preview(
     if as_json:
         click.echo(json_text({"output": str(output), "chunks": entries}))
     else:
-        click.echo((output / "preview.txt").read_text(), nl=False)
+        click.echo((output / "preview.txt").read_text(encoding="utf-8"), nl=False)
 
 
 @data.command()

@@ -13,6 +13,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tfswa.runtime.documents import parse_json
+from tfswa.runtime.escape import json_text, shown
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.songs.finding import MIXTURE
 from tfswa.train.config import TrainConfig
@@ -72,8 +73,8 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         for plan in plans:
             _write(dict(zip(groups, chunks.render(plan), strict=True)), names, stft.sample_rate, partials)
         entries = [_entry(plan, out, names) for plan in plans]
-        next(partials).write_text(json.dumps({"chunks": entries}, indent=1) + "\n")
-        next(partials).write_text("".join(_text(plan) for plan in plans))
+        next(partials).write_text(json_text({"chunks": entries}, indent=1) + "\n", encoding="utf-8")
+        next(partials).write_text("".join(_text(plan) for plan in plans), encoding="utf-8")
         staging.publish()
     finally:
         staging.discard()
@@ -125,4 +126,6 @@ def _entry(plan: ChunkRecipe, out: Path, names: list[str]) -> dict[str, Any]:
 
 def _text(plan: ChunkRecipe) -> str:
     kind = "from different songs" if plan.remix else "from one place"
-    return "\n".join([f"{_folder(plan.index)}, {kind}", *(f"  {source}" for source in plan.sources), ""])
+    return "\n".join(
+        [f"{_folder(plan.index)}, {kind}", *(f"  {shown(source)}" for source in plan.sources), ""]
+    )

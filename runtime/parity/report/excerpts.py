@@ -179,7 +179,8 @@ class Showcase:
             identical = np.array_equal(right, found)
             start = _loudest_second(right if identical else right - found, rate)
             why = "loudest, identical" if identical else "largest difference"
-        part = slice(start * rate, (start + 1) * rate)
+        first = min(start * rate, max(0, right.shape[-1] - rate))  # as in by_second_db
+        part = slice(first, first + rate)
         one, two = right[:, part], found[:, part]
         shown = {name: signal for name, signal in ((REFERENCE, one), (ARTIFACT, two)) if signal.any()}
         if np.array_equal(one, two):
@@ -187,10 +188,10 @@ class Showcase:
         drawn: dict[str, bytes] = {}
         top = pictures.loudest_db(shown.values())
         for name, signal in shown.items():
-            drawn[name] = _draw(rate, signal, start=float(start), loudest_db=top)
+            drawn[name] = _draw(rate, signal, start=first / rate, loudest_db=top)
         difference = one.astype(np.float64) - two
         if difference.any():
-            drawn[DIFFERENCE] = _draw(rate, difference, start=float(start), colors="viridis")
+            drawn[DIFFERENCE] = _draw(rate, difference, start=first / rate, colors="viridis")
         return Second(run, stem, start, by_second[start], why, drawn)
 
     def _excerpt(self, song: Song, second: Second, right: Audio, found: Audio) -> None:

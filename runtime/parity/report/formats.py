@@ -13,7 +13,7 @@ from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.gates import Gates
 from tfswa.runtime.parity.certificate import Certificate, QualityFigures, SignalFigures
 from tfswa.runtime.parity.judge import Breach
-from tfswa.runtime.table import markdown_table, text_table
+from tfswa.runtime.table import decimals, markdown_table, text_table
 
 Judged = Sequence[tuple[Certificate, Sequence[Breach]]]
 
@@ -148,7 +148,7 @@ def overview(certificate: Certificate) -> Sequence[Any]:
 
 def _drift(value: float | None) -> str | None:
     """Four decimals, and no minus before nothing."""
-    return None if value is None else f"{round(value, 4) + 0.0:.4f}"
+    return None if value is None else decimals(value, 4)
 
 
 def _least(rows: Sequence[Any]) -> float | str | None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -379,12 +380,14 @@ def test_a_device_that_is_not_there(place: Place, device: str, match: str) -> No
     place.refuses(BackendUnavailable, match, device=device)
 
 
-def test_no_gpu(place: Place) -> None:
+@pytest.mark.parametrize(("driver", "advice"), [(True, "mend the NVIDIA driver, or use"), (False, "use")])
+def test_no_gpu(place: Place, tmp_path: Path, driver: bool, advice: str) -> None:
+    place.patch.setattr("tfswa.runtime.backends.cuda.DRIVER", tmp_path if driver else tmp_path / "none")
     place.cuda.fail = lambda name: Error.cudaErrorNoDevice if name == "cudaGetDeviceCount" else None
     place.refuses(
         BackendUnavailable,
         r"device cuda:0 asked for, no CUDA device can be used \(cudaGetDeviceCount on cuda:0 gave "
-        r"cudaErrorNoDevice, no CUDA-capable device is detected\): mend the NVIDIA driver",
+        rf"cudaErrorNoDevice, no CUDA-capable device is detected\): {advice} another --backend$",
     )
     place.machine(SimulatedCuda(devices=0))
     place.refuses(BackendUnavailable, "cuda:0 asked for, 0 CUDA devices found: use another --backend")

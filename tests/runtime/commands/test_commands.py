@@ -794,6 +794,12 @@ class TestInspectAndModels:
         assert "stems: vocals, accompaniment" in done.out
         assert "model.onnx" in done.out
 
+    def test_a_configuration_has_a_line_for_each_value(self, tfx: Tfx) -> None:
+        lines = tfx("inspect", "demo").out.splitlines()
+        below = lines[lines.index("provenance") : lines.index("files (hashes checked)")]
+        assert {"  config", "    augment", "      channel_swap: 0.5"} <= set(below)
+        assert max(map(len, below)) <= 110
+
     def test_a_file(self, tfx: Tfx, bundle: Path) -> None:
         found = json.loads(tfx("inspect", bundle / "model.onnx", "--json").out)
         assert (found["kind"], found["precision"], found["stems"]) == ("onnx", "fp32", list(STEMS))

@@ -18,6 +18,7 @@ from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify, compare, judge, songs
 from tfswa.runtime.parity import reference as reference_module
 from tfswa.runtime.parity.corpus import seam_samples
+from tfswa.runtime.parity.figures import by_second_db
 from tfswa.runtime.songs.loading import Song
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream import separator
@@ -168,6 +169,15 @@ class TestFigures:
             assert len(row.by_second_db) == 3
             assert row.worst_second == second
         assert {row.worst_window for row in found.quality} == {second}
+
+    def test_the_last_second_is_a_whole_one(self) -> None:
+        right = np.ones((2, 308), np.float32)
+        found = right.copy()
+        found[:, 300:] += 0.1  # 8 of the 100 samples that are the last second
+        *before, last = by_second_db(right, found, 100)
+        assert before == [None] * 3
+        assert last == pytest.approx(20 - 10 * np.log10(0.08), abs=1e-4)
+        assert by_second_db(right[:, :30], found[:, :30], 100) == [None]
 
     def test_drift_is_the_change_of_sdr(self, measure: Measure) -> None:
         found = measure(Fixed(lambda out: out * np.float32(0.9)))
