@@ -196,6 +196,7 @@ def _drawn(corpus: Corpus) -> str:
 
 
 def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, half: str) -> None:
+    from tfswa.runtime.machine import int8_instructions
     from tfswa.runtime.table import decimals, text_table
 
     if calibrated is not None:
@@ -207,6 +208,7 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
         click.echo(text_table(_columns(model), rows, _digits(model)))
         size = calibrated.artifact.bytes / MEGABYTE
         click.echo(f"{calibrated.artifact.file}  {size:.1f} MB")
+        click.echo(_bound_to(int8_instructions()))
     if planned is None:
         return
     best = planned.found.best
@@ -240,6 +242,16 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
         if half == "bf16":
             use = "int8" if best.fp32 else "mixed"  # the rest in float32, or in bfloat16
             click.echo(f"run it with --backend openvino --precision {use}")
+
+
+def _bound_to(instructions: str) -> str:
+    """One line: which numbers are this processor's; see docs/processors.md."""
+    if instructions == "saturating":
+        return "losses are those of exact sums; this CPU has no VNNI, and OpenVINO's int8 is refused on it"
+    return (
+        f"losses are those of exact sums; OpenVINO's int8 is bound to the instructions it adds with, here "
+        f"{instructions}: tfx parity measures it on each kind of processor"
+    )
 
 
 def _columns(model: Model, first: str = "method") -> list[str]:

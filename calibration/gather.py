@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from tfswa.calibration.corpus import DIFFICULT, SILENT, STRATA, Audio, Corpus, Writer, open_corpus
-from tfswa.runtime.audio.reading import model_blocks, open_audio
+from tfswa.runtime.audio.reading import log_notes, model_blocks, open_audio
 from tfswa.runtime.errors import AudioError, OutputExists, UsageError
 from tfswa.runtime.files.atomic import folder, writing
 from tfswa.runtime.model.bundle import writable
@@ -244,7 +244,7 @@ def _level(files: SongFiles, spec: ModelSpec) -> _Song:
     names = _sources(files, spec)
     found: list[tuple[str, str, bytes]] = []
     samples = 0
-    with closing(_parts(files, names, spec)) as stream:
+    with closing(_parts(files, names, spec, say=True)) as stream:
         for parts in stream:
             mixture = _sum(parts.values())
             samples += mixture.shape[1]
@@ -279,20 +279,28 @@ def _sources(files: SongFiles, spec: ModelSpec) -> tuple[str, ...]:
         raise
 
 
-def _parts(files: SongFiles, names: Sequence[str], spec: ModelSpec) -> Generator[dict[str, Audio]]:
-    """A song's sources, or its mixture, chunk by chunk, of equal length; the last may be a shorter one."""
+def _parts(
+    files: SongFiles, names: Sequence[str], spec: ModelSpec, *, say: bool = False
+) -> Generator[dict[str, Audio]]:
+    """A song's sources, or its mixture, chunk by chunk, of equal length; the last may be a shorter one.
+
+    At the end, what the reader found in the files is logged, damage as a warning, if ``say``.
+    """
     rate, channels = spec.stft.sample_rate, spec.channels
     with ExitStack() as stack:
-        cuts = {}
+        cuts, opened = {}, []
         for name in names or (MIXTURE,):
             path, stream = files.sources[name]
             audio = stack.enter_context(open_audio(path, stream=stream))
+            opened.append(audio)
             cuts[name] = _cut(model_blocks(audio, rate, channels), channels, spec.chunk_samples)
         nothing = np.zeros((channels, 0), np.float32)
         for row in zip_longest(*cuts.values(), fillvalue=nothing):
             length = max(part.shape[1] for part in row)
             padded = (np.pad(part, ((0, 0), (0, length - part.shape[1]))) for part in row)
             yield dict(zip(cuts, padded, strict=True))
+        for audio in opened if say else ():
+            log_notes(audio)
 
 
 def _cut(blocks: Iterable[Audio], channels: int, length: int) -> Iterator[Audio]:

@@ -7,7 +7,7 @@ it rounds (``precision.rounded``), and on signals that are made to overflow it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,28 +214,35 @@ def adversarial_planes(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
 def _loud_chunks(spec: ModelSpec, audio: Path) -> list[NDArray[np.float32]]:
     """Read no further than the second chunk with energy."""
     found: list[NDArray[np.float32]] = []
-    for chunk in _chunks(spec, audio):
-        if np.sqrt(np.mean(np.square(chunk, dtype=np.float64))) > QUIET_RMS:
-            found.append(chunk)
-        if len(found) == ITEMS:
-            return found
+    with closing(_chunks(spec, audio)) as chunks:
+        for chunk in chunks:
+            if np.sqrt(np.mean(np.square(chunk, dtype=np.float64))) > QUIET_RMS:
+                found.append(chunk)
+            if len(found) == ITEMS:
+                return found
     if not found:
         raise AudioError(f"{audio} is quieter than -60 dBFS throughout: compare on a file that holds music")
     return [found[0], found[0][:, ::-1]]
 
 
-def _chunks(spec: ModelSpec, audio: Path) -> Iterator[NDArray[np.float32]]:
-    """Chunks ``[C, chunk_samples]`` one after another, the last padded with zeros."""
-    from tfswa.runtime.audio.reading import model_blocks, open_audio
+def _chunks(spec: ModelSpec, audio: Path) -> Generator[NDArray[np.float32]]:
+    """Chunks ``[C, chunk_samples]`` one after another, the last padded with zeros.
+
+    What the reader found in the part that was read is logged, damage as a warning.
+    """
+    from tfswa.runtime.audio.reading import log_notes, model_blocks, open_audio
 
     size = spec.chunk_samples
     held = np.zeros((spec.channels, 0), np.float32)
     with open_audio(audio) as source:
-        for block in model_blocks(source, spec.stft.sample_rate, spec.channels):
-            held = np.concatenate((held, block), axis=1)
-            while held.shape[1] >= size:
-                yield held[:, :size]
-                held = held[:, size:]
+        try:
+            for block in model_blocks(source, spec.stft.sample_rate, spec.channels):
+                held = np.concatenate((held, block), axis=1)
+                while held.shape[1] >= size:
+                    yield held[:, :size]
+                    held = held[:, size:]
+        finally:
+            log_notes(source)
     if held.shape[1]:
         yield np.pad(held, ((0, 0), (0, size - held.shape[1])))
 

@@ -647,3 +647,10 @@ class TestWhatWasMade:
         done = tfx("separate", song, "-m", exported.name, "--backend", "ort", "--precision", "int8")
         assert (done.code, done.out) == (4, "")
         assert f"make it with `tfx calibrate {exported.name} --audio FOLDER`" in done.err.splitlines()[-1]
+
+
+def test_what_the_numbers_are_bound_to() -> None:
+    from tfswa.calibration.cli import _bound_to
+
+    assert "here avx512_vnni: tfx parity measures it" in _bound_to("avx512_vnni")
+    assert _bound_to("saturating").endswith("this CPU has no VNNI, and OpenVINO's int8 is refused on it")

@@ -640,3 +640,16 @@ class TestRefusals:
         monkeypatch.setattr(gathering, "_split", changing)
         with pytest.raises(AudioError, match=r"song \d changed since it was read first"):
             take(library, tmp_path)
+
+
+def test_damage_in_a_song_is_told_once(
+    library: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = library / "song 0" / "vocals.wav"
+    path.write_bytes(path.read_bytes()[:-1000])
+    take(library, tmp_path)
+    damage = [
+        record.getMessage() for record in caplog.records if "the rest is missing" in record.getMessage()
+    ]
+    assert len(damage) == 1
+    assert damage[0].startswith(f"{path}: ")

@@ -173,3 +173,15 @@ def test_a_silent_file_is_refused(tiny_spec: ModelSpec, tmp_path: Path, level: f
     soundfile.write(path, np.full((30_000, 2), level), tiny_spec.stft.sample_rate, subtype="FLOAT")
     with pytest.raises(AudioError, match="quieter than -60 dBFS"):
         check.check_planes(tiny_spec, path)
+
+
+def test_damage_in_the_file_to_compare_on_is_told(
+    tiny_spec: ModelSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "song.wav"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (tiny_spec.chunk_samples, tiny_spec.channels))
+    soundfile.write(path, noise, tiny_spec.stft.sample_rate, subtype="FLOAT")
+    path.write_bytes(path.read_bytes()[:-1000])
+    check.check_planes(tiny_spec, path)
+    assert f"{path}: " in caplog.text
+    assert "the rest is missing" in caplog.text
