@@ -231,6 +231,8 @@ def _tell(model: Model, calibrated: Calibrated | None, planned: Planned | None, 
         click.echo(
             f"  {name} in int8 alone: {loss.worst_snr_db:.1f} dB, drift {decimals(loss.worst_drift_db, 4)} dB"
         )
+    if calibrated is None:
+        click.echo(_bound_to(int8_instructions()))
     if planned.artifact is None:
         click.echo(
             "no layer is worth 8 bits here: each saves no time, or costs more than the budget: use "

@@ -244,7 +244,9 @@ class TestRuns:
     ) -> None:
         done = tfx("calibrate", exported.name, "--audio", song_root, *SHORT, "--method", "minmax")
         assert done.code == 0, done.err
-        head, columns, _, row, file = done.out.splitlines()[:5]
+        head, columns, _, row, file, bound = done.out.splitlines()
+        assert bound.startswith("losses are those of exact sums; ")
+        assert [len(figure.partition(".")[2]) for figure in row.split()[2:]] == [1, 1, 4, 4]  # SNR, drift
         assert head.startswith("ranges, every layer in int8, on held-out audio")
         assert columns.split()[:4] == ["method", "vocals", "SNR", "dB"]
         assert row.startswith("minmax *")
@@ -287,6 +289,7 @@ class TestRuns:
         )
         assert any("of 7 groups in int8" in line and "*" in line for line in lines)
         assert sum(" in int8 alone: " in line for line in lines) == 5
+        assert lines[-3].startswith("losses are those of exact sums; ")
         assert lines[-2].endswith("MB, by precision-plan.json")
         assert lines[-1] == "run it with --backend openvino --precision mixed"
 
