@@ -66,7 +66,7 @@ def _train(
     import json
 
     from tfswa.train.config_files import find_config, load_run_config
-    from tfswa.train.scale import process_rank
+    from tfswa.train.ranks import process_rank
 
     rank = process_rank()
     if name is None and not resume:

@@ -40,7 +40,8 @@ from tfswa.train.families import SeparationNetwork, build_network, get_family, n
 from tfswa.train.families.contract import check_trainable, features_of, takes_statistics
 from tfswa.train.lock import RunLock
 from tfswa.train.meter import Meter
-from tfswa.train.scale import new_fabric, process_rank
+from tfswa.train.ranks import process_rank
+from tfswa.train.scale import new_fabric
 from tfswa.train.schedule import Schedule
 from tfswa.train.tasks import Separation, initialize, new_task
 from tfswa.train.trainer import NotFinite, Trainer

@@ -58,6 +58,8 @@ def config_from_dict(kind: type[T], data: Mapping[str, Any], where: str = "") ->
     Raises:
         ConfigError: naming the key, with a suggestion.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where.rstrip('.') or 'the configuration'} is {data!r:.40}, not a table")
     hints = get_type_hints(kind)
     values = {}
     for key, value in data.items():
@@ -87,9 +89,9 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if isinstance(value, int) and abs(value) >= LARGEST:
         raise ConfigError(f"{name} is {value}, beyond TOML's 64 bits, {LARGEST}: write a smaller number")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{name} is {value!r:.40}: no text holds a zero byte")
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}, not a table")
         return config_from_dict(hint, value, f"{name}.")
     if origin is Literal:
         if value not in arguments:

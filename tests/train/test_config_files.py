@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Tfx
 
-from tfswa.runtime.errors import ConfigError, UsageError
+from tfswa.runtime.errors import ConfigError, TfxError, UsageError
 
 pytest.importorskip("torch", reason="torch is not installed: the training stage needs it")
 
@@ -104,3 +105,53 @@ def test_a_damaged_run_configuration_is_named(tfx: Tfx, tmp_path: Path) -> None:
     done = tfx("train", "--resume", "-o", tmp_path)
     assert done.code == 2
     assert "config.json is damaged" in done.err
+
+
+WRONG: tuple[Any, ...] = (None, True, -1, 1e300, 10**30, "x", "\0", [], [[]], {}, {"x": 1}, [{"x": []}])
+
+
+def test_a_run_configuration_of_wrong_types_is_one_line(tmp_path: Path) -> None:
+    whole = load_config(find_config("seed")[0]).to_dict()
+    changed: list[Any] = [*WRONG]
+    changed += [{**whole, table: value} for table in whole for value in WRONG]
+    changed += [
+        {**whole, table: {**values, key: value}}
+        for table, values in whole.items()
+        for key in values
+        for value in WRONG
+    ]
+    refused = []
+    for data in changed:
+        (tmp_path / "config.json").write_text(json.dumps(data))
+        try:
+            load_run_config(tmp_path)
+        except TfxError as error:
+            refused.append(str(error))
+    assert len(refused) > len(changed) / 2
+    assert not [said for said in refused if "\n" in said or len(said) > 1000]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000,
+        "a = " + "{b = " * 5000,
+        "optim = 3",
+        "[[optim]]\nbatch = 1",
+        "model = [1]",
+        "[model]\nhyper = 5",
+        "[data]\nsources = [1]",
+        "[data.sources]\nvocals = {a = 1}",
+        "[optim]\nbatch = 1979-05-27",
+        "[optim]\nlr = nan",
+        "[optim]\nlr = inf",
+        "[model]\nstems = [[]]",
+        "\0",
+    ],
+)
+def test_a_configuration_of_wrong_types_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "wrong.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "wrong.toml")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
