@@ -121,7 +121,7 @@ class Records:
             different = differences(data["identity"], {**self.identity, "audio_sha256": audio})
             scores = [Score.from_dict(score) for score in data["scores"]]
             notes = tuple(map(str, data.get("notes", ())))
-            result = SongResult(song.name, song.split, data["seconds"], audio, scores, True, notes)
+            result = SongResult(song.name, song.split, float(data["seconds"]), audio, scores, True, notes)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             different = [f"it is damaged ({type(error).__name__}: {error})"]
         if different and not self.force:

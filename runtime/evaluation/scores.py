@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.documents import from_json
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval, Figures, Method
 from tfswa.runtime.metrics import sdr_db, si_sdr_db
@@ -60,9 +61,15 @@ class Score:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Score:
-        """Read what ``to_dict`` wrote."""
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            ValueError: a value is of another type.
+            KeyError: one is missing.
+        """
         figures = {name: data[name] for name in FIGURES}
-        return cls(data["stem"], data["estimator"], figures, data["windows"], data["undefined"])
+        kept = {key: data[key] for key in ("stem", "estimator", "windows", "undefined")}
+        return from_json(cls, {**kept, "figures": figures})
 
 
 @dataclass(frozen=True)

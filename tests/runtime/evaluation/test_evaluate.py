@@ -211,7 +211,7 @@ class TestRuns:
         found = measure(root, force=True)
         assert [song.reused for song in found.songs] == [True, False, True]
 
-    @pytest.mark.parametrize("content", ["{", "[]", '{"identity": {}}'])
+    @pytest.mark.parametrize("content", ["{", "[]", '{"identity": {}}', '{"identity": [1]}', "[" * 100_000])
     def test_a_damaged_record_is_refused(self, measure: Measure, tmp_path: Path, content: str) -> None:
         (tmp_path / "out" / "songs").mkdir(parents=True)
         (tmp_path / "out" / "songs" / "A.json").write_text(content)
@@ -219,9 +219,28 @@ class TestRuns:
             measure()
         assert len(measure(force=True).songs) == 3
 
-    def test_results_of_others_are_refused(self, measure: Measure, tmp_path: Path) -> None:
+    def test_a_record_with_wrong_types_is_refused(self, measure: Measure, tmp_path: Path) -> None:
+        measure()
+        path = tmp_path / "out" / "songs" / "A.json"
+        whole = json.loads(path.read_text())
+        (tmp_path / "out" / "results.json").unlink()
+        score = whole["scores"][0]
+        changed = [
+            {**whole, key: value} for key in ("identity", "scores", "seconds") for value in ("x", [3], {})
+        ]
+        changed += [{**whole, "scores": [{**score, key: value}]} for key in score for value in (True, [3])]
+        for wrong in changed:
+            if wrong["scores"] == {}:  # no scores: of another song, perhaps
+                continue
+            path.write_text(json.dumps(wrong))
+            with pytest.raises(OutputExists, match=r"A\.json is of another evaluation") as error:
+                measure()
+            assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("text", ["{}", "[]", '{"identity": [1]}', "[" * 100_000])
+    def test_results_of_others_are_refused(self, measure: Measure, tmp_path: Path, text: str) -> None:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "results.json").write_text("{}")
+        (tmp_path / "out" / "results.json").write_text(text)
         with pytest.raises(OutputExists, match=r"results\.json .*no evaluation of tfx"):
             measure()
 
