@@ -10,14 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from system_calls import counted, killed_at
 
 from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import AudioError, ConfigError
+from tfswa.runtime.files.partial import partials
+from tfswa.train.data import cache as module
 from tfswa.train.data.cache import decoded
 from tfswa.train.data.decode import Recording, is_intact, read_decoded
 
@@ -430,3 +434,49 @@ def test_a_link_in_the_place_of_what_is_being_decoded_is_not_followed(
     (found,) = decoded([of(files[0])], folder, LIMIT)
     np.testing.assert_array_equal(found.audio, truth(files[0]))
     assert outside.read_bytes() == b"outside"
+
+
+def test_a_kill_at_any_call_leaves_an_entry_or_none(files: list[Path], tmp_path: Path) -> None:
+    at, killed, found = 0, True, set()
+    while killed:
+        at += 1
+        folder = tmp_path / str(at)
+        killed = killed_at(at, lambda folder=folder: decoded([of(files[0])], folder, LIMIT))  # type: ignore[misc]
+        there = entries(folder)
+        assert all(is_intact(folder / f"{key}.npy") for key in there)
+        found.add(bool(there))
+        (again,) = decoded([of(files[0])], folder, LIMIT)
+        np.testing.assert_array_equal(again.audio, truth(files[0]))
+        assert entries(folder) == {of(files[0]).key}
+        assert not list(folder.glob(".*"))
+        assert len(list((folder / "leases").iterdir())) == 1  # this process's
+    assert found == {True, False}
+    assert at > 3
+
+
+def test_an_error_at_any_call_leaves_an_entry_or_none(files: list[Path], tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise OSError(5, "Input/output error")
+
+    at, reached = 0, True
+    while reached:
+        at += 1
+        folder = tmp_path / str(at)
+        with counted(at, refuse) as count, suppress(ConfigError):
+            decoded([of(files[0])], folder, LIMIT)
+        reached = count[0] >= at
+        assert all(is_intact(folder / f"{key}.npy") for key in entries(folder))
+        (again,) = decoded([of(files[0])], folder, LIMIT)
+        np.testing.assert_array_equal(again.audio, truth(files[0]))
+        assert entries(folder) == {of(files[0]).key}
+        assert not list(folder.glob(".*"))
+    assert at > 3
+
+
+def test_a_lease_whose_owner_ends_this_moment_is_no_error(
+    files: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded([of(files[0])], folder, LIMIT)
+    gone = folder / "leases" / ".lease.partial-0123456789abcdef"
+    monkeypatch.setattr(module, "partials", lambda place: [*partials(place), place / gone.name])
+    assert len(decoded([of(files[1])], folder, LIMIT)) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from command_line import Tfx
 
 from tfswa.runtime.backends import BackendOptions, open_session
-from tfswa.runtime.errors import BundleError, UntrustedError
+from tfswa.runtime.errors import BundleError, UntrustedError, UsageError
 from tfswa.runtime.files import seal
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle
@@ -171,3 +173,57 @@ def test_what_an_archive_may_not_hold_is_refused_though_it_is_trusted(
     pickled = saved("model.pt2", {"model/models/model.json": b"{}"})
     with pytest.raises(BundleError, match=r"holds 'models/model.json', which an export of tfx does not"):
         open_model(pickled, trusted=True).file("model.pt2")
+
+
+class Payload:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.place, "ran")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("member", ["data.pkl", "payload.pkl", "data/weights.pt", "extra/payload.pkl"])
+@pytest.mark.parametrize("kind", [".pt2", ".ts"])
+def test_a_pickle_in_an_archive_is_never_read(
+    exported: BundleModel, tfx: Tfx, song_root: Path, tmp_path: Path, kind: str, member: str, trusted: bool
+) -> None:
+    ran, path = tmp_path / "ran", tmp_path / f"alone{kind}"
+    payload = pickle.dumps(Payload(ran))
+    if kind == ".ts":
+        shutil.copyfile(exported.bundle.path / "model.ts", path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        folder = archive.namelist()[0].partition("/")[0] if archive.namelist() else "model"
+        if kind == ".pt2":
+            archive.writestr(f"{folder}/extra/{METADATA}.json", embed(exported.spec, "fp32", ""))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a name may be there already
+            archive.writestr(f"{folder}/{member}", payload)
+    backend = "torchscript" if kind == ".ts" else "aotinductor"
+    song = song_root / "A" / "vocals.wav"
+    flag = ("--trust",) if trusted else ()
+    done = tfx("separate", song, "-m", path, "-o", tmp_path / "out", "--backend", backend, *flag)
+    assert done.code != 0
+    assert "Traceback" not in done.err
+    assert not ran.exists()
+    assert not (tmp_path / "out").exists()
+    pickle.loads(payload)
+    assert ran.exists()  # it would have
+
+
+def test_engines_that_are_a_link_are_not_written_through(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.engine").write_bytes(b"precious")
+    (tiny_bundle.path / "engines").symlink_to(outside)
+    for name in ("engines/a.engine", "engines/b.engine", "engines/deep/er/c.engine"):
+        with pytest.raises(UsageError, match="a link or a file is where a folder should be") as error:
+            tiny_bundle.add(name, b"made", kind="engine")
+        assert "\n" not in str(error.value)
+        assert [path.name for path in outside.rglob("*")] == ["a.engine"]
+        assert (outside / "a.engine").read_bytes() == b"precious"
+        assert not list(tiny_bundle.path.glob(".*"))
+    assert Bundle.open(tiny_bundle.path).weights()
