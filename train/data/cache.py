@@ -20,15 +20,15 @@ import os
 import resource
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import register
-from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.locks import is_at, locked
 from tfswa.runtime.files.partial import MARK, abandoned, partial_name, partials
 from tfswa.runtime.machine import user_cache
 from tfswa.train.data.decode import Decoded, Recording, is_intact, read_decoded
@@ -194,7 +194,7 @@ class _Store:
 
     def _reserve(self, sizes: Mapping[str, int]) -> None:
         """Lease entries of these sizes in bytes, and make room for those still to come."""
-        with self._locked():
+        with locked(self.folder):
             others = self._leased_by_others()
             lease = _leases.get((os.getpid(), self.folder))
             mine = {k: v for k, v in lease.bytes.items() if lease.maps[k] > 0} if lease else {}
@@ -231,7 +231,7 @@ class _Store:
         """Remove what processes that died had begun to decode."""
         for path in partials(self.folder):
             with suppress(FileNotFoundError), path.open("r+b") as file:
-                if _try_lock(file) and _is_at(file, path):
+                if _try_lock(file) and is_at(file.fileno(), path):
                     path.unlink()
 
     def _evict(self, in_use: Mapping[str, int]) -> None:
@@ -258,7 +258,7 @@ class _Store:
                 if not wait and not _try_lock(opened):
                     return False
                 fcntl.flock(opened, fcntl.LOCK_EX)
-                if not _is_at(opened, partial):
+                if not is_at(opened.fileno(), partial):
                     continue  # renamed or removed by whom we waited for
                 if read_decoded(target) is not None:
                     partial.unlink()
@@ -275,11 +275,6 @@ class _Store:
                     partial.unlink(missing_ok=True)
                     raise
         return True
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(self.folder):
-            yield
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -300,11 +295,3 @@ def _try_lock(file: IO[bytes] | IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
