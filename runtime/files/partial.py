@@ -2,7 +2,7 @@
 
     out/vocals.wav                               a destination
     out/.vocals.wav.partial-5f0c96a1d3e2b784     a file or a folder that is being written, locked
-    $TMPDIR/tfx-calibrate-5f0c96a1d3e2b784       a temporary folder, locked
+    $TMPDIR/tfx-calibrate-5f0c96a1d3e2b784/0     a temporary folder, in one that is locked
 
 Names come from the system's random source and are made exclusively, so that a link planted beforehand is
 never followed. Folders can be entered by their owner alone. The lock ends with its process: what is not
@@ -150,14 +150,19 @@ def new_temporary(word: str) -> WorkFolder:
 
 @contextmanager
 def temporary(word: str) -> Iterator[Path]:
-    """A temporary folder for a block: ``$TMPDIR/tfx-<word>-<random>``.
+    """A temporary folder for a block: ``$TMPDIR/tfx-<word>-<random>/0``.
+
+    The outer folder is locked for as long as its owner lives; the inner one is nobody's, so that whoever
+    publishes in it, this process or a child, may lock it.
 
     Raises:
         OSError: it cannot be made.
     """
     work = new_temporary(word)
     try:
-        yield work.path
+        inner = work.path / "0"
+        inner.mkdir(0o700)
+        yield inner
     finally:
         work.remove()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tfswa.runtime.files.atomic import new_folder
 from tfswa.runtime.files.locks import locked
 from tfswa.runtime.files.partial import new_temporary, temporary
 from tfswa.runtime.files.staging import Staging
@@ -48,6 +50,20 @@ def test_temporary_folders_of_the_dead_go_and_of_the_living_stay(temporary_folde
         assert sweep_all() == [left] == last_swept()
         assert mine.is_dir()
     assert [path.name for path in temporary_folder.iterdir()] == ["tfx-somebody-elses"]
+
+
+def test_a_temporary_folder_can_be_published_into(temporary_folder: Path) -> None:
+    with temporary("export") as mine:
+        handle = os.open(mine, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Whoever publishes waits for this lock: its owner, who must never wait for itself, too.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
+        with new_folder(mine / "model.tfx", force=False) as folder:
+            (folder / "weights").write_text("new")
+        assert [path.name for path in mine.iterdir()] == ["model.tfx"]
+    assert list(temporary_folder.iterdir()) == []
 
 
 def test_what_a_dead_process_wrote_is_found_wherever_it_was(tmp_path: Path) -> None:
@@ -101,7 +117,7 @@ def test_libraries_keep_their_temporary_files_in_ours(
     with own_temporary():
         inside = Path(tempfile.mkdtemp(prefix="pymp-"))
         assert os.environ["TMPDIR"] == str(inside.parent)
-        assert inside.parent.parent == temporary_folder
+        assert inside.parent.parent.parent == temporary_folder
     assert list(temporary_folder.iterdir()) == []
     assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(temporary_folder)
 
