@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,23 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class GivenPath(click.Path):
+    """A path that is not empty: ``"$SONG"``, where it is unset, would be the working folder."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """As ``click.Path`` does.
+
+        Raises:
+            click.BadParameter: it is empty.
+        """
+        if value == "":
+            self.fail("an empty path: for this folder say .", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 backend = click.option(
     "--backend",
@@ -25,10 +43,16 @@ backend_device = click.option(
     help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: "
     "cpu, with --backend trt cuda, with --backend auto a GPU where one works, else cpu.",
 )
-threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+# Backends' threads spin while they wait: with many times more than cores a run does not end.
+MOST_THREADS = max(8, os.cpu_count() or 1)
+MOST_BATCH = 65536
+
+threads = click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; default: all cores."
+)
 batch = click.option(
     "--batch",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_BATCH),
     default=1,
     show_default=True,
     help="Chunks computed at once; the output does not depend on it.",
@@ -61,7 +85,7 @@ def model_option(command: F) -> F:
 def output_option(help: str, default: str | None = None) -> Callable[[F], F]:
     """``-o PATH``."""
     return click.option(
-        "-o", "--output", type=click.Path(path_type=Path), default=default, show_default=True, help=help
+        "-o", "--output", type=GivenPath(path_type=Path), default=default, show_default=True, help=help
     )
 
 

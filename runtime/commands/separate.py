@@ -23,7 +23,7 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=options.GivenPath(path_type=Path), metavar="INPUT...")
 @options.model_option
 @options.output_option("Folder for the stems: DIR/<input>/<stem>.<format>.", "separated")
 @options.backend_options
@@ -123,7 +123,7 @@ def separate(
     _check_request(output, format_, skip_existing=skip_existing, force=force)
     how = {"format": format_, "clip": clip, "force": force, "track": _track(track), "strict": strict}
     opened = open_model(model, trusted=trusted)
-    wanted = [stem.strip() for stem in stems.split(",")] if stems else list(opened.spec.stems)
+    wanted = [stem.strip() for stem in stems.split(",")] if stems is not None else list(opened.spec.stems)
     stem_indices(opened, wanted)
     plan = plan_jobs(inputs, output, opened.spec.stems)
     jobs = _jobs(plan, output, wanted, **how)

@@ -32,6 +32,25 @@ STEMS = ("vocals", "accompaniment")
 START_SECONDS = 60.0  # for a process to start on a machine that is busy
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("", "-o", "out"), "an empty path"),
+        (("song.wav", "-o", ""), "an empty path"),
+        (("song.wav", "--threads", "1000000"), "1000000 is not in the range"),
+        (("song.wav", "--batch", "99999999999999999999"), "99999999999999999999 is not in the range"),
+        (("song.wav", "--stems", ""), "demo has no stem ''"),
+    ],
+)
+def test_what_is_empty_or_out_of_range_is_refused(
+    tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = tfx("separate", *arguments)
+    assert (done.code, told in done.err) == (2, True), done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tfswa.runtime", *map(str, arguments)]
     return subprocess.Popen(
