@@ -136,6 +136,8 @@ def open_source(given: Path | BinaryIO) -> Source:
 
 
 def _open_stdin() -> Source:
+    if sys.stdin is None:  # as a daemon starts, or with <&- in a shell
+        raise AudioError("standard input is closed: pipe a file into it, or name a file")
     path, file = Path("stdin"), sys.stdin.buffer
     if file.isatty():
         raise AudioError("standard input is a terminal, not sound: pipe a file into it, or name a file")

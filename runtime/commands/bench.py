@@ -47,7 +47,13 @@ COLUMNS = {
 )
 @options.backend_device
 @options.threads
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Chunks per call.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, options.MOST_BATCH),
+    default=1,
+    show_default=True,
+    help="Chunks per call.",
+)
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Timed calls of each."
 )

@@ -468,6 +468,11 @@ class TestSources:
         empty = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True)
         assert b"stdin is empty (0 bytes)" in empty.stderr
 
+    def test_standard_input_that_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stdin", None)
+        with pytest.raises(AudioError, match="standard input is closed"):
+            open_audio(Path("-"))
+
     def test_file_objects(self) -> None:
         class Pipe(io.BytesIO):
             def seekable(self) -> bool:
