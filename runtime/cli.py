@@ -93,8 +93,12 @@ def main() -> None:
 
     end_cleanly()
     try:
-        with escaped_output():
-            code = _run()
+        try:
+            with escaped_output():
+                code = _run()
+        finally:  # click exits where a reader went away, and the interpreter would complain at its end
+            if sys.stdout is not None:  # it was closed before we began
+                sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on, maybe not even an error: what is left to write goes nowhere
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):

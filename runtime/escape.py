@@ -53,7 +53,7 @@ def escaped_output() -> Iterator[None]:
     Bars of rich write past it: what they show of a name goes through ``shown``.
     """
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Escaped(streams[0]), _Escaped(streams[1])
+    sys.stdout, sys.stderr = (None if stream is None else _Escaped(stream) for stream in streams)
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ def test_graphs_can_be_inspected(low_bundle: Path, tmp_path: Path, name: str) ->
 def test_the_line_that_parity_prints_runs_and_can_fail(low_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "low.tfx"
     shutil.copytree(low_bundle, path)
-    result = CliRunner().invoke(parity, [str(path), "--backend", "ort", "--precision", "fp16", "--quick"])
+    result = CliRunner().invoke(parity, [str(path), "--backend", "ort:fp16", "--quick"])
     assert result.exit_code == 0, result.output
     line = result.stdout.partition("the graph alone, by polygraphy: ")[2].splitlines()[0]
     done = shell(line, tmp_path)

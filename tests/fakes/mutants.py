@@ -21,6 +21,7 @@ import soundfile
 
 from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import TfxError
+from tfswa.runtime.machine import peak_memory_mb
 
 RATE, SAMPLES = 22_050, 15_435
 # FFmpeg's time stamps, the padding of a last frame, and delays that only one of the two takes off.
@@ -210,9 +211,7 @@ def run_one(folder: Path, seed: int, originals: dict[str, bytes]) -> Verdict:
 
 def serve(pipe: Any, folder: Path) -> None:
     """Read mutants whose seeds come through a pipe, and send back verdicts and the peak of memory in MB."""
-    import resource
-
     originals = {kind: original(kind) for kind in KINDS}
     while (seed := pipe.recv()) is not None:
         verdict = run_one(folder, seed, originals)
-        pipe.send((verdict, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+        pipe.send((verdict, peak_memory_mb()))

@@ -246,3 +246,11 @@ class TestExitCodes:
         os.close(writer)
         assert done.returncode == 1
         assert done.stderr == ""
+
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+    def test_streams_that_are_closed_are_not_written_to(self, closed: str, tmp_path: Path) -> None:
+        command = f"'{sys.executable}' -m tfswa.runtime models {closed}"
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")

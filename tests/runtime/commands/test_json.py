@@ -198,16 +198,15 @@ def damage_trace(bundle: Bundle) -> None:
 @pytest.mark.slow
 def test_evaluate(ask: Ask, bundle: Bundle, song_root: Path, tmp_path: Path) -> None:
     from tfswa.runtime.errors import BackendUnavailable
-    from tfswa.runtime.evaluation import boxplot, bsseval
+    from tfswa.runtime.evaluation import boxplot
 
     try:
-        bsseval.require_museval()
         boxplot.require_boxplot()
     except BackendUnavailable as error:
         pytest.skip(str(error))
     where = ("--data", song_root, "--songs", "A", "-o", tmp_path / "out", "--backend", "torch")
     printed = ask("evaluate", bundle.path, *where)
-    check(printed, "tfx evaluate")
+    check(printed, "tfx evaluate", may_be_empty=("notes.",))
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["scores"] == printed["scores"]
     assert stored["identity"] == printed["identity"]
