@@ -48,12 +48,15 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
+        """Import one command; compiled code that sets itself up must not be interrupted, so signals wait."""
+        from tfswa.runtime.files.signals import held_back
+
         if cmd_name not in COMMANDS:
             return None
         module = COMMANDS[cmd_name][0]
         try:
-            command: click.Command = getattr(import_module(module), attribute(cmd_name))
+            with held_back():
+                command: click.Command = getattr(import_module(module), attribute(cmd_name))
         except ModuleNotFoundError as error:
             raise _missing(cmd_name, error) from error
         command.epilog = epilog(cmd_name)

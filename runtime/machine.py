@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-NOWHERE = Path("/nonexistent/.cache")  # where Debian has those who have no home
+NOWHERE = Path("/dev/null/.cache")  # below what is no folder not even root can make one
 
 
 def cores() -> int:

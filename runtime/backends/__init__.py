@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends.running import failed, of_library, out_of_memory
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError, did_you_mean
+from tfswa.runtime.files.signals import held_back
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -173,11 +174,13 @@ def resolved(model: Model, options: BackendOptions) -> BackendOptions:
 def import_library(name: str, *, backend: str) -> Any:
     """Import the library that a backend runs on.
 
+    Signals wait: compiled code that sets itself up takes a Ctrl-C for a failure of its own.
+
     Raises:
         BackendUnavailable: it is not installed, or cannot be loaded; says what brings it.
     """
     try:
-        with _untold():
+        with held_back(), _untold():
             return import_module(name)
     except (ImportError, OSError) as error:  # OSError: the package is there, a library of it is not
         raise _lacks(backend, name, error) from error

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from tfswa.runtime.backends.cuda import DRIVER, Device
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.files import caches
+from tfswa.runtime.files.signals import held_back
 from tfswa.runtime.files.sweeping import last_swept
 from tfswa.runtime.machine import cores, int8_instructions, user_cache
 
@@ -242,7 +243,8 @@ def _cache() -> Iterator[Finding]:
 def _load(name: str) -> tuple[Any, str]:
     """A library, or None and the reason."""
     try:
-        return import_module(name), ""
+        with held_back():
+            return import_module(name), ""
     except Exception as error:  # a library that is half installed fails in any way it likes
         return None, " ".join(str(error).split()) or type(error).__name__
 

@@ -417,3 +417,26 @@ def test_damaged_weights_stop_every_use(network_bundle: Bundle) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"oops")
     with pytest.raises(BundleError, match="damaged"):
         open_session("torch", open_model(network_bundle.path), CPU)
+
+
+INTERRUPTED = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+    for _ in range(1000):
+        pass
+except KeyboardInterrupt as error:
+    raise ImportError("initialization failed") from error
+ready = True
+"""
+
+
+def test_ctrl_c_while_a_library_is_imported_is_no_missing_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pybind11 does, a stand-in takes an interruption for a failure of its own."""
+    (tmp_path / "interrupted_library.py").write_text(INTERRUPTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        backends.import_library("interrupted_library", backend="any")
+    assert sys.modules.pop("interrupted_library").ready
