@@ -93,20 +93,23 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
 
 def test_a_child_that_outlives_its_parent_holds_nothing(temporary_folder: Path) -> None:
     reader, writer = os.pipe()
+    told, tells = os.pipe()
 
     def work() -> None:
         new_temporary("train")
         if os.fork() == 0:  # a loader process, which waits until the test is over
             os.close(writer)
+            os.write(tells, b"runs")
             os.read(reader, 1)
             os._exit(0)
 
     dies(work)
+    assert os.read(told, 4) == b"runs"  # until it runs, it has not let go of what it inherited
     assert list(temporary_folder.glob("tfx-train-*"))
     sweep_all()
     assert list(temporary_folder.iterdir()) == []
-    os.close(writer)
-    os.close(reader)
+    for handle in (writer, reader, told, tells):
+        os.close(handle)
 
 
 def test_libraries_keep_their_temporary_files_in_ours(
