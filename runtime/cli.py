@@ -26,7 +26,7 @@ COMMANDS = {
     "models": ("tfswa.runtime.commands.models", "List the models and families that are at hand."),
     "train": ("tfswa.train.cli", "Train a network from a configuration file."),
     "new": ("tfswa.train.cli", "Make a bundle with untrained weights."),
-    "import": ("tfswa.train.importers.cli", "Make bundles of weights that others published."),
+    "import": ("tfswa.train.importers.cli", "Make bundles of weights, published ones or your own."),
     "data": ("tfswa.train.data.cli", "Check, hear and fetch training data."),
     "export": ("tfswa.export.cli", "Export a bundle to ONNX or TorchScript."),
     "calibrate": ("tfswa.calibration.cli", "Find INT8 ranges, and which layers deserve 8 bits."),
@@ -115,7 +115,10 @@ def _run() -> int:
     try:
         return int(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:
-        return _tell(error, error.exit_code)
+        code = _tell(error, error.exit_code)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"  {shown(note)}", err=True)
+        return code
     except ModuleNotFoundError as error:
         try:
             missing = _missing(next((w for w in sys.argv[1:] if w in COMMANDS), "this command"), error)

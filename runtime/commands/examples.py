@@ -25,7 +25,7 @@ EXAMPLES = {
         "tfx new tfswa_lite -o untrained.tfx",
         "tfx new tfswa_lite -o four.tfx --stems vocals,drums,bass,other --seed 1",
     ),
-    "import": ("tfx import spleeter", "tfx import spleeter -o spleeter.tfx"),
+    "import": ("tfx import spleeter", "tfx import checkpoint my.pt --family my_family"),
     "data": ("tfx data example -o songs", "tfx data check songs"),
     "export": ("tfx export vocals.tfx", "tfx export vocals.tfx --format torchscript -o vocals.ts"),
     "calibrate": (

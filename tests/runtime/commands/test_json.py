@@ -278,6 +278,19 @@ def test_import_spleeter(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPat
     check(ask("import", "spleeter"), "tfx import spleeter")
 
 
+def test_import_checkpoint(ask: Ask, tmp_path: Path) -> None:
+    import torch
+
+    from tfswa.train.families import build_network, new_spec
+
+    hyper = {"dims": [8, 16], "depths": [1, 1], "decoder_depths": [1], "heads": [1, 2]}
+    state = build_network(new_spec("tfswa_lite", hyper=hyper)).state_dict()
+    torch.save({**state, "epoch": 3}, tmp_path / "my.pt")
+    given = [word for name, value in hyper.items() for word in ("--hyper", f"{name}={value}")]
+    line = ("import", "checkpoint", tmp_path / "my.pt", "--family", "tfswa_lite", "-o", tmp_path / "my.tfx")
+    check(ask(*line, *given), "tfx import checkpoint")
+
+
 def test_train(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.train import config_files, loop
 
