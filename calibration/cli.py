@@ -25,19 +25,19 @@ MEGABYTE = 1e6
 @click.argument("model", default="demo")
 @click.option(
     "--audio",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     multiple=True,
     help="Songs, stem files or folders of them; true stems are what drift is measured against. Repeatable.",
 )
 @click.option(
     "--corpus",
     "corpus_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="Chunks that an earlier run kept, in place of --audio.",
 )
 @click.option(
     "--keep",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="Keep the chunks here, e.g. calibration.npz; default: they are not kept.",
 )
 @click.option("--chunks", type=int, default=64, show_default=True, help="To take ranges from.")
@@ -89,7 +89,7 @@ MEGABYTE = 1e6
 )
 @click.option(
     "--chart",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="Draw loss by group and time against drift as a PNG, with --sensitivity.",
 )
 @options.force

@@ -42,7 +42,7 @@ def _precision_option(help: str) -> Callable[[F], F]:
 @_precision_option("Of the layers, ONNX only; the mask is multiplied in float32 always.")
 @click.option(
     "--plan",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help='Modules that stay float32: a JSON file {"fp32": ["encoder.1", ...]}; default: none.',
 )
 @click.option(
@@ -55,7 +55,7 @@ def _precision_option(help: str) -> Callable[[F], F]:
 @click.option("--opset", type=int, help="Version of the ONNX operators, 18 to 25; default: 20, bf16: 22.")
 @click.option(
     "--audio",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="Compare on this file's first chunks with energy; default: generated music.",
 )
 @options.output_option(
@@ -138,7 +138,7 @@ def export(
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="File that keeps measured kernels from build to build, tensorrt only; default: none.",
 )
 @click.option(

@@ -59,13 +59,13 @@ COLUMNS = {
 )
 @click.option(
     "--audio",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="A stem file, or a folder of stems, for the dB; default: a synthetic song of 12 s.",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     metavar="NAME",
     help="Also write NAME.json, NAME.md and NAME.png; default: print only.",
 )

@@ -34,7 +34,7 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 @click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="Songs with true stems: MUSDB18 or MUSDB18-HQ, a folder of song folders or stem files, one of "
     "either; or musdb, for the folder in MUSDB_PATH, else ~/MUSDB18/MUSDB18-7.",
 )
@@ -64,7 +64,7 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 )
 @click.option(
     "--estimates",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="Folder for the model's stems, DIR/<split>/<song>/<stem>.wav in 32-bit float; default: none.",
 )
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw boxplot.png.")

@@ -23,14 +23,14 @@ LONGEST = 110  # characters of a line of provenance; --json has all
     "--attention",
     "song",
     metavar="SONG",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="Draw instead where MODEL's attention looks, in the loudest chunk of SONG; default: no pictures.",
 )
 @click.option(
     "--verify",
     "key",
     metavar="PUB",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="Check that MODEL's certificates are signed by the owner of this public Ed25519 key, PEM.",
 )
 @options.output_option("Folder of the pictures of --attention; default: attention.")

@@ -13,7 +13,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class GivenPath(click.Path):
-    """A path that is not empty: ``"$SONG"``, where it is unset, would be the working folder."""
+    """A path that is not empty: ``"$SONG"``, where it is unset, would be the working folder.
+
+    Whether it may be read is found when it is opened: one input among many that may not costs the others
+    nothing.
+    """
+
+    def __init__(self, *, exists: bool = False, dir_okay: bool = True) -> None:
+        super().__init__(exists=exists, dir_okay=dir_okay, readable=False, path_type=Path)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -84,9 +91,7 @@ def model_option(command: F) -> F:
 
 def output_option(help: str, default: str | None = None) -> Callable[[F], F]:
     """``-o PATH``."""
-    return click.option(
-        "-o", "--output", type=GivenPath(path_type=Path), default=default, show_default=True, help=help
-    )
+    return click.option("-o", "--output", type=GivenPath(), default=default, show_default=True, help=help)
 
 
 def backend_options(command: F) -> F:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
     from tfswa.runtime.parity.localize import Located, Step
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = options.GivenPath(dir_okay=False)
 SHOWN = 12  # steps in the table; --json has all
 
 
@@ -30,7 +30,7 @@ SHOWN = 12  # steps in the table; --json has all
 )
 @click.option(
     "--audio",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="An audio file, a stem file, or a folder of stems or songs; default: a synthetic song of 12 s.",
 )
 @click.option(

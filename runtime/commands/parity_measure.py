@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfswa.runtime.parity import Breach, Candidate, Certificate, Gates
     from tfswa.runtime.parity.report.excerpts import Showcase
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = options.GivenPath(dir_okay=False)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Verdict:
 )
 @click.option(
     "--audio",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="An audio file, a stem file, or a folder of stems or songs; default: a synthetic song of 12 s.",
 )
 @click.option(

@@ -13,14 +13,14 @@ from tfswa.runtime.escape import json_text
 if TYPE_CHECKING:
     from tfswa.runtime.parity.seams import Seams
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = options.GivenPath(dir_okay=False)
 
 
 @click.command()
 @click.argument("model", default="demo")
 @click.option(
     "--audio",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="An audio file, a stem file, or a folder of stems or songs; default: a synthetic song of 12 s.",
 )
 @click.option(

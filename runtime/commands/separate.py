@@ -23,7 +23,7 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=options.GivenPath(path_type=Path), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=options.GivenPath(), metavar="INPUT...")
 @options.model_option
 @options.output_option("Folder for the stems: DIR/<input>/<stem>.<format>.", "separated")
 @options.backend_options
@@ -52,7 +52,7 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     "--require-signed",
     "signed_by",
     metavar="PUB",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="As --require-parity, and the certificate must be signed by the owner of this public Ed25519 key, "
     "PEM; default: an unsigned one is believed.",
 )

@@ -16,7 +16,7 @@ from tfswa.runtime.escape import json_text
     "--key",
     required=True,
     metavar="KEY",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.GivenPath(dir_okay=False),
     help="Private Ed25519 key, PEM, not encrypted: openssl genpkey -algorithm ed25519.",
 )
 @click.option(

@@ -20,7 +20,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("root", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("root", metavar="DIR", type=options.GivenPath())
 @click.option("--split", help="train or test, where DIR has the two; default: all there is.")
 @click.option(
     "--partial", is_flag=True, help="Songs may lack sources, as with data.partial = true; default: an error."
@@ -69,7 +69,7 @@ def _print(found: Report) -> None:
 @data.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("-o", "--output", type=options.GivenPath(), required=True, help="Folder to write to.")
 @click.option(
     "-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="Number of chunks."
 )
@@ -94,7 +94,7 @@ def preview(
 
 
 @data.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("-o", "--output", type=options.GivenPath(), required=True, help="Folder to make.")
 @options.force
 @options.as_json
 def example(output: Path, force: bool, as_json: bool) -> None:
@@ -116,7 +116,7 @@ def example(output: Path, force: bool, as_json: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=options.GivenPath(),
     help="Folder to make; default: the one in MUSDB_PATH, else ~/MUSDB18/MUSDB18-7, where "
     "`tfx evaluate --data musdb` looks.",
 )

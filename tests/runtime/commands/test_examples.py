@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 
 import click
 import pytest
@@ -36,3 +37,26 @@ def test_they_parse_and_end_the_help(tfx: Tfx, name: str) -> None:
             words = words[1:] if found else words
             context = click.Context(command)
         command.make_parser(context).parse_args(words)  # a wrong option raises
+
+
+def every_command(group: click.Group) -> Iterator[click.Command]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from every_command(command)
+        yield command
+
+
+def test_no_path_may_be_empty() -> None:
+    """``"$SONGS"``, where it is unset, would be the working folder: in every command."""
+    paths = [
+        parameter
+        for command in every_command(cli.tfx)
+        for parameter in command.params
+        if isinstance(parameter.type, click.Path)
+    ]
+    assert len(paths) > 30
+    for parameter in paths:
+        with pytest.raises(click.BadParameter, match="an empty path: for this folder say"):
+            parameter.type.convert("", parameter, None)
