@@ -39,7 +39,7 @@ from tfswa.runtime.errors import AudioError, OutputExists, UsageError
 from tfswa.runtime.files.atomic import folder, writing
 from tfswa.runtime.model.bundle import writable
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity.corpus import adversaries
+from tfswa.runtime.parity.corpus import adversarial_chunks
 from tfswa.runtime.songs.finding import MIXTURE, REST, STEM_FILE_STREAMS, SongFiles, find_songs
 from tfswa.runtime.songs.loading import true_sources
 
@@ -98,7 +98,7 @@ def gather(
         songs = _level_all(found, spec, report)
         rest, apart = _split(songs, seed)
         total = chunks if difficult == 1 else min(chunks, math.ceil(len(rest) / (1 - difficult)))
-        made = _difficult(spec, round(total * difficult), seed)
+        made = list(adversarial_chunks(spec, round(total * difficult), seed))
         drawn = _draw(rest, chunks - len(made), lambda piece: piece.stratum, seed)
         measured = _draw(apart, held_out, lambda piece: piece.voice, seed)
         counts = {"calibration": (chunks, len(drawn) + len(made)), "held out": (held_out, len(measured))}
@@ -370,18 +370,6 @@ def _draw(pool: Iterable[_Piece], total: int, group: Callable[[_Piece], str], se
 
 def _draw_key(*what: object) -> bytes:
     return hashlib.sha256("/".join(map(str, what)).encode()).digest()
-
-
-def _difficult(spec: ModelSpec, count: int, seed: int) -> list[tuple[str, Audio]]:
-    """Generated signals as the runtime's first chunk would hold them: after its context, cut or padded."""
-    made = []
-    for item in adversaries(spec, seed)[:count] if count else ():
-        chunk = np.zeros((spec.channels, spec.chunk_samples), np.float32)
-        room = chunk[:, spec.context_samples :]
-        signal = item.load().mixture[:, : room.shape[1]]
-        room[:, : signal.shape[1]] = signal
-        made.append((item.name, chunk))
-    return made
 
 
 def _write(

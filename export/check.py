@@ -18,23 +18,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tfswa.export.plan import TYPED
-from tfswa.runtime.backends import BackendOptions, Session
-from tfswa.runtime.backends.aotinductor import AotInductorSession
-from tfswa.runtime.backends.ort import OrtSession
-from tfswa.runtime.backends.torchscript import TorchScriptSession, run_torch
+from tfswa.runtime.backends import AUTO, BackendOptions, Session, open_session
+from tfswa.runtime.backends.torchscript import run_torch
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.opening import FileModel
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.songs.synthetic import music, one_chunk_signals
+from tfswa.runtime.parity.corpus import adversarial_chunks
+from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.transform import Stft, pack
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 ITEMS = 2  # chunks compared: one alone, both as a batch
 QUIET_RMS = 1e-3  # -60 dBFS: what lies below says nothing about a graph
-SEED = 20_251
 
 
 def check_planes(spec: ModelSpec, audio: Path | None = None) -> NDArray[np.float32]:
@@ -52,8 +50,9 @@ def check_planes(spec: ModelSpec, audio: Path | None = None) -> NDArray[np.float
         AudioError: the file cannot be read, or all of it is quieter than -60 dBFS.
     """
     if audio is None:
-        signal = music(spec.channels, ITEMS * spec.chunk_samples, spec.stft.sample_rate, SEED)
-        chunks = np.split(signal, ITEMS, axis=-1)
+        samples = ITEMS * spec.chunk_samples
+        song = synthetic_song(spec, (samples + 1) / spec.stft.sample_rate)
+        chunks = np.split(song.mixture[:, :samples], ITEMS, axis=-1)
     else:
         chunks = _loud_chunks(spec, audio)
     return pack(Stft(spec.stft).forward(np.stack(chunks)))
@@ -205,10 +204,7 @@ class Rounding:
 def adversarial_planes(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
     """Signals that break low precision, one chunk each ``[1, 2*C, T, F]``, by name."""
     transform = Stft(spec.stft)
-    return {
-        name: pack(transform.forward(np.tile(signal, (1, spec.channels, 1))))
-        for name, signal in one_chunk_signals(spec, SEED)
-    }
+    return {name: pack(transform.forward(chunk[np.newaxis])) for name, chunk in adversarial_chunks(spec)}
 
 
 def _loud_chunks(spec: ModelSpec, audio: Path) -> list[NDArray[np.float32]]:
@@ -248,12 +244,7 @@ def _chunks(spec: ModelSpec, audio: Path) -> Generator[NDArray[np.float32]]:
 
 
 def _open(model: FileModel) -> Session:
-    runs: dict[str, type[Session]] = {
-        "onnx": OrtSession,
-        "torchscript": TorchScriptSession,
-        "aotinductor": AotInductorSession,
-    }
-    return runs[model.kind](model, BackendOptions(precision=model.precision))
+    return open_session(AUTO, model, BackendOptions(precision=model.precision))
 
 
 def _hold(value_db: float, gate_db: float, what: str, stem: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tfswa.runtime.benchmark.bench import Benchmark, Plan
     from tfswa.runtime.model.opening import Model
 
-PREFERENCE = ("ort", "torchscript", "torch")
+PREFERENCE = ("ort", "torchscript", "aotinductor", "torch")
 ON_GPU = ("trt", "ort", "torch")
 
 logger = logging.getLogger(__name__)

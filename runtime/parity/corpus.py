@@ -6,12 +6,13 @@ are one chunk or two each: all of them together cost a few dozen chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import find_songs
@@ -73,6 +74,22 @@ def adversaries(spec: ModelSpec, seed: int = SEED) -> list[Item]:
     """Signals on which hosts and low precision break; the same bits for the same spec and seed."""
     signals = difficult_signals(spec, *seam_samples(spec), seed)
     return [Item.of(Song(name, signal, {}), "adversarial") for name, signal in signals]
+
+
+def adversarial_chunks(
+    spec: ModelSpec, count: int | None = None, seed: int = SEED
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """The first ``count`` adversaries, by name, as the first chunk of a song holds them.
+
+    Yields:
+        Name and chunk ``[C, chunk_samples]``: zeros where its context is, then the signal, cut or padded.
+    """
+    for item in adversaries(spec, seed)[:count]:
+        chunk = np.zeros((spec.channels, spec.chunk_samples), np.float32)
+        room = chunk[:, spec.context_samples :]
+        signal = item.load().mixture[:, : room.shape[1]]
+        room[:, : signal.shape[1]] = signal
+        yield item.name, chunk
 
 
 def seam_samples(spec: ModelSpec) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Generated signals: a song, a stand-in for music, and what is difficult; the same bits for the same seed."""
+"""Generated signals: a song, and what is difficult; the same bits for the same seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tfswa.runtime.songs.loading import Song
 Audio = NDArray[np.float32]
 
 SYNTHETIC_SECONDS = 12.0
-LEVEL_DBFS = -14.0
 _QUIET_DB = -80.0
 _CLIPPED_DB = 20.0  # how far music is driven into clipping
 _BIN = 100
@@ -87,43 +86,3 @@ def difficult_signals(spec: ModelSpec, kept: int, step: int, seed: int) -> Itera
         end = kept + (chunks - 1) * step  # the longest signal of so many chunks
         for samples in (end - 1, end, end + 1):
             yield f"{samples} samples", noise[:, :samples]
-
-
-def one_chunk_signals(spec: ModelSpec, seed: int) -> Iterator[tuple[str, Audio]]:
-    """Signals that break low precision, by name, each ``[N]`` of one chunk."""
-    n = spec.chunk_samples
-    time = np.arange(n)
-    click = np.zeros(n)
-    click[n // 2] = 1.0
-    half_period = round(spec.stft.sample_rate / 110.0 / 2)
-    signals = {
-        "silence": np.zeros(n),
-        "a click": click,
-        "direct current": np.ones(n),
-        "a full-scale square wave": np.where(time // half_period % 2, -1.0, 1.0),
-        "full-scale noise": np.random.default_rng(seed).uniform(-1.0, 1.0, n),
-    }
-    yield from ((name, signal.astype(np.float32)) for name, signal in signals.items())
-
-
-def music(channels: int, samples: int, sample_rate: int, seed: int) -> NDArray[np.float32]:
-    """Seeded stand-in for music: voices with vibrato, drum-like bursts of noise, a noise floor.
-
-    Returns:
-        float32 ``[C, N]`` at -14 dBFS (RMS over all channels).
-    """
-    rng = np.random.default_rng(seed)
-    seconds = np.arange(samples) / sample_rate
-    signal = 1e-3 * rng.standard_normal((channels, samples))
-    for pitch_hz in (110.0, 277.2, 415.3):
-        vibrato = 0.006 * np.sin(2 * np.pi * rng.uniform(4.5, 6.5) * seconds)
-        phase = 2 * np.pi * pitch_hz * (seconds + vibrato / 6.0)
-        pan = rng.uniform(0.3, 1.0, (channels, 1))
-        for harmonic in range(1, int(min(12.0, sample_rate / 2 / pitch_hz))):
-            signal += pan / harmonic * np.sin(harmonic * phase + rng.uniform(0, 2 * np.pi))
-    for start in range(0, samples, sample_rate // 4):
-        burst = min(sample_rate // 8, samples - start)
-        decay = np.exp(-np.arange(burst) / (0.02 * sample_rate))
-        signal[:, start : start + burst] += 3.0 * decay * rng.standard_normal((channels, burst))
-    signal *= 10 ** (LEVEL_DBFS / 20) / np.sqrt(np.mean(signal**2))
-    return signal.astype(np.float32)

@@ -249,7 +249,7 @@ def test_an_adversary_alone_is_enough(low_bundle: Path, monkeypatch: pytest.Monk
 
 def test_adversaries_are_finite_and_loud(exported: BundleModel) -> None:
     found = check.adversarial_planes(exported.spec)
-    assert len(found) == 5
+    assert {"silence", "direct current", "white noise", "square wave of full scale"} < set(found)
     for name, planes in found.items():
         assert planes.shape == exported.spec.input_shape(1)
         assert planes.any() == (name != "silence")
