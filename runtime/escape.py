@@ -6,7 +6,6 @@ What cannot be shown as it is becomes ``\x1b``, ``\u202e`` and the like. File na
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import sys
@@ -31,9 +30,9 @@ def markdown_text(text: object) -> str:
     return safe.replace("|", "\\|")
 
 
-def html_text(text: object) -> str:
-    """Text in HTML, also in an attribute; line breaks stay."""
-    return html.escape(_UNSAFE.sub(_outside_layout, str(text)))
+def html_ready(value: object) -> object:
+    """Text as ``shown``, but line breaks stay; what has ``__html__`` is HTML already and is left alone."""
+    return value if hasattr(value, "__html__") else _UNSAFE.sub(_outside_layout, str(value))
 
 
 def json_text(value: Any, **options: Any) -> str:

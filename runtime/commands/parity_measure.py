@@ -47,6 +47,7 @@ class Outputs:
             OutputExists: a file is there.
             UsageError: a place that cannot be written to, a file for one model where there are several, or
                 players are left out of no page.
+            BackendUnavailable: what makes the page is not installed.
         """
         from tfswa.runtime.errors import OutputExists, UsageError
         from tfswa.runtime.files.checks import check_file
@@ -60,6 +61,10 @@ class Outputs:
             raise UsageError(f"--junit and --report are of one model, {models} are named: give one")
         if self.no_audio and self.report is None:
             raise UsageError("--no-audio leaves the players out of a report: name one with --report FILE")
+        if self.report is not None:
+            from tfswa.runtime.parity.report.page import templates
+
+            templates()
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,8 @@ class Verdict:
 @click.option(
     "--report",
     type=FILE,
-    help="Also write one HTML page: tables, error over time, spectrograms of each stem's worst second, and "
-    "players of the 10 s around it.",
+    help="Also write one HTML page (extra plots): tables, error over time, spectrograms of each stem's worst "
+    "second, and players of the 10 s around it.",
 )
 @click.option("--no-audio", is_flag=True, help="No players in --report: it holds no sound; default: players.")
 @options.trust

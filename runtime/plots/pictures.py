@@ -61,7 +61,7 @@ def require_matplotlib(otherwise: str = "") -> None:
         BackendUnavailable: matplotlib is not installed.
     """
     try:
-        _figure(1.0, 1.0)
+        empty(1.0, 1.0)
     except BackendUnavailable as error:
         raise BackendUnavailable(f"{error}{otherwise and f', or {otherwise}'}") from error
 
@@ -79,7 +79,7 @@ def spectrograms(rate: int, audio: Mapping[str, Audio], *, loudest_db: float | N
     """
     levels = {name: _level_db(signal) for name, signal in audio.items()}
     top = loudest_db if loudest_db is not None else max(float(level.max()) for level in levels.values())
-    figure = _figure(10.0, 0.8 + 2.4 * len(levels))
+    figure = empty(10.0, 0.8 + 2.4 * len(levels))
     axes = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axis, (name, level) in zip(axes, levels.items(), strict=True):
         image = axis.imshow(
@@ -120,7 +120,7 @@ def spectrogram(
     peak = float(np.abs(signal).max()) or 1.0  # a difference lies far below the floor of _level_db
     level = _level_db((signal / peak).astype(np.float32)) + 20 * math.log10(peak)
     top = float(level.max()) if loudest_db is None else loudest_db
-    figure = _figure(3.6, 2.7)
+    figure = empty(3.6, 2.7)
     axis = figure.subplots()
     image = axis.imshow(
         level,
@@ -165,7 +165,7 @@ def loss_curves(
         ("learning rate", train, [name for name in train if name == "lr"]),
     ]
     panels = [panel for panel in panels if panel[2]]
-    figure = _figure(9.0, 0.8 + 2.8 * max(1, len(panels)))
+    figure = empty(9.0, 0.8 + 2.8 * max(1, len(panels)))
     axes = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (label, table, names) in zip(axes, panels, strict=False):
         for name in names:
@@ -194,7 +194,7 @@ def attention_grid(
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    figure = _figure(*_size(len(maps)))
+    figure = empty(*_size(len(maps)))
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MultipleLocator
 
@@ -247,7 +247,7 @@ def bars(values: Mapping[str, float], title: str) -> Figure:
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    figure = _figure(7.0, 0.8 + 0.4 * len(values))
+    figure = empty(7.0, 0.8 + 0.4 * len(values))
     axis = figure.subplots()
     drawn = axis.barh(list(values), list(values.values()), color="tab:blue")
     axis.bar_label(drawn, fmt="%.3g", padding=3)
@@ -292,7 +292,7 @@ def panels(
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    figure = _figure(9.0, 0.8 + 2.8 * len(drawn))
+    figure = empty(9.0, 0.8 + 2.8 * len(drawn))
     axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, drawn, strict=True):
         for name, values in panel.curves.items():
@@ -322,6 +322,16 @@ def save_png(figure: Figure, path: Path, *, named: bool = False) -> None:
         stream.write(coded.getvalue())
 
 
+def to_svg(figure: Figure) -> bytes:
+    """A figure as SVG whose text stays text; the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    coded = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tfx"}):
+        figure.savefig(coded, format="svg", metadata={"Date": None})
+    return coded.getvalue()
+
+
 def small_png(figure: Figure) -> bytes:
     """A figure as PNG of 256 colors, a third of the size: for many pictures on one page."""
     from PIL import Image  # matplotlib brings it
@@ -333,8 +343,12 @@ def small_png(figure: Figure) -> bytes:
     return coded.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Make a figure of a size in inches."""
+def empty(width: float, height: float) -> Figure:
+    """Make a figure of a size in inches.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -98,9 +98,9 @@ def test_table_plots_and_players_are_there(chromium: str, tmp_path: Path, tiny_s
     assert len(re.findall(r"<table>", dom)) == 5
     assert "SI-SDR dB</th>" in dom
     widths = re.findall(r'<img [^>]*data-ready="(\d+)"', dom)
-    assert len(widths) == dom.count("<img ") == 6
+    assert len(widths) == dom.count("<img ") == 6 + 2
     assert all(int(width) > 100 for width in widths)
-    assert len(re.findall(r'<svg [^>]*class="plot"', dom)) == 2
+    assert len(re.findall(r'<img class="chart" ', dom)) == 2
     durations = re.findall(r'<audio [^>]*data-ready="([\d.]+)"', dom)
     assert len(durations) == dom.count("<audio ") == 8
     assert all(float(duration) == pytest.approx(3.0, abs=0.1) for duration in durations)
@@ -116,7 +116,7 @@ def test_without_audio_too(chromium: str, tmp_path: Path, tiny_spec: ModelSpec) 
     dom, console = opened(chromium, path)
     assert console == []
     assert "<audio" not in dom
-    assert len(re.findall(r'<img [^>]*data-ready="\d', dom)) == 6
+    assert len(re.findall(r'<img [^>]*data-ready="\d', dom)) == 6 + 2
 
 
 def test_the_switch_keeps_the_position(chromium: str, tmp_path: Path, tiny_spec: ModelSpec) -> None:

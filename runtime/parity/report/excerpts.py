@@ -105,6 +105,12 @@ class SongExcerpts:
     excerpts: list[Excerpt] = field(default_factory=list)
 
     @property
+    def by_stem(self) -> list[Second]:
+        """The seconds, those of one stem together."""
+        stems = [stem for _, stem in self.seconds]
+        return sorted(self.seconds.values(), key=lambda one: stems.index(one.stem))
+
+    @property
     def size(self) -> int:
         """Bytes of pictures and audio."""
         shown = sum(len(png) for second in self.seconds.values() for png in second.pictures.values())

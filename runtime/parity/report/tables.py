@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from tfswa.runtime.gates import Gates
 from tfswa.runtime.parity.judge import Breach
-from tfswa.runtime.parity.report.formats import (
-    LONGEST,
-    OVERVIEW,
-    Judged,
-    decibels,
-    limits,
-    overview,
-    song_rows,
-)
-from tfswa.runtime.parity.report.markup import Markup, element, join
+from tfswa.runtime.parity.report.formats import OVERVIEW, Judged, decibels, overview, song_rows
 
 STEM_COLUMNS = (
     "stem",
@@ -31,34 +22,35 @@ STEM_COLUMNS = (
 )
 
 
-def verdicts(judged: Judged, names: Sequence[str], gates: Gates, missing: Mapping[str, str]) -> Markup:
-    """Each artifact with its worst figures, and what it failed by."""
+Rows = Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What ``page.html`` lays out.
+
+    Attributes:
+        caption: what it shows.
+        columns: their titles.
+        groups: rows by the title of their group, which may be empty; no group where there is no row.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    groups: Mapping[str, Rows]
+
+
+def verdicts(judged: Judged, names: Sequence[str]) -> Table:
+    """Each artifact with its worst figures."""
     rows = [
         (name, _count(breaches), *(_number(cell, 2) for cell in overview(certificate)[2:]))
         for name, (certificate, breaches) in zip(names, judged, strict=True)
     ]
-    parts = [
-        _table(
-            "Each artifact: its worst stem, drift and error, and its speed",
-            ("backend", "verdict", *OVERVIEW[2:]),
-            rows,
-        )
-    ]
-    for name, (certificate, breaches) in zip(names, judged, strict=True):
-        if not breaches:
-            asked = limits(certificate, gates)
-            parts.append(element("p", element("strong", "passed"), f" {name}: {asked}"))
-            continue
-        listed = [element("li", str(breach)) for breach in breaches[:LONGEST]]
-        if len(breaches) > LONGEST:
-            listed.append(element("li", f"{len(breaches) - LONGEST} more"))
-        parts.append(element("p", element("strong", "FAILED", class_="failed"), f" {name}:"))
-        parts.append(element("ul", *listed))
-    parts += [element("p", f"not measured, {name}: {why}") for name, why in missing.items()]
-    return join(*parts)
+    caption = "Each artifact: its worst stem, drift and error, and its speed"
+    return _table(caption, ("backend", "verdict", *OVERVIEW[2:]), rows)
 
 
-def stems(judged: Judged, names: Sequence[str]) -> Markup:
+def stems(judged: Judged, names: Sequence[str]) -> Table:
     """The table stem x backend, a group for each song."""
     groups: dict[str, dict[str, list[tuple[object, ...]]]] = {}
     for name, (certificate, breaches) in zip(names, judged, strict=True):
@@ -69,16 +61,11 @@ def stems(judged: Judged, names: Sequence[str]) -> Markup:
             figures = (_number(snr, 1), _number(si_sdr, 1), worst, _number(before, 2), _number(after, 2))
             row = (stem, name, _which_figures(own), *figures, _number(drift, 4), _number(speed, 2))
             groups.setdefault(item, {}).setdefault(stem, []).append(row)
-    if not groups:
-        return element("p", "No song was separated to the end: see the verdict.")
     bodies = {item: [row for rows in stems.values() for row in rows] for item, stems in groups.items()}
-    return join(
-        element("p", "Each against the reference's output; both against the true stem, where it is known."),
-        _table("Every stem of every song by backend", STEM_COLUMNS, bodies),
-    )
+    return Table("Every stem of every song by backend", STEM_COLUMNS, bodies)
 
 
-def difficult(judged: Judged, names: Sequence[str]) -> Markup:
+def difficult(judged: Judged, names: Sequence[str]) -> Table:
     """Largest error by signal and backend."""
     cells: dict[str, dict[str, tuple[float, str]]] = {}
     failed: dict[tuple[str, str], bool] = {}
@@ -90,8 +77,6 @@ def difficult(judged: Judged, names: Sequence[str]) -> Markup:
             known = cells.setdefault(row.item, {})
             known[name] = max(known.get(name, (-1.0, "")), (row.peak_error, row.stem))
             failed[row.item, name] = row.item in over
-    if not cells:
-        return element("p", "None was measured (--quick).")
 
     def cell(item: str, name: str) -> str | None:
         if name not in cells[item]:
@@ -103,15 +88,13 @@ def difficult(judged: Judged, names: Sequence[str]) -> Markup:
     return _table("Largest difference of one sample, full scale 1, and its stem", ("signal", *names), rows)
 
 
-def axes(judged: Judged, names: Sequence[str]) -> Markup:
+def axes(judged: Judged, names: Sequence[str]) -> Table:
     """Each artifact against itself, run in other ways."""
     cells: dict[str, dict[str, str]] = {}
     for name, (certificate, _) in zip(names, judged, strict=True):
         for axis in certificate.axes:
             same = "identical" if axis.identical else decibels(axis.snr_db)
             cells.setdefault(_way(axis.axis, axis.value), {})[name] = same
-    if not cells:
-        return element("p", "None was measured (--quick).")
     rows = [(way, *(found.get(name) for name in names)) for way, found in cells.items()]
     return _table("The artifact run in another way, against how it was run: SNR", ("run", *names), rows)
 
@@ -121,7 +104,7 @@ def _way(axis: str, value: int) -> str:
     return ways.get(axis, f"{axis} {value}")
 
 
-def graph(judged: Judged, names: Sequence[str]) -> Markup:
+def graph(judged: Judged, names: Sequence[str]) -> Table:
     """The network alone."""
     rows = [
         (row.stem, name, "identical" if row.identical else row.snr_db and f"{row.snr_db:.1f}", error)
@@ -129,42 +112,12 @@ def graph(judged: Judged, names: Sequence[str]) -> Markup:
         for row in certificate.graph
         for error in [None if row.relative_error is None else f"{row.relative_error:.1e}"]
     ]
-    if not rows:
-        return element("p", "Not measured.")
     caption = "The same planes through the network of both: no STFT, no overlap-add"
     return _table(caption, ("stem", "backend", "SNR dB", "relative error"), rows)
 
 
-def _table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]] | Mapping[str, Sequence[Sequence[object]]],
-) -> Markup:
-    """A table that scrolls by itself; rows by name are groups under that name."""
-    head = element("thead", element("tr", *(element("th", name, scope="col") for name in columns)))
-    if isinstance(rows, Mapping):
-        bodies = [
-            element(
-                "tbody",
-                element("tr", element("th", name, scope="rowgroup", colspan=len(columns), class_="group")),
-                *map(_row, group),
-            )
-            for name, group in rows.items()
-        ]
-    else:
-        bodies = [element("tbody", *map(_row, rows))]
-    table = element("table", element("caption", caption), head, *bodies)
-    return element("div", table, class_="scroll", role="region", aria_label=caption, tabindex=0)
-
-
-def _row(cells: Sequence[object]) -> Markup:
-    first, *others = cells
-    found = [element("th", first, scope="row")]
-    for cell in others:
-        text = "-" if cell is None else str(cell)
-        failed = "failed" if text.startswith("FAILED") else None
-        found.append(element("td", text, class_=failed))
-    return element("tr", *found)
+def _table(caption: str, columns: Sequence[str], rows: Rows) -> Table:
+    return Table(caption, columns, {"": rows} if rows else {})
 
 
 def _count(breaches: Sequence[Breach]) -> str:
