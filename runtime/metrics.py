@@ -36,6 +36,11 @@ def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float | None:
     return _ratio_db(_energy(r), _energy(r - e))
 
 
+def finite_db(value: float | None) -> float | None:
+    """A figure for JSON and tables: None where it is not defined or not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def likeness_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
     """``snr_db`` for judging: defined for a silent reference too, which only silence is like.
 

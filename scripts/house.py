@@ -55,11 +55,13 @@ class House:
         root: of the checkout.
 
     Attributes:
+        root: of the checkout.
         files: of the four packages, by module.
         trees: their syntax.
     """
 
     def __init__(self, root: Path):
+        self.root = root
         self.files: dict[str, Path] = {}
         for package in PACKAGES:
             for path in sorted((root / package).rglob("*.py")):
@@ -210,6 +212,7 @@ def table(houses: Mapping[str, House]) -> Iterator[str]:
     yield row("circles of imports, those in functions included", lambda house: len(house.circles()))
     yield row("public names that two modules define", lambda house: len(house.twins()))
     yield row(f"functions over {LONG} lines", lambda house: len(house.long_functions()))
+    yield row("lines of README.md", lambda house: len((house.root / "README.md").read_text().splitlines()))
     commands = {name: None for house in houses.values() for name in house.options()}
     for command in sorted(commands):
         yield row(f"options: {command}", lambda house, c=command: house.options().get(c, ""))  # type: ignore[misc]

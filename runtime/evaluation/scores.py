@@ -10,7 +10,6 @@ SAR of a song are not defined stands beside them (see ``bsseval``).
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.documents import from_json
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval, Figures, Method
-from tfswa.runtime.metrics import sdr_db, si_sdr_db
+from tfswa.runtime.metrics import finite_db, sdr_db, si_sdr_db
 from tfswa.runtime.model.spec import ModelSpec
 
 MODEL = "model"
@@ -161,10 +160,10 @@ def _score(
     for (added, seconds), window in zip(WINDOWS.items(), windows, strict=False):
         undefined |= {f"{measure}{added}_c_db": why for measure, why in window.undefined[index].items()}
         for measure, row in zip(MEASURES, window.values[:, index], strict=True):
-            listed[f"{measure}_{seconds:g}s_db"] = found = [_finite(float(value)) for value in row]
+            listed[f"{measure}_{seconds:g}s_db"] = found = [finite_db(float(value)) for value in row]
             figures[f"{measure}{added}_c_db"] = _median(found)
-    figures["sdr_u_db"] = _finite(sdr_db(reference, estimate))
-    figures["si_sdr_u_db"] = _finite(si_sdr_db(reference, estimate))
+    figures["sdr_u_db"] = finite_db(sdr_db(reference, estimate))
+    figures["si_sdr_u_db"] = finite_db(si_sdr_db(reference, estimate))
     return Score(stem, estimator, figures, listed, undefined)
 
 
@@ -185,10 +184,6 @@ def _median(values: Sequence[float | None]) -> float | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _order(estimator: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
-from tfswa.runtime.metrics import sdr_db, sdr_windows_db, si_sdr_db, snr_db
+from tfswa.runtime.metrics import finite_db, sdr_db, sdr_windows_db, si_sdr_db, snr_db
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.certificate import GraphFigures, QualityFigures, SignalFigures
 from tfswa.runtime.songs.loading import Song
@@ -24,8 +24,8 @@ def graph_figures(item: str, spec: ModelSpec, right: Stems, found: Stems) -> lis
     for index, stem in enumerate(spec.stems):
         one, two = right[:, index], found[:, index]
         peak = float(np.abs(one).max())
-        error = _finite(float(np.abs(one - two).max()) / peak) if peak else None
-        snr = _finite(snr_db(one, two)) if np.isfinite(two).all() else None
+        error = finite_db(float(np.abs(one - two).max()) / peak) if peak else None
+        snr = finite_db(snr_db(one, two)) if np.isfinite(two).all() else None
         rows.append(GraphFigures(item, stem, error, snr, bool(np.array_equal(one, two))))
     return rows
 
@@ -42,8 +42,8 @@ def signal_figures(item: str, kind: str, spec: ModelSpec, right: Stems, found: S
                 item,
                 kind,
                 stem,
-                snr_db=_finite(snr_db(one, two)),
-                si_sdr_db=_finite(si_sdr_db(one, two)),
+                snr_db=finite_db(snr_db(one, two)),
+                si_sdr_db=finite_db(si_sdr_db(one, two)),
                 identical=bool(np.array_equal(one, two)),
                 peak_error=float(np.abs(one - two).max(initial=0.0)),
                 by_second_db=by_second,
@@ -60,7 +60,7 @@ def by_second_db(right: Stems, found: Stems, rate: int) -> list[float | None]:
     """
     last = max(0, right.shape[-1] - rate)
     parts = [slice(min(start, last), min(start, last) + rate) for start in range(0, right.shape[-1], rate)]
-    return [_finite(snr_db(right[:, part], found[:, part])) for part in parts]
+    return [finite_db(snr_db(right[:, part], found[:, part])) for part in parts]
 
 
 def worst_second(by_second: Sequence[float | None]) -> int | None:
@@ -97,7 +97,7 @@ class Quality:
             if stem not in self._known:
                 continue
             true = self._song.stems[stem]
-            figures: dict[str, Any] = {"sdr_u_db": _finite(sdr_db(true, estimates[index]))}
+            figures: dict[str, Any] = {"sdr_u_db": finite_db(sdr_db(true, estimates[index]))}
             for place, measure in enumerate(MEASURES):
                 if measure != "isr":
                     figures[f"{measure}_c_db"] = (
@@ -135,7 +135,7 @@ class Quality:
 
 def worst_snr_db(right: Stems, found: Stems) -> float | None:
     """Lowest SNR of a stem ``[S, C, N]``; None where all are identical or silent."""
-    values = [_finite(snr_db(one, two)) for one, two in zip(right, found, strict=True)]
+    values = [finite_db(snr_db(one, two)) for one, two in zip(right, found, strict=True)]
     return min((value for value in values if value is not None), default=None)
 
 
@@ -146,7 +146,3 @@ def _median(values: Sequence[float] | NDArray[np.float64]) -> float | None:
 
 def _change(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
