@@ -17,6 +17,7 @@ from typing import Any
 from tfswa.calibration.cost import Costs
 from tfswa.calibration.loss import HeldOut, Loss
 from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.files import caches
 from tfswa.runtime.model.bundle import writable
@@ -196,10 +197,23 @@ def _load(path: Path | None, key: str) -> dict[str, Loss]:
     """Losses that an earlier search measured; none where the file is of something else, or damaged."""
     found = None if path is None else caches.recall(path)
     try:
-        kept: dict[str, Any] = json.loads(found or b"{}")
-        return {name: Loss(**loss) for name, loss in kept["losses"].items()} if kept["key"] == key else {}
+        kept = parse_json(found or b"{}")
+        return {name: _loss(loss) for name, loss in kept["losses"].items()} if kept["key"] == key else {}
     except (ValueError, KeyError, TypeError, AttributeError):  # by another tfx
         return {}
+
+
+def _loss(kept: Mapping[str, Any]) -> Loss:
+    """Read what ``asdict`` gave; infinity is a figure here.
+
+    Raises:
+        ValueError, TypeError, AttributeError: something else.
+    """
+    loss = Loss(**kept)
+    figures = [loss.snr_db, loss.drift_db, loss.expected_db, loss.scatter_db]
+    if not loss.snr_db or not all(isinstance(one, int | float) for kind in figures for one in kind.values()):
+        raise ValueError("figures are missing, or no numbers")
+    return loss
 
 
 def _save(path: Path, key: str, known: Mapping[str, Loss]) -> None:

@@ -22,6 +22,7 @@ FOLDER = "checkpoints"
 ENDING = ".ckpt"
 MARK = b"tfx-sha256:"
 TAIL_BYTES = len(MARK) + 64
+_END_BYTES = 22
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,9 @@ def _check(path: Path) -> None:
             digest.update(block)
             left -= len(block)
         tail = stream.read()
+    if tail[-_END_BYTES:].startswith(b"PK\5\6"):  # of torch's archive: nothing follows it
+        raise ValueError("an older tfx wrote it, without its SHA-256")
     if not tail.startswith(MARK):
-        raise ValueError("it does not end with its SHA-256: cut short, or of an older tfx")
+        raise ValueError("it does not end with its SHA-256: cut short, or damaged there")
     if tail != MARK + digest.hexdigest().encode():
         raise ValueError(f"its SHA-256 is {digest.hexdigest()[:12]}, it says {tail[len(MARK) :][:12]!r}")

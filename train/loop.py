@@ -196,9 +196,15 @@ class Run:
                     f"the run in {self.out} has model.{key} {then.get(key)!r}, the configuration says "
                     f"{now.get(key)!r}: resume with the same model, or start anew elsewhere"
                 )
-        self.trainer.restore(state["trainer"])
-        self.schedule.restore(state["schedule"])
-        self.best, self.scores = state["best"], state["scores"]
+        try:
+            self.trainer.restore(state["trainer"])
+            self.schedule.restore(state["schedule"])
+            self.best, self.scores = state["best"], state["scores"]
+        except KeyError as missing:
+            raise TrainingError(
+                f"the newest checkpoint of {self.out} has no {missing}: another version of tfx wrote it, "
+                "resume with that one, or start anew elsewhere"
+            ) from missing
         if self.first:
             sweep(self.out)
             sweep(self.out / checkpoint.FOLDER)

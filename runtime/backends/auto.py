@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfswa.runtime.backends import BackendOptions, Session, compiles, open_session
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.files import caches
 from tfswa.runtime.machine import cores, cpu_name, gpu_name, user_cache
@@ -123,12 +126,21 @@ def _holding(rows: Sequence[dict[str, Any]], options: BackendOptions) -> Iterato
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a table; none where it is missing or damaged."""
     try:
-        rows = json.loads(caches.recall(path) or b"{}")["rows"]
-        return [
-            row for row in rows if row["backend"] and row["versions"] and row["x_realtime"] and row["device"]
-        ]
+        return [row for row in parse_json(caches.recall(path) or b"{}")["rows"] if _is_row(row)]
     except (ValueError, KeyError, TypeError):  # by another tfx
         return []
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it has what a choice is made by."""
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) and row[key] for key in ("backend", "precision", "device"))
+        and re.fullmatch(r"[a-z]+(:\d{1,9})?", row["device"]) is not None
+        and isinstance(row.get("versions"), dict)
+        and isinstance(row.get("x_realtime"), int | float)
+        and 0 < row["x_realtime"] < math.inf
+    )
 
 
 def _conditions(device: str, threads: int | None) -> dict[str, str | int | None]:

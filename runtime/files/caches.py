@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.files import atomic, seal
+from tfswa.runtime.files import atomic, locks, seal
 from tfswa.runtime.files.hashes import sha256_of
-from tfswa.runtime.files.locks import locked
 from tfswa.runtime.files.partial import partials
 from tfswa.runtime.machine import user_cache
 
@@ -118,7 +117,7 @@ def clear(kind: str) -> tuple[int, int]:
     gone = stayed = 0
     folder = user_cache() / kind
     # Nobody takes a lease on decoded audio while its folder is held.
-    with locked(folder) if kind == DECODED and folder.is_dir() else nullcontext():
+    with locks.locked(folder) if kind == DECODED and folder.is_dir() else nullcontext():
         leased = kind == DECODED and _is_leased(folder)
         for entry in entries(kind):
             if kind == DECODED and entry.path.suffix != ".npy":
@@ -144,15 +143,17 @@ def _is_leased(folder: Path) -> bool:
 def drop(path: Path) -> bool:
     """Remove an entry that nobody holds locked; whether it is gone."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     except OSError:  # a link, or what cannot be read: the name alone goes
         with suppress(OSError):
             path.unlink()
         return not os.path.lexists(path)
+    locks.keep(handle)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not locks.hold(handle, wait=False):
+            return False
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -160,7 +161,7 @@ def drop(path: Path) -> bool:
     except OSError:
         return False
     finally:
-        os.close(handle)
+        locks.release(handle)
     return True
 
 
@@ -220,16 +221,17 @@ def compiled(place: Path, *, wait: bool = True) -> Iterator[None]:
             before = {}
         yield
         touch(place)
-        if _listing(place) != before:
-            try:
-                found = seal.tag(place.name, _content(place))  # while there is no partial file among them
-                with atomic.writing(place / _SEAL) as stream:
-                    stream.write(found.encode())
-            except OSError as error:  # a full disk: compiled again the next time
-                logger.info("%s cannot be sealed (%s)", place, error.strerror)
-            trim()
+        try:
+            if _listing(place) == before:
+                return
+            found = seal.tag(place.name, _content(place))  # while there is no partial file among them
+            with atomic.writing(place / _SEAL) as stream:
+                stream.write(found.encode())
+        except OSError as error:  # a full disk, or somebody removed it: compiled again the next time
+            logger.info("%s cannot be sealed (%s)", place, error.strerror)
+        trim()
     finally:
-        os.close(handle)
+        locks.release(handle)
 
 
 def _is_sealed(place: Path) -> bool:
@@ -259,17 +261,17 @@ def _locked(place: Path, wait: bool) -> int:
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        locks.keep(handle)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.path.samestat(os.fstat(handle), place.stat()):
-                return handle
-        except FileNotFoundError:
-            pass  # removed meanwhile
+            if not locks.hold(handle, wait=wait):
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process holds it")
         except BaseException:
-            os.close(handle)
+            locks.release(handle)
             raise
-        os.close(handle)
+        if locks.is_at(handle, place):
+            return handle
+        locks.release(handle)  # removed meanwhile
 
 
 def _damaged(path: Path) -> None:

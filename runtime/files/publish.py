@@ -86,7 +86,7 @@ def publish(work: WorkFolder, moves: Sequence[Move], *, force: bool) -> None:
                 _forward(work.handle, step, finals[step.final], force)
         except BaseException:
             try:
-                os.rename(JOURNAL, UNDO, src_dir_fd=work.handle, dst_dir_fd=work.handle)
+                _turn_back(work.handle)
                 for step in reversed(steps):
                     _back(work.handle, step, finals[step.final])
             except OSError:
@@ -141,6 +141,7 @@ def _settle(path: Path) -> None:
                     for step in steps:
                         _forward(work, step, finals[step.final], force)
                 except OSError:
+                    _turn_back(work)
                     undo = True
             if undo:
                 for step in reversed(steps):
@@ -241,6 +242,12 @@ def _forward(work: int, step: _Step, final: Final, force: bool) -> None:
         os.rename(step.new, name, src_dir_fd=work, dst_dir_fd=folder)
 
 
+def _turn_back(work: int) -> None:
+    """From here on a kill is rolled back: what was put back has lost what is new."""
+    os.rename(JOURNAL, UNDO, src_dir_fd=work, dst_dir_fd=work)
+    _sync_folder(work)
+
+
 def _back(work: int, step: _Step, final: Final) -> None:
     """Put back what had one name; nothing where that was done already."""
     folder, name = final
@@ -248,9 +255,9 @@ def _back(work: int, step: _Step, final: Final) -> None:
     if new is not None and new.st_ino != step.inode:  # exchanged
         rename_flagged(_RENAME_EXCHANGE, work, step.new, folder, name)
         return
-    if new is None and not (old and stat.S_ISREG(old.st_mode)):
-        with suppress(FileNotFoundError):  # somebody removed it
-            os.rename(name, step.new, src_dir_fd=folder, dst_dir_fd=work)
+    there = _state(folder, name)
+    if there is not None and there.st_ino == step.inode and not (old and stat.S_ISREG(old.st_mode)):
+        os.rename(name, step.new, src_dir_fd=folder, dst_dir_fd=work)
     if step.old is not None and old:
         os.rename(step.old, name, src_dir_fd=work, dst_dir_fd=folder)
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from tfswa.runtime.documents import from_json, parse_json
 from tfswa.runtime.files import caches
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.parity.certificate import AxisFigures, GraphFigures, QualityFigures, SignalFigures
@@ -44,7 +45,7 @@ class ItemFigures:
         """Read what ``dataclasses.asdict`` gave.
 
         Raises:
-            TypeError, KeyError: something else.
+            ValueError, KeyError, TypeError: something else.
         """
         kinds: dict[str, Any] = {
             "graph": GraphFigures,
@@ -52,8 +53,8 @@ class ItemFigures:
             "quality": QualityFigures,
             "axes": AxisFigures,
         }
-        rows = {name: [kind(**row) for row in data[name]] for name, kind in kinds.items()}
-        return cls(**{**data, **rows})
+        rows = {name: [from_json(kind, row) for row in data[name]] for name, kind in kinds.items()}
+        return from_json(cls, {**data, **rows})
 
 
 class Kept:
@@ -89,9 +90,9 @@ class Kept:
 
     def _load(self) -> dict[str, ItemFigures]:
         try:
-            data = json.loads(caches.recall(self._path) or b"{}")
+            data = parse_json(caches.recall(self._path) or b"{}")
             if data.get("identity") != self._identity:
                 return {}
             return {name: ItemFigures.from_dict(found) for name, found in data["items"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):  # by another tfx
             return {}

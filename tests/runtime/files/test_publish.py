@@ -6,18 +6,21 @@ import json
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from system_calls import counted, killed_at
+from system_calls import STOPS, Stop, counted, die, refuse, status_of, stopped_at
 
 from tfswa.runtime.errors import OutputExists, UsageError
 from tfswa.runtime.files import publish as module
 from tfswa.runtime.files.publish import sweep
+from tfswa.runtime.files.signals import ENDING
 from tfswa.runtime.files.staging import Staging
 
 STEMS = ("vocals.wav", "drums.wav", "other.wav")
+SECOND = 11  # call of a publish that replaces three files: the second of them gets its name
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -188,10 +191,6 @@ def test_an_error_at_any_call_leaves_the_old_set_or_the_new(tmp_path: Path, old:
         if old:
             staged(folder, "old").publish()
         staging, raised = staged(folder, "new"), False
-
-        def refuse() -> None:
-            raise OSError(5, "Input/output error")
-
         with counted(at, refuse) as count:
             try:
                 staging.publish()
@@ -206,10 +205,13 @@ def test_an_error_at_any_call_leaves_the_old_set_or_the_new(tmp_path: Path, old:
     assert at > 8  # three files: three names and what reaches the disk, a journal
 
 
+@pytest.mark.parametrize("stop", STOPS, ids=str)
 @pytest.mark.parametrize("force", [True, False])
-def test_a_kill_at_any_call_leaves_the_old_set_or_the_new(tmp_path: Path, force: bool, flags: str) -> None:
-    at, found, killed = 0, set(), True
-    while killed:
+def test_stopped_at_any_call_the_set_is_the_old_or_the_new(
+    tmp_path: Path, force: bool, stop: Stop, flags: str
+) -> None:
+    at, found, stopped = 0, set(), True
+    while stopped:
         at += 1
         folder = tmp_path / str(at)
         if force:
@@ -218,17 +220,86 @@ def test_a_kill_at_any_call_leaves_the_old_set_or_the_new(tmp_path: Path, force:
         def work(folder: Path = folder) -> None:
             staged(folder, "new", force=force).publish()
 
-        killed = killed_at(at, work)
+        stopped = stopped_at(at, stop, work)
         sweep(folder)
-        if not force and not everything(folder):
-            found.add("old")
-        else:
-            (text,) = set(everything(folder).values())
-            assert everything(folder) == dict.fromkeys(STEMS, text), at
-            found.add(text)
+        texts = set(everything(folder).values()) or {"old"}
+        assert len(texts) == 1, at
+        found |= texts
+        assert everything(folder) == (
+            {} if texts == {"old"} and not force else dict.fromkeys(STEMS, *texts)
+        ), at
         assert not list(folder.glob(".*"))
     assert found == {"old", "new"}
     assert at > 10
+
+
+@pytest.mark.parametrize("number", ENDING, ids=str)
+def test_a_signal_waits_until_all_have_their_names(tmp_path: Path, number: signal.Signals) -> None:
+    def work() -> None:
+        staging = staged(tmp_path, "new")
+        with counted(SECOND, lambda: signal.raise_signal(number)):
+            staging.publish()
+
+    staged(tmp_path, "old").publish()
+    assert status_of(work) == 128 + number
+    assert everything(tmp_path) == dict.fromkeys(STEMS, "new")  # at once, and nothing else is there
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_kill_at_any_call_after_an_error_leaves_one_set(tmp_path: Path, old: bool, flags: str) -> None:
+    """A rollback that was stopped is carried on, and what is back already is not taken away again."""
+    seconds = SECOND if old else SECOND - len(STEMS)  # without old files there are no links to them
+    for failing in range(seconds - 3, seconds + 2):  # the journal's name, and those of the files
+        at, status = failing - 1, -9
+        while status == -9:
+            at += 1
+            folder = tmp_path / f"{failing}-{at}"
+            if old:
+                staged(folder, "old").publish()
+
+            def work(folder: Path = folder, failing: int = failing, at: int = at) -> None:
+                staging = staged(folder, "new")
+                with counted(at, die), counted(failing, refuse), suppress(OSError):
+                    staging.publish()
+
+            status = status_of(work)
+            sweep(folder)
+            texts = set(everything(folder).values())
+            assert everything(folder) == dict.fromkeys(STEMS if texts else (), *(texts or [""])), (
+                failing,
+                at,
+            )
+            assert bool(texts) >= old
+            assert not list(folder.glob(".*"))
+        assert status == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, "an error"], ids=str)
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_sweep_that_is_stopped_at_any_call_is_carried_on(
+    tmp_path: Path, stop: Stop, undone: bool, flags: str
+) -> None:
+    at, found, stopped = 0, set(), True
+    while stopped:
+        at += 1
+        folder = tmp_path / str(at)
+        staged(folder, "old").publish()
+
+        def work(folder: Path = folder) -> None:
+            staging = staged(folder, "new")
+            then, first = (SECOND + 4, refuse) if undone else (SECOND, lambda: None)
+            with counted(then, die), counted(SECOND, first):
+                staging.publish()
+
+        assert status_of(work) == -9  # some files have what they shall have, some have not
+        stopped = stopped_at(at, stop, lambda folder=folder: sweep(folder))  # type: ignore[misc]
+        sweep(folder)
+        (text,) = set(everything(folder).values())
+        assert everything(folder) == dict.fromkeys(STEMS, text), at
+        assert not list(folder.glob(".*"))
+        found.add(text)
+    assert found == {"old"} if undone else "new" in found
+    assert at > 3
 
 
 def test_a_second_error_loses_nothing_either(tmp_path: Path) -> None:
@@ -263,23 +334,3 @@ def test_sets_that_are_published_at_once_do_not_mix(tmp_path: Path) -> None:
     (text,) = set(everything(tmp_path).values())
     assert everything(tmp_path) == dict.fromkeys(STEMS, text)
     assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_signal_waits_until_all_have_their_names(tmp_path: Path, number: signal.Signals) -> None:
-    seen: list[dict[str, str]] = []
-
-    def told(number: int, frame: object) -> None:
-        seen.append(everything(tmp_path))
-        raise InterruptedError  # no KeyboardInterrupt: one that got away would end the whole run
-
-    staged(tmp_path, "old").publish()
-    staging, before = staged(tmp_path, "new"), signal.signal(number, told)
-    try:
-        with counted(6, lambda: signal.raise_signal(number)), pytest.raises(InterruptedError):
-            staging.publish()
-    finally:
-        signal.signal(number, before)
-        staging.discard()
-    assert seen == [dict.fromkeys(STEMS, "new")]
-    assert everything(tmp_path) == seen[0]

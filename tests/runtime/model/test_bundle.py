@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from system_calls import killed_at
+from system_calls import STOPS, Stop, stopped_at
 
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files import publish
@@ -504,17 +504,22 @@ def test_a_reader_beside_a_writer_is_told_of_no_damage(tiny_bundle: Bundle) -> N
     assert kept.files["model.onnx"].details["number"] > 1  # it was really replaced meanwhile
 
 
+@pytest.mark.parametrize("stop", STOPS, ids=str)
 @pytest.mark.parametrize("name", ["model.onnx", "engines/a.engine"])
-def test_a_kill_at_any_call_of_an_addition_leaves_a_sound_bundle(
-    tmp_path: Path, tiny_spec: ModelSpec, name: str
+def test_stopped_at_any_call_of_an_addition_a_bundle_is_sound(
+    tmp_path: Path, tiny_spec: ModelSpec, name: str, stop: Stop
 ) -> None:
-    at, killed, found = 0, True, set()
-    while killed:
+    at, stopped, found = 0, True, set()
+    while stopped:
         at += 1
         path = tmp_path / f"{at}.tfx"
         Bundle.create(path, tiny_spec, {"w": np.ones(3, np.float32)}).add(name, b"old", kind="document")
         before = Bundle.open(path)
-        killed = killed_at(at, lambda path=path: Bundle.open(path).add(name, b"new", kind="document"))  # type: ignore[misc]
+        stopped = stopped_at(
+            at,
+            stop,
+            lambda path=path: Bundle.open(path).add(name, b"new", kind="document"),  # type: ignore[misc]
+        )
         for bundle in (before, Bundle.open(path)):  # at once, no command ran between
             content = bundle.file(name).read_bytes()
             assert bundle.files[name].sha256 == hashlib.sha256(content).hexdigest()
@@ -525,17 +530,19 @@ def test_a_kill_at_any_call_of_an_addition_leaves_a_sound_bundle(
     assert found == {b"old", b"new"}
 
 
-def test_a_kill_at_any_call_of_a_replacement_leaves_the_old_bundle_or_the_new(
-    tmp_path: Path, tiny_spec: ModelSpec
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+def test_stopped_at_any_call_of_a_replacement_the_bundle_is_the_old_or_the_new(
+    tmp_path: Path, tiny_spec: ModelSpec, stop: Stop
 ) -> None:
-    at, killed, found = 0, True, set()
+    at, stopped, found = 0, True, set()
     old, new = ({"w": np.full(3, value, np.float32)} for value in (1, 2))
-    while killed:
+    while stopped:
         at += 1
         folder = tmp_path / str(at)
         Bundle.create(folder / "x.tfx", tiny_spec, old)
-        killed = killed_at(
+        stopped = stopped_at(
             at,
+            stop,
             lambda folder=folder: Bundle.create(folder / "x.tfx", tiny_spec, new, force=True),  # type: ignore[misc]
         )
         found.add(float(Bundle.open(folder / "x.tfx").weights()["w"][0]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parity_fakes import CHUNK, HYPER, STFT
 
+from tfswa.runtime.files import caches
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify
@@ -80,13 +82,38 @@ def test_a_listener_hears_every_song(network: BundleModel) -> None:
     assert (turns, heard) == ([1, 2, 3, 4, 5], ["torch fp32"])
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"identity": "{}", "items": {"a": {}}}', "\0"])
+ROW = {"axis": "batch", "value": 2, "identical": True, "snr_db": None}
+EMPTY = json.loads(json.dumps(dataclasses.asdict(ItemFigures())))
+
+
+def kept_text(**changed: Any) -> str:
+    return json.dumps({"identity": "{}", "items": {"a": {**EMPTY, **changed}}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        "[" * 100_000,
+        '{"identity": "{}", "items": {"a": {}}}',
+        "\0",
+        kept_text(graph=5),
+        kept_text(axes=[{**ROW, "value": "2"}]),
+        kept_text(axes=[ROW, 1]),
+        kept_text(non_finite={"a": "1"}),
+        kept_text(wall_seconds="1"),
+        kept_text(other=1),
+    ],
+)
 def test_a_damaged_file_is_ignored(content: str) -> None:
     kept = Kept({})
     kept.add("a", ItemFigures(non_finite={"a": 1}))
     assert Kept({}).find("a") == ItemFigures(graph=[], signal=[], quality=[], axes=[], non_finite={"a": 1})
     (path,) = (user_cache() / "parity").iterdir()
-    path.write_text(content)
-    assert Kept({}).find("a") is None
+    for write in (path.write_bytes, lambda whole: caches.put(path, whole)):
+        write(content.encode())
+        assert Kept({}).find("a") is None
     kept.clear()
     assert not path.exists()
