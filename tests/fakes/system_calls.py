@@ -126,28 +126,3 @@ def alone(script: str, *arguments: object) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def _forked(run: Callable[[], int]) -> int:
-    """Exit status of a forked process that answers signals as a command does; -9 where it was killed."""
-    with warnings.catch_warnings():
-        # The child touches files alone, so other tests' threads do not matter to it.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        status = _FAULT
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            for number in ENDING[1:]:
-                signal.signal(number, signal.SIG_DFL)
-            end_cleanly()
-            status = run()
-        except KeyboardInterrupt:
-            status = 128 + signal.SIGINT
-        except SystemExit as left:
-            status = int(left.code or 0)
-        except BaseException:
-            os.write(2, traceback.format_exc().encode())
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
