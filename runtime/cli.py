@@ -115,10 +115,7 @@ def _run() -> int:
     try:
         return int(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:
-        code = _tell(error, error.exit_code)
-        for note in getattr(error, "__notes__", ()):
-            click.echo(f"  {shown(note)}", err=True)
-        return code
+        return _tell(error, error.exit_code)
     except ModuleNotFoundError as error:
         try:
             missing = _missing(next((w for w in sys.argv[1:] if w in COMMANDS), "this command"), error)

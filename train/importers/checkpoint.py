@@ -76,8 +76,7 @@ def import_checkpoint(
         OutputExists: the bundle is there and ``force`` is False.
         UsageError: the file cannot be opened, or ``key`` or ``prefix`` is not in it, or more than one could
             be meant.
-        BundleError: the file is damaged, wants to run code, or its weights do not fit; a note names each
-            kind of misfit.
+        BundleError: the file is damaged, wants to run code, or its weights do not fit.
     """
     if output.exists() and not force:  # before anything is read
         raise OutputExists(f"{output} is there already: replace it with --force, or choose another name")
@@ -202,7 +201,7 @@ def _prefix(source: Path, found: State, wanted: Mapping[str, Any], given: str | 
 def _check_fit(
     source: Path, family: str, weights: State, wanted: Mapping[str, tuple[int, ...]], prefix: str
 ) -> None:
-    """Compare names and shapes; every kind of misfit becomes a note of the error."""
+    """Compare names and shapes; one error names every kind of misfit."""
     missing = [name for name in wanted if name not in weights]
     unexpected = [prefix + name for name in weights if name not in wanted]
     shapes = [
@@ -210,16 +209,20 @@ def _check_fit(
         for name, value in weights.items()
         if name in wanted and tuple(value.shape) != wanted[name]
     ]
-    if not (missing or unexpected or shapes):
-        return
-    error = BundleError(
-        f"{source} does not fit {family}: of {len(wanted)} weights {len(missing)} missing, {len(shapes)} of "
-        f"another shape, {len(unexpected)} unexpected: see to --hyper, --stems, --prefix and --drop"
-    )
-    for what, names in (("missing", missing), ("another shape", shapes), ("unexpected", unexpected)):
-        if names:
-            error.add_note(f"{what}: {few(names, '; ' if names is shapes else ', ')}")
-    raise error
+    misfits = [
+        f"{len(names)} {what} ({few(names, between)})"
+        for what, names, between in (
+            ("missing", missing, ", "),
+            ("of another shape", shapes, "; "),
+            ("unexpected", unexpected, ", "),
+        )
+        if names
+    ]
+    if misfits:
+        raise BundleError(
+            f"{source} does not fit {family}: of {len(wanted)} weights {', '.join(misfits)}: "
+            "see to --hyper, --stems, --prefix and --drop"
+        )
 
 
 def _array(source: Path, name: str, value: Tensor) -> NDArray[Any]:
