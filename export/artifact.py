@@ -34,6 +34,19 @@ Compared = tuple[NDArray[np.float32], str]  # two chunks [2, 2*C, T, F], and wha
 
 
 @dataclass(frozen=True)
+class _Order:
+    """What ``produce`` was asked to make of a model; see there."""
+
+    model: Model
+    name: str
+    kind: str
+    convert: Convert
+    precision: str
+    audio: Path | None
+    compared_on: Compared | None
+
+
+@dataclass(frozen=True)
 class Exported:
     """What an export made.
 
@@ -91,41 +104,32 @@ def produce(
         ExportError: the graph differs from eager; nothing is written.
     """
     bundle = bundle_of(model, "export")
+    order = _Order(model, name, kind, convert, precision, audio, compared_on)
     if output is None:
         check_free(bundle, name, force=force)
-        return _produce(model, bundle, name, kind, convert, precision, audio, compared_on)
+        return _produce(order, bundle)
     if output.suffix in ENDINGS:
-        return _alone(model, bundle, name, kind, convert, precision, audio, compared_on, output, force)
+        return _alone(order, bundle, output, force)
     with bundle_copy(bundle, output, without=name, force=force) as copy:
-        made = _produce(model, copy, name, kind, convert, precision, audio, compared_on)
+        made = _produce(order, copy)
     return replace(made, bundle=output, file=output / name)
 
 
-def _alone(
-    model: Model,
-    bundle: Bundle,
-    name: str,
-    kind: str,
-    convert: Convert,
-    precision: str,
-    audio: Path | None,
-    compared_on: Compared | None,
-    output: Path,
-    force: bool,
-) -> Exported:
+def _alone(order: _Order, bundle: Bundle, output: Path, force: bool) -> Exported:
     """Write the artifact as a file of its own: it carries the spec inside, and the bundle is as it was."""
-    if output.suffix != Path(name).suffix:
+    ending = Path(order.name).suffix
+    if output.suffix != ending:
         raise UsageError(
-            f"{output} ends in {output.suffix}, but --format {kind} makes {Path(name).suffix}: change either"
+            f"{output} ends in {output.suffix}, but --format {order.kind} makes {ending}: change either"
         )
     if output.exists() and not force:
         raise OutputExists(f"{output} is there already: replace it with --force")
     with temporary("export") as folder:
         place = folder / "inner" / "copy.tfx"  # nothing is published into a locked folder
-        with bundle_copy(bundle, place, without=name, force=False) as copy:
-            made = _produce(model, copy, name, kind, convert, precision, audio, compared_on)
+        with bundle_copy(bundle, place, without=order.name, force=False) as copy:
+            made = _produce(order, copy)
         output.parent.mkdir(parents=True, exist_ok=True)
-        with writing(output) as target, (place / name).open("rb") as source:
+        with writing(output) as target, (place / order.name).open("rb") as source:
             shutil.copyfileobj(source, target)
     return replace(made, bundle=bundle.path, file=output)
 
@@ -196,27 +200,19 @@ def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: round(value, 2) if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _produce(
-    model: Model,
-    bundle: Bundle,
-    name: str,
-    kind: str,
-    convert: Convert,
-    precision: str,
-    audio: Path | None,
-    compared_on: Compared | None,
-) -> Exported:
+def _produce(order: _Order, bundle: Bundle) -> Exported:
     start = time.perf_counter()
-    if compared_on is None:  # first: a bad file should not cost an export
-        compared_on = check_planes(model.spec, audio), audio.name if audio else "generated music"
-    planes, on = compared_on
-    network = load_network(model)
+    planes, on = order.compared_on or (  # first: a bad file should not cost an export
+        check_planes(order.model.spec, order.audio),
+        order.audio.name if order.audio else "generated music",
+    )
+    network = load_network(order.model)
     with temporary("export") as folder:
-        path = folder / name
-        details = dict(convert(network, path))
+        path = folder / order.name
+        details = dict(order.convert(network, path))
         opened = open_model(path)
         assert isinstance(opened, FileModel)
-        if kind in trust.CODE:
+        if order.kind in trust.CODE:
             trust.made_here(opened.sha256)
         snr_db, peak = check_graph(network, opened, planes, on=on)
         details |= {
@@ -225,9 +221,12 @@ def _produce(
         }
         if peak is not None:
             details["peak"] = asdict(peak)
-        file = bundle.add(name, _copier(path), kind=kind, precision=precision, details=details)
+        file = bundle.add(
+            order.name, _copier(path), kind=order.kind, precision=order.precision, details=details
+        )
     seconds = time.perf_counter() - start
-    return Exported(bundle.home, file, file.stat().st_size, kind, precision, snr_db, details, seconds)
+    size = file.stat().st_size
+    return Exported(bundle.home, file, size, order.kind, order.precision, snr_db, details, seconds)
 
 
 def _copier(source: Path) -> Callable[[Path], None]:
