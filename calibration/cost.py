@@ -44,10 +44,9 @@ def measured(groups: Mapping[str, Group], full: Path, int8: Path, spec: ModelSpe
     Raises:
         BackendUnavailable: openvino is missing, or this CPU has no bfloat16.
     """
-    from tfswa.runtime.backends import import_library
+    from tfswa.runtime.backends.openvino import process_core
 
-    openvino = import_library("openvino", backend="openvino")
-    core = openvino.Core()
+    core = process_core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") or half != "bf16":
         raise BackendUnavailable(f"openvino has no {half} on this CPU: count the cost with --cost counted")
     hints = {FULL: (full, "f32"), HALF: (full, "bf16"), INT8: (int8, "bf16")}
@@ -80,9 +79,9 @@ def ratio(one: tuple[Path, str], two: tuple[Path, str], spec: ModelSpec) -> floa
         two: the other, likewise.
         spec: the contract of both.
     """
-    from tfswa.runtime.backends import import_library
+    from tfswa.runtime.backends.openvino import process_core
 
-    core = import_library("openvino", backend="openvino").Core()
+    core = process_core()
     requests = [_request(core, path, precision, spec) for path, precision in (one, two)]
     planes = np.random.default_rng(0).standard_normal(spec.input_shape(1)).astype(np.float32)
     times: list[list[float]] = [[], []]

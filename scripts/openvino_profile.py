@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfswa.runtime.backends import import_library
+from tfswa.runtime.backends.openvino import process_core
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.model.opening import Model, open_model
@@ -72,8 +72,7 @@ def main() -> None:
 
 def profile(model: Model, kind: str, rounds: int) -> list[tuple[str, int, float, str]]:
     """Rows of the table: kind, how many operations, milliseconds, share."""
-    openvino = import_library("openvino", backend="openvino")
-    core: Any = openvino.Core()
+    core: Any = process_core()
     network = core.read_model(model.file(model.artifact("onnx", "fp32")[0]))
     shape = model.spec.input_shape(1)
     network.reshape({network.inputs[0]: list(shape)})

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfswa.runtime.backends.cuda import DRIVER, Device
+from tfswa.runtime.backends.openvino import process_core
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.signals import held_back
@@ -110,7 +111,7 @@ def _openvino() -> Iterator[Finding]:
     if library is None:
         yield _absent("openvino", "openvino", problem, "pip install 'tfswa[openvino]'")
         return
-    core = library.Core()
+    core = process_core()
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precisions = "fp32, bf16" if "BF16" in able else "fp32 (this CPU has no bfloat16)"
     sums = int8_instructions()

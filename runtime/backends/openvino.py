@@ -10,6 +10,7 @@ faster than a free batch.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
 
 logger = logging.getLogger(__name__)
+
+_core: Any = None
+_core_lock = threading.Lock()
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "mixed": "bf16"}
 GRAPHS = {"fp32": "fp32", "bf16": "fp32", "int8": "int8", "mixed": "int8"}  # precision of the artifact
@@ -58,7 +62,7 @@ class OpenvinoSession:
             raise UsageError(
                 f"backend openvino has no precision {self.precision!r}: choose {', '.join(TYPES)}"
             )
-        self._core: Any = openvino.Core()
+        self._core: Any = process_core()
         _check_device(self._core, options.device, self.precision)
         self.artifact = model.artifact("onnx", GRAPHS[self.precision])
         self._path, self._spec = model.file(self.artifact[0]), model.spec
@@ -125,6 +129,24 @@ class OpenvinoSession:
             "cpu": self._cpu,
         }
         return sha256_of_json(key)[:16]
+
+
+def process_core() -> Any:
+    """OpenVINO's core: one for the process, and for as long as it lives.
+
+    The CPU plug-in gives the thread that loads it memory to handle signals on (``sigaltstack``), and frees it
+    with the last core, in whichever thread that goes: the next signal, such as Ctrl-C, would then end the
+    process without a word (seen with 2026.4).
+
+    Raises:
+        BackendUnavailable: openvino is missing.
+    """
+    global _core
+    openvino = import_library("openvino", backend="openvino")
+    with _core_lock:
+        if _core is None:
+            _core = openvino.Core()
+        return _core
 
 
 def cache_folder() -> Path:

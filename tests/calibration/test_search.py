@@ -29,6 +29,7 @@ from tfswa.calibration.search import EASY, MARGIN, Found, Search  # noqa: E402
 from tfswa.calibration.simulate import FULL, HALF, INT8  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.quantize import layers, quantize_graph  # noqa: E402
+from tfswa.runtime.backends.openvino import process_core  # noqa: E402
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError  # noqa: E402
 from tfswa.runtime.files import caches  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
@@ -113,7 +114,7 @@ class TestMeasured:
     def test_every_group_takes_time_in_every_precision(
         self, openvino: Any, full: Any, exported_bundle: Path, graphs: tuple[Path, Path]
     ) -> None:
-        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" not in process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             pytest.skip("this CPU has no bfloat16")
         members = groups(full)
         found = cost.measured(members, *graphs, open_model(exported_bundle).spec, "bf16")
@@ -128,7 +129,7 @@ class TestMeasured:
     ) -> None:
         """Or a precision would look cheaper by what it needs around its products."""
         members, spec = groups(full), open_model(exported_bundle).spec
-        request, owner = cost._compiled(openvino.Core(), graphs[index], "f32", spec, members)
+        request, owner = cost._compiled(process_core(), graphs[index], "f32", spec, members)
         request.infer([np.zeros(spec.input_shape(1), np.float32)])
         ran = [info for info in request.profiling_info if info.real_time.total_seconds() > 0]
         assert len(ran) > 50
@@ -174,7 +175,7 @@ class TestMeasured:
         half: str,
     ) -> None:
         core = SimpleNamespace(get_property=lambda device, name: able)
-        monkeypatch.setattr(openvino, "Core", lambda: core)
+        monkeypatch.setattr("tfswa.runtime.backends.openvino.process_core", lambda: core)
         message = f"openvino has no {half} on this CPU: count the cost with --cost counted"
         with pytest.raises(BackendUnavailable, match=message):
             cost.measured(groups(full), *graphs, SPEC, half)

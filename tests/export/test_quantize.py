@@ -39,6 +39,7 @@ from tfswa.export.quantize import (  # noqa: E402
     weight_scales,
 )
 from tfswa.runtime.backends import BackendOptions, open_session  # noqa: E402
+from tfswa.runtime.backends.openvino import process_core  # noqa: E402
 from tfswa.runtime.errors import (  # noqa: E402
     BackendUnavailable,
     BundleError,
@@ -429,7 +430,7 @@ class TestRunning:
         tipped tips others further on. So after many layers only the losses are alike: two independent
         roundings of a network differ from each other by the sum of their losses, 3 dB more than one of them.
         """
-        openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+        pytest.importorskip("openvino", reason="openvino is not installed")
         planes = check_planes(calibrated.spec)
 
         def infer(backend: str, precision: str) -> Any:
@@ -446,7 +447,7 @@ class TestRunning:
         assert INT8_DB < lost < 70
         assert abs((snr_db(reference, two) or 0) - lost) < 3
         assert (snr_db(one, two) or 0) > lost - 3
-        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" in process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             assert LIKE_DB < (snr_db(one, infer("openvino", "mixed")) or 0) < SAME_DB
 
     @pytest.mark.parametrize(
@@ -460,13 +461,13 @@ class TestRunning:
         Inputs differ by the rounding of float32 in the layers before, below 1e-5 of a range of 127 steps: at
         most one value in 500 is tipped, by a whole step. Its square is 12 times the mean square of rounding.
         """
-        openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+        pytest.importorskip("openvino", reason="openvino is not installed")
         if int8_instructions() == "saturating":
             pytest.skip("this CPU has neither VNNI nor AMX: openvino's sums of 8-bit products saturate")
         (name,) = [found.name for found in layers(full) if found.name.endswith(layer)][:1]
         planes = check_planes(exported.spec)
         graph = quantize_graph(full, ranges, [name])
-        core = openvino.Core()
+        core = process_core()
         network = core.read_model(graph.SerializeToString())
         network.reshape({network.inputs[0]: list(planes.shape)})
         compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -147,7 +147,8 @@ def test_a_cpu_without_bfloat16(
 ) -> None:
     monkeypatch.setattr(doctor, "int8_instructions", lambda: sums)
     core = SimpleNamespace(get_property=lambda device, name: ["FP32"] if "OPT" in name else "Some CPU")
-    place(("openvino",), {"openvino": SimpleNamespace(__version__="2026", Core=lambda: core)})
+    place(("openvino",), {"openvino": SimpleNamespace(__version__="2026")})
+    monkeypatch.setattr(doctor, "process_core", lambda: core)
     assert about("openvino").text == f"openvino 2026 on Some CPU: fp32 (this CPU has no bfloat16), {told}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from tfswa.runtime.backends.openvino import OpenvinoSession, cache_folder  # noq
 
 FULL_GATE_DB = 90.0  # rounding alone
 LOW_GATE_DB = 36.0  # eight bits of mantissa; parity's gate
-BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+BF16 = "BF16" in openvino_backend.process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_int8 = pytest.mark.skipif(
     int8_instructions() == "saturating", reason="this CPU has neither VNNI nor AMX"
 )
@@ -167,7 +168,7 @@ def test_a_cpu_without_bfloat16_is_not_taken_in_silence(
     exported: BundleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     able = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
-    monkeypatch.setattr(openvino, "Core", lambda: able)
+    monkeypatch.setattr(openvino_backend, "process_core", lambda: able)
     with pytest.raises(BackendUnavailable, match=r"bf16 asked for, this CPU has FP32, INT8: .*fp32"):
         OpenvinoSession(exported, BackendOptions(precision="bf16"))
 
@@ -222,3 +223,31 @@ def test_one_flipped_byte_of_what_was_compiled_is_compiled_again(
     caplog.clear()
     OpenvinoSession(exported, options).close()
     assert not caplog.records
+
+
+GIVEN_BACK_IN_A_THREAD = """
+import gc, signal, sys, threading
+from pathlib import Path
+from tfswa.runtime.backends import BackendOptions, open_session
+from tfswa.runtime.model.opening import open_model
+
+sessions = [open_session("openvino", open_model(Path(sys.argv[1])), BackendOptions(threads=1)) for _ in "ab"]
+
+def give_back():
+    while sessions:
+        sessions.pop(0).close()
+    gc.collect()
+
+thread = threading.Thread(target=give_back)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda number, frame: print("told"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_after_the_last_session_reaches_its_handler(exported: BundleModel) -> None:
+    """OpenVINO's plug-in would have freed the memory that signals of the main thread are handled on."""
+    command = [sys.executable, "-c", GIVEN_BACK_IN_A_THREAD, str(exported.name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "told\n", "")
