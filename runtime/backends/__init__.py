@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends.running import failed, of_library, out_of_memory
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError, did_you_mean
 from tfswa.runtime.files.signals import held_back
+from tfswa.runtime.limits import MOST_THREADS, check_number
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -57,12 +58,19 @@ class BackendOptions:
         precision: of the artifact, ``fp32``, ``fp16`` or ``bf16``; None for the backend's default, fp32.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a backend's own, and a GPU where
             ``--backend auto`` finds one that works.
-        threads: CPU threads; None for all.
+        threads: CPU threads, from 1 to 8 or, if there are more, the number of cores; None for all.
+
+    Raises:
+        UsageError: the number of threads is outside of its limits.
     """
 
     precision: str | None = None
     device: str = "cpu"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_number("threads", self.threads, MOST_THREADS)
 
 
 class Session(Protocol):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.limits import MOST_BATCH
 
 if TYPE_CHECKING:
     from tfswa.runtime.benchmark.bench import Benchmark
@@ -49,7 +50,7 @@ COLUMNS = {
 @options.threads
 @click.option(
     "--batch",
-    type=click.IntRange(1, options.MOST_BATCH),
+    type=click.IntRange(1, MOST_BATCH),
     default=1,
     show_default=True,
     help="Chunks per call.",

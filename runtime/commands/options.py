@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from tfswa.runtime.limits import MOST_BATCH, MOST_THREADS
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -50,10 +52,6 @@ backend_device = click.option(
     help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: "
     "cpu, with --backend trt cuda, with --backend auto a GPU where one works, else cpu.",
 )
-# Backends' threads spin while they wait: with many times more than cores a run does not end.
-MOST_THREADS = max(8, os.cpu_count() or 1)
-MOST_BATCH = 65536
-
 threads = click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; default: all cores."
 )

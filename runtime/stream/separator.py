@@ -22,6 +22,7 @@ from tfswa.runtime.audio.writing import Clip
 from tfswa.runtime.backends import BackendOptions, Session, open_session, resolved
 from tfswa.runtime.backends.running import infer
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError, did_you_mean
+from tfswa.runtime.limits import MOST_BATCH, check_number
 from tfswa.runtime.model.opening import Model, open_model
 from tfswa.runtime.stream.codec import Codec, Spectrum
 from tfswa.runtime.stream.fallback import Fallback
@@ -45,7 +46,7 @@ class Separator:
         model: from ``open_model``, or what it takes: a path, or a name such as ``demo``.
         backend: a registered name, or ``auto``.
         options: precision, device, threads; an exported file's precision is its own.
-        batch: chunks that the backend gets at once.
+        batch: chunks that the backend gets at once, 1 to 65536.
         on_nonfinite: what becomes of a chunk whose stems hold NaN or Inf because the network's output
             does. ``error`` raises; ``recompute`` has the bundle's float32 network compute it again on the
             CPU (see ``Fallback``), which is loaded for the first such chunk. No bit of another chunk
@@ -73,8 +74,7 @@ class Separator:
         batch: int = 1,
         on_nonfinite: OnNonFinite = "error",
     ):
-        if batch < 1:
-            raise UsageError(f"batch {batch} must be at least 1")
+        check_number("batch", batch, MOST_BATCH)
         if on_nonfinite not in get_args(OnNonFinite):
             raise UsageError(f"on_nonfinite {on_nonfinite!r}: choose {' or '.join(get_args(OnNonFinite))}")
         if isinstance(model, (str, Path)):

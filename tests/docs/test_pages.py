@@ -31,6 +31,7 @@ NOT_RUN = {
     "docs/import.md": 1,
     "docs/results.md": 2,
 }
+HANGS_S = 600  # of a block; it ends what hangs, and a machine ten times slower than this one is no fault
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
@@ -83,7 +84,13 @@ def run_page(page: str, folder: Path, environment: dict[str, str]) -> None:
             continue
         command = ["python", "-c", block.text] if block.kind else ["bash", "-euc", block.text]
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8"
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=HANGS_S,
         )
         assert done.returncode == 0, f"{page}\n{block.text}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr

@@ -395,6 +395,7 @@ def test_every_section_is_compared() -> None:
         "tfx train",
         "tfx new",
         "tfx import spleeter",
+        "tfx import checkpoint",
         "tfx data check",
         "tfx data preview",
         "tfx data example",
