@@ -136,9 +136,14 @@ class Staging:
             free = shutil.disk_usage(path.parent).free
             if needed > free:
                 raise AudioError(
-                    f"{path.parent} has {free / 1e9:.2f} GB free, but the files need {needed / 1e9:.2f} GB: "
+                    f"{path.parent} has {_size(free)} free, but the files need {_size(needed)}: "
                     "free some space there, or choose flac"
                 )
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that leaves figures to compare."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def scratch_path(partial: Path) -> Path:

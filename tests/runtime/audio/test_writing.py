@@ -353,7 +353,7 @@ class TestAtomicity:
     def test_no_room_is_said_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         free = SimpleNamespace(free=1_000_000)
         monkeypatch.setattr(staging, "shutil", SimpleNamespace(disk_usage=lambda _: free))
-        with pytest.raises(AudioError, match=r"0\.00 GB free, but .* 0\.02 GB"):
+        with pytest.raises(AudioError, match=r"1\.00 MB free, but .* 16\.00 MB"):
             self.files(tmp_path / "new", expected_samples=1_000_000)
         assert everything(tmp_path) == []
         with self.files(tmp_path, expected_samples=10_000):
