@@ -17,12 +17,12 @@ pytest.importorskip("torch", reason="torch is not installed: calibration needs i
 from tfswa.calibration.groups import Group, groups  # noqa: E402
 from tfswa.calibration.ranges import Collector  # noqa: E402
 from tfswa.calibration.simulate import FULL, HALF, INT8, Simulator  # noqa: E402
-from tfswa.export.check import check_planes  # noqa: E402
 from tfswa.export.plan import Low  # noqa: E402
 from tfswa.export.precision import rounded, typed  # noqa: E402
 from tfswa.export.quantize import KINDS, layers, quantize_graph  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
+from tfswa.runtime.stream.transform import Stft, pack  # noqa: E402
 
 Planes = NDArray[np.float32]
 
@@ -33,7 +33,24 @@ CLOSER_DB = 20.0  # than the float32 network is: it is these 8 bits that are sim
 
 @pytest.fixture(scope="module")
 def planes(exported_bundle: Path) -> Planes:
-    return check_planes(open_model(exported_bundle).spec)
+    """Two chunks in which every group of layers matters: voices with vibrato, bursts and a floor of noise."""
+    spec = open_model(exported_bundle).spec
+    random, rate = np.random.default_rng(20_251), spec.stft.sample_rate
+    seconds = np.arange(2 * spec.chunk_samples) / rate
+    signal = 1e-3 * random.standard_normal((spec.channels, seconds.size))
+    for pitch_hz in (110.0, 277.2, 415.3):
+        vibrato = 0.006 * np.sin(2 * np.pi * random.uniform(4.5, 6.5) * seconds)
+        phase = 2 * np.pi * pitch_hz * (seconds + vibrato / 6.0)
+        pan = random.uniform(0.3, 1.0, (spec.channels, 1))
+        for harmonic in range(1, int(min(12.0, rate / 2 / pitch_hz))):
+            signal += pan / harmonic * np.sin(harmonic * phase + random.uniform(0, 2 * np.pi))
+    for start in range(0, seconds.size, rate // 4):
+        burst = min(rate // 8, seconds.size - start)
+        decay = np.exp(-np.arange(burst) / (0.02 * rate))
+        signal[:, start : start + burst] += 3.0 * decay * random.standard_normal((spec.channels, burst))
+    signal *= 0.2 / np.sqrt(np.mean(signal**2))
+    chunks = np.stack(np.split(signal.astype(np.float32), 2, axis=-1))
+    return pack(Stft(spec.stft).forward(chunks))
 
 
 @pytest.fixture(scope="module")
