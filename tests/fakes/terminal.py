@@ -28,29 +28,26 @@ class Screen:
 def terminal(columns: int = 80, rows: int = 24) -> Iterator[tuple[int, Screen]]:
     """Open a pseudo-terminal: the descriptor to write to, and what it then shows.
 
-    On leaving the descriptor is closed and everything written to it has been read.
+    On leaving the descriptor is closed and everything written to it has been read, whoever still has it open:
+    what watches over a pool's resources inherits the errors' stream, and lives as long as the tests do.
     """
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    screen = Screen()
+    screen, end = Screen(), os.urandom(16).hex().encode()
 
     def read() -> None:
-        while True:
-            try:
-                block = os.read(main, 65536)
-            except OSError:  # Linux: the last writer has closed the other side
-                return
-            if not block:
-                return
-            screen.bytes += block
+        while not screen.bytes.endswith(end):
+            screen.bytes += os.read(main, 65536)
+        screen.bytes = screen.bytes.removesuffix(end)
 
     reader = threading.Thread(target=read)
     reader.start()
     try:
         yield side, screen
     finally:
-        os.close(side)
+        os.write(side, end)
         reader.join()
+        os.close(side)
         os.close(main)
 
 
