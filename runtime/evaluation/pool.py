@@ -53,10 +53,10 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - self._before:
                 child.kill()
-        self._pool.shutdown(wait=True)
+        # Once, and waited for: its thread would race with the interpreter's end, which prints what it meets.
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
 
 def _prepare() -> None:
