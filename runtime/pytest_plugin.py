@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from tfswa.runtime.gates import Gates
     from tfswa.runtime.model.opening import Model
-    from tfswa.runtime.parity import Breach, Candidate, Certificate, Gates, Item
+    from tfswa.runtime.parity.candidates import Candidate
+    from tfswa.runtime.parity.certificate import Certificate
+    from tfswa.runtime.parity.corpus import Item
+    from tfswa.runtime.parity.judge import Breach
 
 OTHERS = ("graph", "axes", "finite")  # levels whose breaches belong to no single stem of an item
 
@@ -69,10 +73,10 @@ class Measured:
     """A bundle, and the certificates of its runs, each made when it is first asked for."""
 
     def __init__(self, config: pytest.Config, name: str):
-        from tfswa.runtime.gates import default_gates
+        from tfswa.runtime.gates import default_gates, load_gates
         from tfswa.runtime.model.opening import open_model
-        from tfswa.runtime.parity import adversaries, load_gates, songs
         from tfswa.runtime.parity.candidates import candidates_of
+        from tfswa.runtime.parity.corpus import adversaries, songs
 
         gates: Path | None = config.getoption("--tfx-gates")
         self.gates: Gates = load_gates(gates) if gates else default_gates()
@@ -85,7 +89,8 @@ class Measured:
 
     def breaches(self, run: Candidate) -> list[Breach]:
         """What one run does not reach; skips where it cannot be."""
-        from tfswa.runtime.parity import certify, judge
+        from tfswa.runtime.parity.compare import certify
+        from tfswa.runtime.parity.judge import judge
 
         if run.name not in self._found:
             missing: dict[str, str] = {}

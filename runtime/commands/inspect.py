@@ -89,7 +89,8 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
 
     from tfswa.runtime.model.opening import model_names, open_model
     from tfswa.runtime.model.trust import who_vouches
-    from tfswa.runtime.parity import passes, read_evidence
+    from tfswa.runtime.parity.evidence import read_evidence
+    from tfswa.runtime.parity.judge import passes
 
     families = {point.name for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():

@@ -13,8 +13,11 @@ from tfswa.runtime.commands import options
 from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
+    from tfswa.runtime.gates import Gates
     from tfswa.runtime.model.opening import Model
-    from tfswa.runtime.parity import Breach, Candidate, Certificate, Gates
+    from tfswa.runtime.parity.candidates import Candidate
+    from tfswa.runtime.parity.certificate import Certificate
+    from tfswa.runtime.parity.judge import Breach
     from tfswa.runtime.parity.report.excerpts import Showcase
 
 FILE = options.GivenPath(dir_okay=False)
@@ -214,7 +217,8 @@ def _judged(model: str, task: Measurement) -> Verdict:
     """Judge what a bundle holds."""
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.model.opening import open_model
-    from tfswa.runtime.parity import judge, read_evidence
+    from tfswa.runtime.parity.evidence import read_evidence
+    from tfswa.runtime.parity.judge import judge
 
     opened = open_model(model)
     certificates = [found for found in read_evidence(opened) if _is_meant(found, opened, task)]
@@ -228,7 +232,10 @@ def _certified(model: str, task: Measurement, outputs: Outputs) -> Verdict:
     from tfswa.runtime.commands.parity_progress import ParityProgress
     from tfswa.runtime.errors import BackendUnavailable
     from tfswa.runtime.model.opening import open_model, trust_code
-    from tfswa.runtime.parity import adversaries, certify, judge, songs, store
+    from tfswa.runtime.parity.compare import certify
+    from tfswa.runtime.parity.corpus import adversaries, songs
+    from tfswa.runtime.parity.evidence import store
+    from tfswa.runtime.parity.judge import judge
 
     opened = open_model(model)
     if task.trusted:

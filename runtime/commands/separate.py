@@ -115,7 +115,7 @@ def separate(
     """
     from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.model.opening import open_model
-    from tfswa.runtime.parity import describe_evidence, require_passing
+    from tfswa.runtime.parity.evidence import describe_evidence, require_passing
     from tfswa.runtime.stream.files import separate_files
     from tfswa.runtime.stream.jobs import plan_jobs
     from tfswa.runtime.stream.separator import Separator, stem_indices

@@ -33,8 +33,8 @@ def sign(model: str, key: Path, trusted: bool, as_json: bool) -> None:
     """
     from tfswa.runtime.model.keys import SIGNATURE
     from tfswa.runtime.model.opening import open_model
-    from tfswa.runtime.parity import passes
     from tfswa.runtime.parity.evidence import is_held, is_measured_here
+    from tfswa.runtime.parity.judge import passes
     from tfswa.runtime.parity.signature import Signer
 
     signer, opened = Signer(key), open_model(model)

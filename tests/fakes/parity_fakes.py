@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.model.spec import ChunkSpec, StftSpec
-from tfswa.runtime.parity import Certificate
-from tfswa.runtime.parity.certificate import AxisFigures, GraphFigures, QualityFigures, SignalFigures
+from tfswa.runtime.parity.certificate import (
+    AxisFigures,
+    Certificate,
+    GraphFigures,
+    QualityFigures,
+    SignalFigures,
+)
 from tfswa.runtime.stream import separator
 from tfswa.runtime.stream.codec import Codec
 

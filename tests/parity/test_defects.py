@@ -26,7 +26,10 @@ from tfswa.runtime.errors import BackendUnavailable, BundleError, TfxError  # no
 from tfswa.runtime.gates import default_gates  # noqa: E402
 from tfswa.runtime.model.bundle import Bundle  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel  # noqa: E402
-from tfswa.runtime.parity import Certificate, Item, compare, judge  # noqa: E402
+from tfswa.runtime.parity.certificate import Certificate  # noqa: E402
+from tfswa.runtime.parity.compare import compare  # noqa: E402
+from tfswa.runtime.parity.corpus import Item  # noqa: E402
+from tfswa.runtime.parity.judge import judge  # noqa: E402
 from tfswa.runtime.songs.loading import Song  # noqa: E402
 from tfswa.runtime.stream import codec, overlap, transform  # noqa: E402
 from tfswa.train.backend import TorchSession, new_bundle  # noqa: E402

@@ -7,21 +7,14 @@ from pathlib import Path
 import pytest
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.gates import default_gates
+from tfswa.runtime.gates import Gate, Gates, default_gates
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
-from tfswa.runtime.parity import (
-    Candidate,
-    Gate,
-    Gates,
-    Item,
-    adversaries,
-    certify,
-    compare,
-    judge,
-    read_evidence,
-    store,
-)
+from tfswa.runtime.parity.candidates import Candidate
+from tfswa.runtime.parity.compare import certify, compare
+from tfswa.runtime.parity.corpus import Item, adversaries
+from tfswa.runtime.parity.evidence import read_evidence, store
+from tfswa.runtime.parity.judge import judge
 from tfswa.runtime.songs.loading import example_stem_file, load_stem_file
 
 pytest.importorskip("torch", reason="torch is not installed: there is no reference")

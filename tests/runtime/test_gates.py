@@ -10,9 +10,9 @@ import pytest
 from parity_fakes import certificate, quality, signal
 
 from tfswa.runtime.errors import ConfigError, UsageError
-from tfswa.runtime.gates import DEFAULTS, default_gates
-from tfswa.runtime.parity import Gate, Gates, gate_for, judge, load_gates
+from tfswa.runtime.gates import DEFAULTS, Gate, Gates, default_gates, gate_for, load_gates
 from tfswa.runtime.parity.certificate import AxisFigures, GraphFigures
+from tfswa.runtime.parity.judge import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -30,7 +30,7 @@ from tfswa.runtime.model.digest import close_archive
 from tfswa.runtime.model.keys import EVIDENCE
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
 from tfswa.runtime.model.trust import made_here
-from tfswa.runtime.parity import read_evidence
+from tfswa.runtime.parity.evidence import read_evidence
 from tfswa.runtime.parity.kept import ItemFigures, Kept
 
 LONG = bool(os.environ.get("TFX_LONG"))

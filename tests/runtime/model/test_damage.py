@@ -23,7 +23,8 @@ from tfswa.runtime.model.bundle import MANIFEST, WEIGHTS, Bundle
 from tfswa.runtime.model.keys import EVIDENCE
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
-from tfswa.runtime.parity import passes, read_evidence
+from tfswa.runtime.parity.evidence import read_evidence
+from tfswa.runtime.parity.judge import passes
 
 TRIES = 2000 if os.environ.get("TFX_LONG") else 150
 WRONG: list[Any] = [None, True, -1, 0, 1e300, 10**40, "", "x" * 50, [], [[]], {}, {"a": 1}, [1, "b", None]]

@@ -15,10 +15,13 @@ from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify, compare, judge, songs
 from tfswa.runtime.parity import reference as reference_module
-from tfswa.runtime.parity.corpus import seam_samples
+from tfswa.runtime.parity.candidates import Candidate
+from tfswa.runtime.parity.certificate import Certificate
+from tfswa.runtime.parity.compare import certify, compare
+from tfswa.runtime.parity.corpus import Item, adversaries, seam_samples, songs
 from tfswa.runtime.parity.figures import by_second_db
+from tfswa.runtime.parity.judge import judge
 from tfswa.runtime.songs.loading import Song
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream import separator

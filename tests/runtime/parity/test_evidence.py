@@ -16,19 +16,13 @@ from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import BundleError, GateError
 from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.bundle import MANIFEST, Bundle
+from tfswa.runtime.model.keys import EVIDENCE
 from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity import (
-    EVIDENCE,
-    Certificate,
-    describe_evidence,
-    judge,
-    passes,
-    read_evidence,
-    require_passing,
-    store,
-)
 from tfswa.runtime.parity import evidence as module
+from tfswa.runtime.parity.certificate import Certificate
+from tfswa.runtime.parity.evidence import describe_evidence, read_evidence, require_passing, store
+from tfswa.runtime.parity.judge import judge, passes
 
 CPU = BackendOptions()
 

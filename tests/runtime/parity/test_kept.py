@@ -13,7 +13,10 @@ from parity_fakes import CHUNK, HYPER, STFT
 from tfswa.runtime.files import caches
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.opening import BundleModel
-from tfswa.runtime.parity import Candidate, Certificate, Item, adversaries, certify
+from tfswa.runtime.parity.candidates import Candidate
+from tfswa.runtime.parity.certificate import Certificate
+from tfswa.runtime.parity.compare import certify
+from tfswa.runtime.parity.corpus import Item, adversaries
 from tfswa.runtime.parity.kept import ItemFigures, Kept
 from tfswa.runtime.parity.pace import ParityStep
 from tfswa.runtime.songs.synthetic import synthetic_song

@@ -18,9 +18,10 @@ from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.files import seal
 from tfswa.runtime.model import keys
 from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.keys import EVIDENCE
 from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity import EVIDENCE, store
+from tfswa.runtime.parity.evidence import store
 from tfswa.runtime.parity.signature import SIGNATURE, Signer, verify
 
 
