@@ -433,7 +433,7 @@ class TestTheCommand:
         self, tfx: Tfx, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-        monkeypatch.setattr("tfswa.runtime.parity.certify", None)
+        monkeypatch.setattr("tfswa.runtime.parity.compare.certify", None)
         code, _, said = tfx("parity", tiny_bundle.path, "--backend", "ort", "--report", tmp_path / "r.html")
         assert code == 4
         assert "pip install 'tfswa[plots]'" in said
@@ -444,7 +444,7 @@ class TestTheCommand:
         self, tfx: Tfx, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "jinja2", None)
-        monkeypatch.setattr("tfswa.runtime.parity.certify", None)
+        monkeypatch.setattr("tfswa.runtime.parity.compare.certify", None)
         code, _, said = tfx("parity", tiny_bundle.path, "--backend", "ort", "--report", tmp_path / "r.html")
         assert code == 4
         assert "a report needs Jinja2: pip install 'tfswa[plots]'" in said
