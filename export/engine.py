@@ -45,6 +45,7 @@ from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError
 from tfswa.runtime.files import atomic
 from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.own_folders import check_own
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle, writable
 from tfswa.runtime.model.opening import Model
@@ -226,6 +227,8 @@ def _turn(bundle: Bundle, report: Callable[[str], None]) -> Iterator[None]:
     place = bundle.home / "engines"
     with ExitStack() as stack:
         with writable(place):
+            if bundle.sealed:
+                check_own(place)
             stack.enter_context(atomic.folder(place))
             stack.enter_context(
                 locked(place, lambda: report(f"waiting for another process that builds in {place}"))

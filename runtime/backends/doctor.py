@@ -20,6 +20,7 @@ from tfswa.runtime.backends.cuda import DRIVER, Device
 from tfswa.runtime.backends.openvino import process_core
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.files import caches
+from tfswa.runtime.files.own_folders import link_in
 from tfswa.runtime.files.signals import held_back
 from tfswa.runtime.files.sweeping import last_swept
 from tfswa.runtime.machine import cores, int8_instructions, user_cache
@@ -237,6 +238,8 @@ def _cache() -> Iterator[Finding]:
     sizes = {kind: sum(entry.bytes for entry in caches.entries(kind)) for kind in caches.ALL}
     held = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in sizes.items() if size) or "nothing"
     total, limit = sum(sizes[kind] for kind in caches.KINDS), caches.limit_bytes()
+    for problem in dict.fromkeys(filter(None, (link_in(place / kind) for kind in caches.ALL))):
+        yield Finding("wrong", "cache link", f"what is kept there is not used: {problem}")
     text = f"{held}; {total / 1e9:.2f} GB of the {limit / 1e9:g} GB that {caches.LIMIT_VARIABLE} allows"
     yield Finding("ok", "cache holds", text, "tfx doctor --clear-cache" if total > limit else "")
 

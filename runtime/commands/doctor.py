@@ -19,7 +19,7 @@ MARKS = {"ok": "ok", "missing": "--", "wrong": "!!"}
     flag_value=EVERY,
     metavar="[KIND]",
     help="Remove what the user's cache holds: auto, bundles, calibration, decoded, downloads, onnxruntime, "
-    "openvino, or without KIND all of them; default: only say how much there is.",
+    "openvino, parity, or without KIND all of them; default: only say how much there is.",
 )
 @options.as_json
 def doctor(kind: str | None, as_json: bool) -> None:
@@ -52,16 +52,23 @@ def doctor(kind: str | None, as_json: bool) -> None:
 def _clear(kind: str, as_json: bool) -> None:
     import json
 
-    from tfswa.runtime.errors import UsageError
+    from tfswa.runtime.errors import TfxError, UsageError, reason
     from tfswa.runtime.files.caches import ALL, clear
 
     if kind not in (EVERY, *ALL):
         raise UsageError(f"no cache {kind!r}: choose one of {', '.join(ALL)}, or none for all of them")
-    cleared = {name: clear(name) for name in ALL if kind in (EVERY, name)}
+    cleared, refused = {}, {}
+    for name in ALL if kind == EVERY else (kind,):
+        try:
+            cleared[name] = clear(name)
+        except OSError as error:  # one of them must not cost the others
+            refused[name] = reason(error)
     if as_json:
         rows = [{"kind": name, "bytes": gone, "in_use": stayed} for name, (gone, stayed) in cleared.items()]
         click.echo(json.dumps({"cleared": rows}))
-        return
-    for name, (gone, stayed) in cleared.items():
-        kept = f", {stayed / 1e6:.1f} MB are in use" if stayed else ""
-        click.echo(f"{name}: {gone / 1e6:.1f} MB removed{kept}")
+    else:
+        for name, (gone, stayed) in cleared.items():
+            kept = f", {stayed / 1e6:.1f} MB are in use" if stayed else ""
+            click.echo(f"{name}: {gone / 1e6:.1f} MB removed{kept}")
+    if refused:
+        raise TfxError(f"not cleared: {'; '.join(f'{name} ({why})' for name, why in refused.items())}")

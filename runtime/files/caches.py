@@ -7,7 +7,8 @@
     decoded/                 decoded audio, bounded by data.cache_gb (``train/data/cache.py``)
 
 What is damaged is reported once, removed and made again. ``TFX_CACHE_GB`` bounds all but decoded audio.
-What a process holds locked, because it writes or loads it, is not removed.
+What a process holds locked, because it writes or loads it, is not removed. Where a link is in the place of a
+folder nothing is kept, read or removed, see ``own_folders.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import atomic, locks, seal
 from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.files.own_folders import check_own, make_own, usable
 from tfswa.runtime.files.partial import partials
 from tfswa.runtime.machine import user_cache
 
@@ -84,9 +86,12 @@ def entries(kind: str) -> list[Entry]:
     folder, found = user_cache() / kind, []
     depth = folder.glob("*/*") if kind == "calibration" else folder.glob("*")
     with suppress(OSError):
-        for path in depth:
+        for path in depth if usable(folder) else ():
             with suppress(FileNotFoundError):  # someone else has removed it
-                files = [path] if not path.is_dir() else [file for file in path.rglob("*") if file.is_file()]
+                if not usable(path.parent):
+                    continue
+                whole = path.is_symlink() or not path.is_dir()
+                files = [path] if whole else [file for file in path.rglob("*") if file.is_file()]
                 size = sum(file.lstat().st_size for file in files)
                 found.append(Entry(path, size, path.lstat().st_mtime_ns))
     return found
@@ -113,9 +118,13 @@ def clear(kind: str) -> tuple[int, int]:
 
     Returns:
         The bytes that went, and those that stayed because they are in use.
+
+    Raises:
+        OSError: a link is in the place of the cache.
     """
     gone = stayed = 0
     folder = user_cache() / kind
+    check_own(folder)
     # Nobody takes a lease on decoded audio while its folder is held.
     with locks.locked(folder) if kind == DECODED and folder.is_dir() else nullcontext():
         leased = kind == DECODED and _is_leased(folder)
@@ -177,7 +186,7 @@ def put(path: Path, content: bytes) -> None:
     Raises:
         OSError: the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     with atomic.writing(path) as stream:
         stream.write(_MAGIC + seal.tag(path.name, content).encode() + b"\n" + content)
     trim()
@@ -185,6 +194,8 @@ def put(path: Path, content: bytes) -> None:
 
 def recall(path: Path) -> bytes | None:
     """What ``put`` kept; None where there is nothing, or, after a warning, where it is damaged."""
+    if not usable(path.parent):
+        return None
     try:
         whole = path.read_bytes()
     except OSError:
@@ -258,7 +269,7 @@ def _listing(place: Path) -> dict[str, tuple[int, int]]:
 def _locked(place: Path, wait: bool) -> int:
     """A handle that locks a folder, which is made where it is missing."""
     while True:
-        place.mkdir(parents=True, exist_ok=True)
+        _make(place)
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -272,6 +283,12 @@ def _locked(place: Path, wait: bool) -> int:
         if locks.is_at(handle, place):
             return handle
         locks.release(handle)  # removed meanwhile
+
+
+def _make(folder: Path) -> None:
+    """Callers do without a cache that cannot be written: that it is for a link is said here."""
+    usable(folder)
+    make_own(folder)
 
 
 def _damaged(path: Path) -> None:

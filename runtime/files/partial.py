@@ -54,8 +54,13 @@ def check_same(path: Path, handle: int) -> None:
         raise OSError(errno.ESTALE, "the folder was replaced by another one meanwhile", str(path))
 
 
-def new_file(folder: int, name: str) -> tuple[str, int]:
+def new_file(folder: int, name: str, mode: int = 0o666) -> tuple[str, int]:
     """Make an empty, locked file beside ``name`` in an open folder; its permissions are the umask's.
+
+    Args:
+        folder: a handle.
+        name: what the file will be called.
+        mode: its permissions, less what the umask takes.
 
     Returns:
         Its name, and a handle to write to, for ``locks.release``.
@@ -66,7 +71,7 @@ def new_file(folder: int, name: str) -> tuple[str, int]:
     while True:
         partial = partial_name(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        handle = os.open(partial, flags, 0o666, dir_fd=folder)
+        handle = os.open(partial, flags, mode, dir_fd=folder)
         if _claimed(handle, partial, folder):
             return partial, handle
 

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tfswa.runtime.files import locks
+from tfswa.runtime.files.own_folders import make_own, usable
 from tfswa.runtime.machine import user_cache
 
 _FOLDER = "running"
@@ -53,7 +54,8 @@ def left_behind() -> Iterator[list[tuple[bool, Path]]]:
     The record goes when the next one is asked for.
     """
     with suppress(OSError, RuntimeError):
-        for record in sorted((user_cache() / _FOLDER).iterdir()):
+        folder = user_cache() / _FOLDER
+        for record in sorted(folder.iterdir()) if usable(folder) else ():
             with suppress(OSError):
                 handle = os.open(record, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 locks.keep(handle)
@@ -68,7 +70,7 @@ def left_behind() -> Iterator[list[tuple[bool, Path]]]:
 
 def _opened() -> tuple[int, Path]:
     folder = user_cache() / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own(folder)
     while True:
         place = folder / secrets.token_hex(8)
         handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -19,7 +19,11 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
+from tfswa.runtime.files import locks, register
+from tfswa.runtime.files.own_folders import make_own, usable
+from tfswa.runtime.files.partial import new_file, open_folder
 from tfswa.runtime.machine import user_state
 
 logger = logging.getLogger(__name__)
@@ -46,8 +50,8 @@ def vouch(kind: str, sha256: str) -> None:
     line = f"\n{kind} {sha256} {tag(kind, sha256.encode())}\n"  # a line that was cut off before ends here
     try:
         place = user_state()
-        place.mkdir(parents=True, exist_ok=True)
-        with (place / "vouched").open("a", encoding="ascii") as stream:
+        make_own(place)
+        with _appending(place / "vouched") as stream:
             stream.write(line)
     except OSError as error:
         logger.info("%s cannot be written (%s): forgotten with this process", user_state(), error.strerror)
@@ -57,6 +61,8 @@ def is_vouched(kind: str, sha256: str, *, remembered: bool = True) -> bool:
     """Whether ``vouch`` was called for a file of that kind, here and by this user."""
     if remembered and (kind, sha256) in _here:
         return True
+    if not usable(user_state()):
+        return False
     try:
         lines = (user_state() / "vouched").read_text("ascii", "replace").splitlines()
     except OSError:
@@ -73,7 +79,9 @@ def is_vouched(kind: str, sha256: str, *, remembered: bool = True) -> bool:
 def _key(folder: Path) -> bytes:
     """The user's key in a folder; one for this process alone where none can be kept."""
     path = folder / "key"
-    for _ in range(2):
+    if usable(folder):
+        _remove_link(path)
+    for _ in range(2 if usable(folder) else 0):
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             with path.open("rb") as stream:
                 state, key = os.fstat(stream.fileno()), stream.read(KEY_BYTES + 1)
@@ -87,16 +95,35 @@ def _key(folder: Path) -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
+def _remove_link(path: Path) -> None:
+    """A link that came to lie in the place of a file is not followed."""
+    with suppress(OSError):
+        if path.is_symlink():
+            path.unlink()
+
+
+def _appending(path: Path) -> IO[str]:
+    """A file that grows."""
+    _remove_link(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="ascii")
+
+
 def _make(path: Path) -> None:
     """Write a new key, unless another process was quicker; it appears whole or not at all."""
-    work = path.with_name(f".key-{secrets.token_hex(8)}")
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        make_own(path.parent, mode=0o700)
+        register.note(path.parent)
+        folder = open_folder(path.parent)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(secrets.token_bytes(KEY_BYTES))
-            with suppress(FileExistsError):
-                os.link(work, path)
+            work, handle = new_file(folder, path.name, mode=0o600)
+            try:
+                os.write(handle, secrets.token_bytes(KEY_BYTES))
+                os.fsync(handle)
+                with suppress(FileExistsError):
+                    os.link(work, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                os.unlink(work, dir_fd=folder)
+                locks.release(handle)
         finally:
-            work.unlink()
+            os.close(folder)

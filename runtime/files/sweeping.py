@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tfswa.runtime.files import register
+from tfswa.runtime.files.own_folders import usable
 from tfswa.runtime.files.partial import sweep_temporary, temporary
 from tfswa.runtime.files.publish import sweep
 from tfswa.runtime.machine import user_cache
@@ -59,7 +60,9 @@ def own_temporary() -> Iterator[None]:
             folder = stack.enter_context(temporary("run"))
             if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER:
                 # What torch compiled is to outlive the command.
-                os.environ.setdefault(names[1], str(user_cache() / "inductor"))
+                compiled = user_cache() / "inductor"
+                if usable(compiled):
+                    os.environ.setdefault(names[1], str(compiled))
                 os.environ[names[0]] = tempfile.tempdir = str(folder)
         try:
             yield

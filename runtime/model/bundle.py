@@ -29,6 +29,7 @@ from tfswa.runtime.files import caches
 from tfswa.runtime.files.atomic import new_folder, writing
 from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
 from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.own_folders import check_own, usable
 from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.publish import Move, publish, sweep
 from tfswa.runtime.machine import user_cache
@@ -178,14 +179,15 @@ class Bundle:
 
     def _added(self) -> dict[str, FileEntry]:
         """What the user's cache adds to a sealed bundle: nothing where its manifest is damaged."""
-        if not self.sealed or not (self.home / MANIFEST).exists():
+        if not self.sealed or not usable(self.home) or not (self.home / MANIFEST).exists():
             return {}
         try:
             entries = _entries(self.home, _read_manifest(self.home))
         except BundleError as error:
             _warn_once(f"{error}; what was added to {self.path} is left out")
             return {}
-        return {name: entry for name, entry in entries.items() if (self.home / name).is_file()}
+        places = {name: self.home / name for name in entries}
+        return {name: entries[name] for name, at in places.items() if at.is_file() and usable(at.parent)}
 
     def file(self, name: str) -> Path:
         """Path of a file whose content has just been checked against the manifest.
@@ -269,9 +271,12 @@ class Bundle:
             raise UsageError(f"{self.path} cannot hold a file named {name!r}: choose a plain relative name")
         if name in self._own and self.sealed:
             raise UsageError(f"{self.path} is sealed and holds {name} already: copy it with `tfx export -o`")
+        target = self.home / name
+        if self.sealed:
+            with writable(target):
+                check_own(target.parent)
         if name in self.files and not force:
             raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
-        target = self.home / name
         with writable(target), _directories(target.parent), working(self.home / target.name) as work:
             path = work.path / f"0{target.suffix}"
             if callable(content):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import AudioError, ConfigError
 from tfswa.runtime.files.partial import partials
 from tfswa.train.data import cache as module
-from tfswa.train.data.cache import decoded
+from tfswa.train.data.cache import decoded, default_folder
 from tfswa.train.data.decode import Recording, is_intact, read_decoded
 
 RATE = 8000
@@ -147,9 +148,14 @@ def test_two_processes_decode_each_file_once_and_both_have_all(
     assert not list(folder.glob(".*.partial-*"))
 
 
-def begun(path: Path) -> str:
-    """Name of what is being decoded."""
+def turn(path: Path) -> str:
+    """Name of the turn to decode a file."""
     return f".{of(path).key}.npy.partial-{of(path).key[:16]}"
+
+
+def begun(folder: Path) -> Counter[str]:
+    """What is being decoded: of each entry its turn, and what there is of it under a random name."""
+    return Counter(path.name.partition(".npy")[0][1:] for path in folder.glob(".*.partial-*"))
 
 
 def test_a_kill_while_decoding_leaves_nothing_that_is_read(
@@ -158,7 +164,8 @@ def test_a_kill_while_decoding_leaves_nothing_that_is_read(
     child = start(files[:1], mode="hang")
     assert child.line() == "hangs"
     assert entries(folder) == set()
-    assert [path.name for path in folder.glob(".*.partial-*")] == [begun(files[0])]
+    assert begun(folder) == {of(files[0]).key: 2}
+    assert (folder / turn(files[0])).stat().st_size == 0
     child.kill()
     found = decoded([of(files[0])], folder, LIMIT)
     np.testing.assert_array_equal(found[0].audio, truth(files[0]))
@@ -172,8 +179,44 @@ def test_what_a_killed_process_began_is_swept_by_whoever_comes(
     assert (dead.line(), alive.line()) == ("hangs", "hangs")
     dead.kill()
     decoded([of(files[2])], folder, LIMIT)
-    assert [path.name for path in folder.glob(".*.partial-*")] == [begun(files[1])]  # still at it
+    assert begun(folder) == {of(files[1]).key: 2}  # still at it
     assert len(list((folder / "leases").iterdir())) == 2  # of the living
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_what_is_planted_at_the_name_of_a_turn_stays_as_it_is(
+    files: list[Path], folder: Path, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"outside")
+    folder.mkdir(exist_ok=True)
+    link(folder / turn(files[0]), outside)
+    (folder / f"{of(files[0]).key}.npy").symlink_to(outside)
+    found = decoded([of(files[0])], folder, LIMIT)
+    np.testing.assert_array_equal(found[0].audio, truth(files[0]))
+    assert outside.read_bytes() == b"outside"
+    assert not begun(folder)
+
+
+@pytest.mark.parametrize("where", ["tfswa", "tfswa/decoded", "tfswa/decoded/leases"])
+def test_a_link_in_place_of_a_folder_of_ours_is_refused_by_name(
+    files: list[Path], private_cache: Path, tmp_path: Path, where: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (private_cache / where).parent.mkdir(parents=True, exist_ok=True)
+    (private_cache / where).symlink_to(outside)
+    with pytest.raises(ConfigError, match=f"{where} is a link to {outside}, .*: remove it") as caught:
+        decoded([of(files[0])], default_folder(), LIMIT)
+    assert "\n" not in str(caught.value)
+    assert list(outside.iterdir()) == []
+
+
+def test_a_folder_that_the_user_named_may_be_a_link(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    decoded([of(files[0])], tmp_path / "link", LIMIT)
+    assert entries(tmp_path / "disk") == {of(files[0]).key}
 
 
 def test_whoever_waits_for_a_process_that_is_killed_does_its_work(
@@ -420,19 +463,6 @@ def test_an_entry_that_is_cut_short_or_longer_is_not_intact(files: list[Path], f
     for content in (b"", whole[:100], whole[:-1], whole + b"x"):
         path.write_bytes(content)
         assert not is_intact(path)
-
-
-def test_a_link_in_the_place_of_what_is_being_decoded_is_not_followed(
-    files: list[Path], folder: Path, tmp_path: Path
-) -> None:
-    outside = tmp_path / "outside"
-    outside.write_bytes(b"outside")
-    folder.mkdir(exist_ok=True)
-    (folder / begun(files[0])).symlink_to(outside)
-    (folder / f"{of(files[0]).key}.npy").symlink_to(outside)
-    (found,) = decoded([of(files[0])], folder, LIMIT)
-    np.testing.assert_array_equal(found.audio, truth(files[0]))
-    assert outside.read_bytes() == b"outside"
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=str)

@@ -2,7 +2,8 @@
 
 folder/
   KEY.npy                     one recording, decoded (see decode.py); the least recently used go first
-  .KEY.npy.partial-...        being decoded: its lock is held by who does it; unlocked, its owner died
+  .KEY.npy.partial-...        being decoded, by who holds its lock; unlocked, its owner died. One more, empty
+                              and of a name that all know, is the turn to decode
   leases/.lease.partial-...   entries in use, one file a process: locked as long as that process lives
 
 The folder itself is locked for moments, while leases are read or changed. An entry is read once from end to
@@ -28,7 +29,9 @@ from typing import IO
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import register
+from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.files.locks import is_at, locked
+from tfswa.runtime.files.own_folders import check_own, make_own
 from tfswa.runtime.files.partial import MARK, abandoned, partial_name, partials
 from tfswa.runtime.machine import user_cache
 from tfswa.train.data.decode import Decoded, Recording, is_intact, read_decoded
@@ -124,9 +127,10 @@ class _Store:
     """One cache folder."""
 
     def __init__(self, folder: Path, limit: int) -> None:
+        check_own(folder.absolute())
         self.folder, self.limit = folder.resolve(), limit
         leases = self.folder / "leases"
-        leases.mkdir(parents=True, exist_ok=True)
+        make_own(leases, below=self.folder)
         for place in (self.folder, leases):
             register.note(place)
 
@@ -251,29 +255,25 @@ class _Store:
 
     def _decode(self, key: str, recording: Recording, sizes: dict[str, int], wait: bool) -> bool:
         """Decode one entry; False where another process is at it and ``wait`` is False."""
-        # Everybody's name for it, so that only one decodes it.
-        partial, target = self.folder / f".{key}.npy{MARK}{key[:16]}", self._entry(key)
+        # Everybody's name for it, so that only one decodes it. It can be foreseen: nothing is written to it.
+        turn, target = self.folder / f".{key}.npy{MARK}{key[:16]}", self._entry(key)
         while read_decoded(target) is None:
-            with _opened(partial) as opened:
+            with _opened(turn) as opened:
                 if not wait and not _try_lock(opened):
                     return False
                 fcntl.flock(opened, fcntl.LOCK_EX)
-                if not is_at(opened.fileno(), partial):
-                    continue  # renamed or removed by whom we waited for
-                if read_decoded(target) is not None:
-                    partial.unlink()
-                    return True
+                if not is_at(opened.fileno(), turn):
+                    continue  # removed by whom we waited for
                 try:
-                    with partial.open("r+b") as file:
-                        file.truncate()
-                        recording.write(file)
-                    if partial.stat().st_size > sizes[key]:
-                        sizes[key] = partial.stat().st_size
-                        self._reserve(sizes)
-                    os.replace(partial, target)
-                except BaseException:
-                    partial.unlink(missing_ok=True)
-                    raise
+                    if read_decoded(target) is None:
+                        with writing(target) as file:
+                            recording.write(file)
+                            size = os.fstat(file.fileno()).st_size
+                            if size > sizes[key]:
+                                sizes[key] = size
+                                self._reserve(sizes)
+                finally:
+                    turn.unlink(missing_ok=True)
         return True
 
 

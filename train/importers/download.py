@@ -16,6 +16,7 @@ from tfswa.runtime.errors import BundleError, TfxError, reason
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.atomic import folder, writing
 from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.files.own_folders import check_own
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.bundle import writable
 
@@ -71,6 +72,8 @@ class Download:
             UsageError: the cache cannot be written.
         """
         place = self.place
+        with writable(place):
+            check_own(place.parent)
         if place.is_file():
             if sha256_of(place) == self.sha256:
                 caches.touch(place)

@@ -174,7 +174,7 @@ def test_a_link_in_the_place_of_a_folder_is_not_written_through(root: Path, tmp_
     (root / "openvino").mkdir(parents=True)
     (root / "openvino" / "key").symlink_to(outside)
     with (
-        pytest.raises(OSError, match=r"Not a directory|symbolic links"),
+        pytest.raises(OSError, match="key is a link to"),
         caches.compiled(root / "openvino" / "key"),
     ):
         pytest.fail("it was opened")
@@ -273,3 +273,41 @@ def test_clearing_one_kind_or_all(
     done = tfx("doctor", "--clear-cache", "sound")
     assert done.code == 2
     assert "no cache 'sound': choose one of auto, bundles" in done.err
+
+
+@pytest.mark.parametrize("where", ["tfswa", "tfswa/downloads"])
+def test_a_folder_that_is_a_link_loses_nothing_and_is_told_by_name(
+    private_cache: Path, tfx: Tfx, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trimming, clearing and keeping leave alone what is behind a link that nobody asked to be followed."""
+    behind = tmp_path / "documents"
+    (private_cache / where).parent.mkdir(parents=True, exist_ok=True)
+    mine = put(behind / ("downloads/mine" if where == "tfswa" else "mine"), 2_000_000, 1)
+    (private_cache / where).symlink_to(behind)
+    monkeypatch.setenv("TFX_CACHE_GB", "0")
+    caches.trim()
+    root = private_cache / "tfswa"
+    with pytest.raises(OSError, match=f"{where} is a link to {behind}"):
+        caches.put(root / "downloads" / "x", b"x")
+    assert caches.recall(root / "downloads" / "mine") is None
+    done = tfx("doctor", "--clear-cache", "downloads")
+    assert done.code == 1
+    assert f"downloads ({private_cache / where} is a link to {behind}" in done.err
+    assert tfx("doctor", "--clear-cache").code == 1  # and the others are cleared
+    shown = tfx("doctor")
+    assert shown.code == 1
+    assert shown.out.count(f"{private_cache / where} is a link to {behind}") == 1
+    assert mine.read_bytes() == bytes(2_000_000)
+    assert [path for path in behind.rglob("*") if path.is_file()] == [mine]
+
+
+def test_the_folder_that_the_user_chose_may_be_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link"))
+    path = tmp_path / "link" / "tfswa" / "auto" / "a.json"
+    caches.put(path, b"kept")
+    assert caches.recall(path) == b"kept"
+    assert (tmp_path / "disk" / "tfswa" / "auto" / "a.json").exists()

@@ -15,10 +15,12 @@ from command_line import Tfx
 from small_import import small_import
 from writing_commands import CALIBRATE, EVALUATE, EXPORT, IMPORT, PARITY, SEPARATE, TRAIN, furnish
 
+from tfswa.runtime.files import own_folders, seal
 from tfswa.runtime.model.bundle import Bundle
 
 COMMANDS = [SEPARATE, EXPORT, CALIBRATE, PARITY, TRAIN, (*EVALUATE, "--jobs", "1"), IMPORT]
-NAMED = {"out", "scores", "run", "decoded", "mine.tfx", "new.tfx", "p.md"}  # by the user: links are followed
+# By the user: links are followed. In the cache and the state they name one folder, all below it are ours.
+NAMED = {"out", "scores", "run", "decoded", "mine.tfx", "new.tfx", "p.md", "cache", "state"}
 
 
 @pytest.fixture
@@ -34,6 +36,9 @@ def place(
         folder.mkdir()
         monkeypatch.chdir(folder)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        seal._key.cache_clear()
+        own_folders._warn_once.cache_clear()
         furnish(folder, exported_bundle, songs, seconds=2)
         return folder
 
@@ -50,7 +55,11 @@ def state(folder: Path) -> dict[str, bytes | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=[command[0] for command in COMMANDS])
 def test_nothing_outside_changes(
-    place: Callable[[], Path], command: tuple[str, ...], tfx: Tfx, tmp_path: Path
+    place: Callable[[], Path],
+    command: tuple[str, ...],
+    tfx: Tfx,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = place()
     before = state(folder)
@@ -64,11 +73,7 @@ def test_nothing_outside_changes(
         if after[name] is not None and after[name] != before.get(name) and name not in NAMED
     ]
     folders = {
-        parent
-        for name in written
-        for parent in map(str, Path(name).parents)
-        # Folders of the cache are the user's, who may keep them on another disk; files in it are planted.
-        if parent not in {".", *NAMED} and Path(parent).parts[0] != "cache"
+        parent for name in written for parent in map(str, Path(name).parents) if parent not in {".", *NAMED}
     }
     assert written
     fresh = [name for name in written if not name.endswith(".ckpt")]  # with these a run is there already
@@ -88,8 +93,12 @@ def test_nothing_outside_changes(
             path.symlink_to(target)
         kept = state(outside)
         with small_import():
-            tfx(*command)
+            done = tfx(*command)
         assert state(outside) == kept, names
+        if Path(names[0]).parts[0] in ("cache", "state") and folders.intersection(names):
+            assert f"{names[0]} is a link to" in done.err + caplog.text
+            refused = done.code == 2 and f"{names[0]} is a link to" in done.err.splitlines()[-1]
+            assert refused or done.code == first.code
         left = [path.name for path in folder.rglob("*") if ".partial-" in path.name]
         assert not [name for name in left if not name.startswith(".lease.")]  # this process's own
         if command not in (SEPARATE, TRAIN) and not folders.intersection(names):
