@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -425,39 +424,72 @@ def test_a_sealed_bundles_own_files_stay(tiny_bundle: Bundle) -> None:
         sealed.add("model.onnx", writes(b"y"), kind="onnx", force=False)
 
 
+ADDERS, EACH = 8, 100 if os.environ.get("TFX_LONG") else 4
 ADDER = """
-import sys, time
+import sys
 from pathlib import Path
 from tfswa.runtime.model.bundle import Bundle
-bundle, tag, go = Bundle.open(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-Path(sys.argv[3] + tag).touch()
-while not go.exists():
-    time.sleep(0.001)
-for number in range(20):
-    bundle.add(f"{tag}-{number}", tag.encode(), kind="document")
+bundle, tag, each = Bundle.open(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(each):
+    bundle.add(f"{tag}-{number}", tag.encode() * 5000, kind="document")
+    bundle.add("engines/shared", f"{tag}-{number}".encode() * 5000, kind="engine")
+"""
+READER = """
+import sys, threading
+from pathlib import Path
+from tfswa.runtime.model.bundle import Bundle
+kept, rounds, seen, over = Bundle.open(Path(sys.argv[1])), 0, set(), threading.Event()
+print("ready", flush=True)
+threading.Thread(target=lambda: (sys.stdin.readline(), sys.stdin.read(), over.set()), daemon=True).start()
+while not (over.is_set() and rounds):
+    fresh = Bundle.open(Path(sys.argv[1]))
+    assert seen <= set(fresh.files), seen - set(fresh.files)
+    seen |= set(fresh.files)
+    for bundle in (kept, fresh):
+        for name in bundle.files:
+            bundle.file(name)
+    rounds += 1
+print(rounds, flush=True)
 """
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_two_processes_that_add_at_once_lose_nothing(
-    tiny_bundle: Bundle, tmp_path: Path, sealed: bool
+def test_eight_processes_that_add_at_once_lose_nothing_and_who_reads_hears_of_no_damage(
+    tiny_bundle: Bundle, sealed: bool
 ) -> None:
     if sealed:
         seal(tiny_bundle.path)
-    go = tmp_path / "go"
-    adders = [
-        subprocess.Popen([sys.executable, "-c", ADDER, str(tiny_bundle.path), tag, str(go)]) for tag in "ab"
-    ]
-    deadline = time.monotonic() + 30
-    while not all(Path(f"{go}{tag}").exists() for tag in "ab") and time.monotonic() < deadline:
-        time.sleep(0.005)
-    go.touch()
-    assert [adder.wait(timeout=60) for adder in adders] == [0, 0]
+
+    def start(program: str, *given: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, str(tiny_bundle.path), *map(str, given)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+    reader, adders = start(READER), [start(ADDER, tag, EACH) for tag in range(ADDERS)]
+    for process in (reader, *adders):
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in (reader, *adders):
+        process.stdin.write("go\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    said = [adder.communicate(timeout=600) for adder in adders]
+    read = reader.communicate(timeout=600)  # which closes its input: it is over
+    assert [adder.returncode for adder in adders] == [0] * ADDERS, said
+    assert said == [("", "")] * ADDERS
+    assert (reader.returncode, read[1]) == (0, "")
     after = Bundle.open(tiny_bundle.path)
-    assert len(after.files) == 41
-    for name in after.files:
-        after.file(name)
+    added = {f"{tag}-{number}" for tag in range(ADDERS) for number in range(EACH)}
+    assert set(after.files) == {WEIGHTS, "engines/shared", *added}
+    for name in added:
+        assert after.file(name).read_bytes() == name.partition("-")[0].encode() * 5000
+    lasts = {f"{tag}-{EACH - 1}".encode() * 5000 for tag in range(ADDERS)}
+    assert after.file("engines/shared").read_bytes() in lasts
     assert not [name for name in listing(after.home) if "partial" in name]
+    if EACH > 50:
+        print(f"{len(added)} files by {ADDERS} processes, {read[0].strip()} rounds read meanwhile")
 
 
 def test_threads_that_add_at_once_lose_nothing(tiny_bundle: Bundle) -> None:
