@@ -27,7 +27,7 @@ from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import atomic, locks, seal
 from tfswa.runtime.files.hashes import sha256_of
 from tfswa.runtime.files.own_folders import check_own, make_own, usable
-from tfswa.runtime.files.partial import partials
+from tfswa.runtime.files.partial import abandoned, partials
 from tfswa.runtime.machine import user_cache
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _is_leased(folder: Path) -> bool:
 
 
 def drop(path: Path) -> bool:
-    """Remove an entry that nobody holds locked; whether it is gone."""
+    """Remove an entry that nobody holds locked, nor writes something into; whether it is gone."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -161,7 +161,7 @@ def drop(path: Path) -> bool:
         return not os.path.lexists(path)
     locks.keep(handle)
     try:
-        if not locks.hold(handle, wait=False):
+        if not locks.hold(handle, wait=False) or _is_written_into(path):
             return False
         if path.is_dir():
             shutil.rmtree(path)
@@ -172,6 +172,14 @@ def drop(path: Path) -> bool:
     finally:
         locks.release(handle)
     return True
+
+
+def _is_written_into(path: Path) -> bool:
+    for work in partials(path):
+        with abandoned(work) as free:
+            if not free:
+                return True
+    return False
 
 
 def touch(path: Path) -> None:

@@ -6,6 +6,8 @@ import fcntl
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import caches, locks
 from tfswa.runtime.files.partial import partial_name
 from tfswa.runtime.files.publish import sweep
+from tfswa.runtime.model.bundle import Bundle
 
 PLACES = 200 if os.environ.get("TFX_LONG") else 20
 
@@ -231,6 +234,46 @@ def test_what_is_in_use_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     caches.trim()
     assert not path.exists()
     assert not place.exists()
+
+
+ADDS = """
+import sys
+from pathlib import Path
+from tfswa.runtime.model.bundle import Bundle
+def content(path):
+    print("writes", flush=True)
+    sys.stdin.readline()
+    path.write_bytes(b"new")
+print(Bundle.open(Path(sys.argv[1])).add("model.onnx", content, kind="onnx"))
+"""
+
+
+@pytest.mark.parametrize("how", ["trim", "clear"])
+def test_what_another_process_adds_to_stays(
+    tiny_bundle: Bundle, tfx: Tfx, monkeypatch: pytest.MonkeyPatch, root: Path, how: str
+) -> None:
+    tiny_bundle.seal()
+    idle = put(root / "auto" / "a.json", 10, 1)
+    child = subprocess.Popen(
+        [sys.executable, "-c", ADDS, str(tiny_bundle.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "writes\n"
+    if how == "trim":
+        monkeypatch.setenv("TFX_CACHE_GB", "0")
+        caches.trim()
+    else:
+        assert tfx("doctor", "--clear-cache").code == 0
+    said, _ = child.communicate("go\n", timeout=60)
+    assert child.returncode == 0
+    assert Path(said.strip()).read_bytes() == b"new"
+    assert Bundle.open(tiny_bundle.path).file("model.onnx").read_bytes() == b"new"
+    assert not idle.exists()
+    caches.clear("bundles")
+    assert not (root / "bundles").exists() or not list((root / "bundles").iterdir())
 
 
 def test_a_link_in_a_cache_loses_its_name_and_not_what_it_names(root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Tfx
 
 from tfswa.runtime.files.atomic import new_folder
 from tfswa.runtime.files.locks import locked
@@ -80,6 +82,42 @@ def test_what_a_dead_process_wrote_is_found_wherever_it_was(tmp_path: Path) -> N
     sweep_all()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]  # empty folders went, too
     assert sweep_all() == []
+
+
+def test_doctor_says_what_it_swept(temporary_folder: Path, tmp_path: Path, tfx: Tfx) -> None:
+    def work() -> None:
+        (new_temporary("calibrate").path / "chunk.npy").touch()
+        staging = Staging({"vocals": tmp_path / "a song.wav"}, force=False, source=None)
+        staging.prepare(0)
+        staging.partials[0].touch()
+
+    dies(work)
+    (left,) = temporary_folder.glob("tfx-calibrate-*")
+    (partial,) = tmp_path.glob(".a song.wav.partial-*")
+    done = tfx("doctor")
+    (line,) = [line for line in done.out.splitlines() if "killed runs" in line]
+    assert line.endswith(f"removed {left}, {partial}")
+    assert not left.exists()
+    assert not partial.exists()
+    again = tfx("doctor", "--json").out
+    (found,) = [one for one in json.loads(again)["findings"] if one["topic"] == "killed runs"]
+    assert (found["level"], found["text"]) == ("ok", "left nothing behind")
+
+
+def test_what_another_user_owns_is_not_touched(
+    temporary_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        new_temporary("calibrate")
+        Staging({"vocals": tmp_path / "vocals.wav"}, force=False, source=None).prepare(0)
+
+    dies(work)
+    others = [*temporary_folder.glob("tfx-*"), *tmp_path.glob(".vocals.wav.partial-*")]
+    assert len(others) == 2
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    assert sweep_all() == []
+    assert all(other.is_dir() for other in others)
 
 
 def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
