@@ -138,7 +138,7 @@ def calibrate(
         from tfswa.calibration.chart import draw
         from tfswa.runtime.plots import pictures
 
-        pictures.save_png(draw(planned, budget_db, opened.name), chart, named=True)
+        pictures.save_png(draw(planned, budget_db, opened.name), chart, named=True, force=force)
     if as_json:
         _print_json(opened, corpus, calibrated, planned)
     else:

@@ -94,7 +94,7 @@ def gather(
     """
     _check_request(paths, output, chunks, held_out, difficult, seed, force)
     found = _find(paths, spec)
-    with writable(output), folder(output.parent), writing(output, named=True) as stream:
+    with writable(output), folder(output.parent), writing(output, named=True, force=force) as stream:
         songs = _level_all(found, spec, report)
         rest, apart = _split(songs, seed)
         total = chunks if difficult == 1 else min(chunks, math.ceil(len(rest) / (1 - difficult)))

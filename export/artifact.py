@@ -129,7 +129,7 @@ def _alone(order: _Order, bundle: Bundle, output: Path, force: bool) -> Exported
         with bundle_copy(bundle, place, without=order.name, force=False) as copy:
             made = _produce(order, copy)
         output.parent.mkdir(parents=True, exist_ok=True)
-        with writing(output) as target, (place / order.name).open("rb") as source:
+        with writing(output, named=True, force=force) as target, (place / order.name).open("rb") as source:
             shutil.copyfileobj(source, target)
     return replace(made, bundle=bundle.path, file=output)
 

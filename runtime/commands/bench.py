@@ -122,7 +122,7 @@ def bench(
     found = run(opened, song, plan, report=lambda line: click.echo(line, err=True))
     text = json.dumps(found.to_dict(), allow_nan=False)
     if files:
-        _write(files, found, text)
+        _write(files, found, text, force=force)
     click.echo(text if as_json else _table(found))
     for path in files:
         click.echo(f"written: {path}", err=as_json)
@@ -176,10 +176,10 @@ def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | flo
     return list(columns.values()), cells
 
 
-def _write(files: list[Path], found: Benchmark, text: str) -> None:
-    """The three files, each whole or not at all."""
+def _write(files: list[Path], found: Benchmark, text: str, *, force: bool) -> None:
+    """The three files, all of them or none."""
     from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.files.atomic import writing
+    from tfswa.runtime.files.staging import Staging
     from tfswa.runtime.plots import pictures
     from tfswa.runtime.table import markdown_table
 
@@ -187,14 +187,18 @@ def _write(files: list[Path], found: Benchmark, text: str) -> None:
     lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB on {found.song}"]
     lines += [*_ceilings(found), "", *markdown_table(*_columns_and_cells(found)), "", *_missing(found)]
     speeds = {f"{row.backend} {row.precision}": row.x_realtime for row in found.rows if row.x_realtime}
+    figure = pictures.bars(speeds, f"{found.model}: seconds of audio per second")
+    staging = Staging({path.name: path for path in files}, force=force, source=None)
     try:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        for path, content in zip(files, (text + "\n", "\n".join(lines) + "\n"), strict=False):
-            with writing(path) as stream:
-                stream.write(content.encode())
-        figure = pictures.bars(speeds, f"{found.model}: seconds of audio per second")
-        pictures.save_png(figure, files[2])
+        staging.prepare(0)
+        numbers, page, picture = staging.partials
+        numbers.write_text(text + "\n", encoding="utf-8")
+        page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        pictures.save_png(figure, picture)
+        staging.publish()
     except OSError as error:
         raise UsageError(
             f"{files[0].parent} cannot be written ({error.strerror}): choose another -o"
         ) from error
+    finally:
+        staging.discard()

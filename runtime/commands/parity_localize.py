@@ -87,7 +87,7 @@ def localize(
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(_draw(found, Path(model).name), picture, named=True)
+            pictures.save_png(_draw(found, Path(model).name), picture, named=True, force=force)
     if as_json:
         click.echo(json_text(_as_json(found, model, name)))
     else:

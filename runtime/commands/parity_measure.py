@@ -202,7 +202,7 @@ def _each(models: Sequence[str], task: Measurement, outputs: Outputs, *, measure
         try:
             found = _certified(model, task, outputs) if measured else _judged(model, task)
             pages.append(formats.markdown(found.model.name, found.judged, found.gates))
-            formats.write(outputs.markdown, "\n".join(pages))
+            formats.write(outputs.markdown, "\n".join(pages), force=outputs.force)
             _tell(found, outputs)
             _check(found)
         except TfxError as error:
@@ -311,11 +311,12 @@ def _tell(found: Verdict, outputs: Outputs) -> None:
             click.echo(f"not measured, {name}: {why}")
         kept = f"evidence: {found.evidence}"
         click.echo(kept if found.evidence else "judged by the evidence, not measured again")
-    formats.write(outputs.junit, formats.junit(model.name, judged))
+    formats.write(outputs.junit, formats.junit(model.name, judged), force=outputs.force)
     if outputs.report is not None:
         from tfswa.runtime.parity.report.page import page
 
-        formats.write(outputs.report, page(model.name, judged, gates, found.showcase, missing=found.missing))
+        written = page(model.name, judged, gates, found.showcase, missing=found.missing)
+        formats.write(outputs.report, written, force=outputs.force)
         click.echo(f"{outputs.report}: {outputs.report.stat().st_size / 1e6:.1f} MB", err=True)
 
 

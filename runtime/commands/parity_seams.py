@@ -84,7 +84,7 @@ def seams(
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(_draw(found, Path(model).name), picture, named=True)
+            pictures.save_png(_draw(found, Path(model).name), picture, named=True, force=force)
     if not as_json:
         _print(found, model, store)
     stored = store_context(opened, found, output, force=force) if store else None

@@ -14,14 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from tfswa.runtime.errors import OutputExists
 from tfswa.runtime.files import locks, register
 from tfswa.runtime.files.partial import beside, check_same, new_file, open_folder
-from tfswa.runtime.files.publish import Move, publish, sweep
+from tfswa.runtime.files.publish import Move, publish, sweep, take_name
 from tfswa.runtime.files.signals import held_back
 
 
 @contextmanager
-def writing(path: Path, *, named: bool = False) -> Iterator[IO[bytes]]:
+def writing(path: Path, *, named: bool = False, force: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the place of ``path`` when the block ends well, and is on the disk then.
 
     A pipe or a device that a user named (``/dev/stdout``) is written to as it is.
@@ -29,9 +30,11 @@ def writing(path: Path, *, named: bool = False) -> Iterator[IO[bytes]]:
     Args:
         path: the destination.
         named: a user typed this path: a link is followed.
+        force: replace what is there in the end.
 
     Raises:
         OSError: as writing to it does; ``path`` is as it was.
+        OutputExists: something is there in the end, and ``force`` is false.
     """
     if named and (special := _special(path)):
         with special.open("wb") as stream:
@@ -49,7 +52,10 @@ def writing(path: Path, *, named: bool = False) -> Iterator[IO[bytes]]:
                 os.fsync(handle)
             check_same(path.parent, folder)
             with held_back():
-                os.replace(partial, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                if force:
+                    os.replace(partial, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                else:
+                    _take_name(partial, path, folder)
                 with suppress(OSError):  # some file systems have nothing to do for a folder, and say so
                     os.fsync(folder)
         except BaseException:
@@ -60,6 +66,15 @@ def writing(path: Path, *, named: bool = False) -> Iterator[IO[bytes]]:
             locks.release(handle)
     finally:
         os.close(folder)
+
+
+def _take_name(partial: str, path: Path, folder: int) -> None:
+    try:
+        take_name(folder, partial, folder, path.name)
+    except FileExistsError as error:
+        raise OutputExists(
+            f"{path} came to be there meanwhile: add --force to replace it, or choose another place"
+        ) from error
 
 
 @contextmanager

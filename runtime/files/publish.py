@@ -236,10 +236,8 @@ def _forward(work: int, step: _Step, final: Final, force: bool) -> None:
         if step.old is not None and _state(work, step.old) is None and _state(folder, name) is not None:
             os.rename(name, step.old, src_dir_fd=folder, dst_dir_fd=work)
         os.rename(step.new, name, src_dir_fd=work, dst_dir_fd=folder)
-    elif not rename_flagged(_RENAME_NOREPLACE, work, step.new, folder, name):
-        if _state(folder, name) is not None:
-            raise FileExistsError(errno.EEXIST, "came to be there meanwhile", step.final)
-        os.rename(step.new, name, src_dir_fd=work, dst_dir_fd=folder)
+    else:
+        take_name(work, step.new, folder, name)
 
 
 def _turn_back(work: int) -> None:
@@ -266,6 +264,18 @@ def _state(folder: int, name: str) -> os.stat_result | None:
     with suppress(FileNotFoundError):
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
     return None
+
+
+def take_name(from_folder: int, old: str, to_folder: int, new: str) -> None:
+    """Rename to a name that nothing has.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    if not rename_flagged(_RENAME_NOREPLACE, from_folder, old, to_folder, new):
+        if _state(to_folder, new) is not None:
+            raise FileExistsError(errno.EEXIST, "came to be there meanwhile", new)
+        os.rename(old, new, src_dir_fd=from_folder, dst_dir_fd=to_folder)
 
 
 def rename_flagged(flags: int, from_folder: int, old: str, to_folder: int, new: str) -> bool:

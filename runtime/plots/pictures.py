@@ -310,15 +310,16 @@ def panels(
     return figure
 
 
-def save_png(figure: Figure, path: Path, *, named: bool = False) -> None:
-    """Write a figure as PNG, in place of an older file in one step; ``named`` as for ``writing``.
+def save_png(figure: Figure, path: Path, *, named: bool = False, force: bool = True) -> None:
+    """Write a figure as PNG, in one step; ``named`` and ``force`` as for ``writing``.
 
     Raises:
         OSError: the file cannot be written; an older one is as it was.
+        OutputExists: it is there, and ``force`` is false.
     """
     coded = io.BytesIO()
     figure.savefig(coded, format="png")
-    with writing(path, named=named) as stream:
+    with writing(path, named=named, force=force) as stream:
         stream.write(coded.getvalue())
 
 

@@ -87,17 +87,18 @@ def junit(model: str, judged: Judged) -> str:
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def write(path: Path | None, content: str) -> None:
+def write(path: Path | None, content: str, *, force: bool) -> None:
     """Write a file whole or not at all; None writes nothing.
 
     Raises:
         UsageError: it cannot be written.
+        OutputExists: it is there, and ``force`` is false.
     """
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path, named=True) as stream:
+        with writing(path, named=True, force=force) as stream:
             stream.write(content.encode())
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another name") from error

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tfswa.runtime.errors import OutputExists
+from tfswa.runtime.files import publish
 from tfswa.runtime.files.atomic import new_folder, writing
 from tfswa.runtime.files.publish import sweep
 
@@ -198,3 +200,34 @@ def test_permissions_are_the_umasks(tmp_path: Path) -> None:
         os.umask(before)
     found = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
     assert found == {"x": "0o640", "y": "0o750", "z": "0o640"}
+
+
+@pytest.mark.parametrize("flags", ["flags", "no flags"])
+@pytest.mark.parametrize("kind", ["file", "link", "link that the user named"])
+def test_what_came_to_be_meanwhile_is_not_replaced_without_force(
+    tmp_path: Path, kind: str, flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flags == "no flags":
+        monkeypatch.setattr(publish, "rename_flagged", lambda *given: False)
+    path, other = tmp_path / "report.xml", tmp_path / "other"
+    named = kind == "link that the user named"
+    if named:
+        path.symlink_to(other)
+
+    def write(force: bool) -> None:
+        with writing(path, named=named, force=force) as stream:
+            stream.write(b"new")
+            if kind == "link":
+                path.unlink(missing_ok=True)
+                path.symlink_to(other)
+            else:
+                path.write_bytes(b"theirs")
+
+    with pytest.raises(OutputExists, match="came to be there meanwhile: add --force"):
+        write(force=False)
+    assert path.is_symlink() == (kind != "file")
+    assert kind == "link" or path.read_bytes() == b"theirs"
+    assert not list(tmp_path.glob(".*"))
+    write(force=True)
+    assert path.read_bytes() == b"new"
+    assert other.exists() == named
