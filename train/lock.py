@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tfswa.runtime.errors import UsageError
+from tfswa.runtime.errors import TrainingError, UsageError
 
 
 class RunLock:
@@ -29,6 +29,7 @@ class RunLock:
             # Nothing is cut short, and a link is not followed: what lies there may be somebody else's.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._stream = os.fdopen(os.open(self._path, flags, 0o666), "r+")
+            self._folder = out.stat()
         except OSError as error:
             raise UsageError(f"{out} cannot be made ({error.strerror}): choose another -o") from error
         try:
@@ -37,6 +38,22 @@ class RunLock:
         except OSError as error:
             self._stream.close()
             raise UsageError(f"{out} is in use by another training: wait, or choose another -o") from error
+
+    def check(self) -> None:
+        """See that the run's folder is still where it was.
+
+        Raises:
+            TrainingError: it was moved, or something else, such as a link, is in its place.
+        """
+        try:
+            same = os.path.samestat(self._path.parent.stat(), self._folder)
+        except OSError:
+            same = False
+        if not same:
+            raise TrainingError(
+                f"{self._path.parent} was moved or replaced by another folder meanwhile: nothing is written "
+                "there; go on with --resume where it is now"
+            )
 
     def __enter__(self) -> RunLock:
         return self

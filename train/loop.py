@@ -104,9 +104,8 @@ def train(
     if resume and not checkpoint.checkpoints(out):
         raise TrainingError(f"{out / checkpoint.FOLDER} holds no checkpoint: nothing to resume")
     with ExitStack() as stack:
-        if process_rank() == 0:
-            stack.enter_context(RunLock(out))
-        run = Run(config, out, device, doing)
+        lock = stack.enter_context(RunLock(out)) if process_rank() == 0 else None
+        run = Run(config, out, device, doing, check=lock.check if lock is not None else lambda: None)
         if resume:
             run.restore()
         else:
@@ -134,6 +133,7 @@ class Run:
         out: folder of the run; nothing is written before ``start`` or ``restore``.
         device: where to train.
         doing: see ``train``.
+        check: called before anything is written; raises where the folder is not what it was.
     """
 
     def __init__(
@@ -142,8 +142,10 @@ class Run:
         out: Path,
         device: torch.device,
         doing: Callable[[str, int, int], None] = lambda what, done, total: None,
+        check: Callable[[], None] = lambda: None,
     ):
         self.config, self.out, self.doing, optim = config, out, doing, config.optim
+        self.check = check
         if config.run.pictures:
             pictures.require_matplotlib()  # now rather than at the first validation
         self.spec = training_spec(config)
@@ -227,6 +229,7 @@ class Run:
                 step = self.trainer.step + 1
                 logs = step % log_every == 0 or step == last
                 row = self._step(batch, logs)
+                self.check()
                 meter.add(row, batch, self.config.optim.batch)
                 speed = meter.audio_seconds_per_second
                 if logs:
@@ -328,6 +331,7 @@ class Run:
         self.schedule.validated(score)
         best, self.best = score > self.best, max(score, self.best)
         if self.first:
+            self.check()
             self.task.save(self.out, weights, self._provenance(), best)
         if watch is not None and self.scores:
             watch.scores(self.trainer.step, self.scores)
@@ -377,6 +381,7 @@ class Run:
             "scores": self.scores,
         }
         if self.first:
+            self.check()
             checkpoint.save(self.out, self.trainer.step, state, self.config.run.keep)
         self.fabric.barrier()
 

@@ -32,6 +32,7 @@ from tfswa.runtime.evaluation.scores import Score, Summary, score_song, summariz
 from tfswa.runtime.files.atomic import folder
 from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.staging import Staging
+from tfswa.runtime.model.bundle import writable
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.songs.finding import SongFiles
 from tfswa.runtime.songs.loading import Song, load, true_sources
@@ -190,6 +191,8 @@ class _Run:
                 for number, song in enumerate(todo):
                     while len(self.flights) > jobs:
                         self._land()
+                    with writable(place):
+                        scratch.check()
                     try:
                         self._depart(song, scratch.path / str(number), workers)
                     except TfxError:
@@ -265,9 +268,10 @@ class _Run:
             result = replace(flight.result, scores=flight.future.result())
         except BrokenProcessPool as error:
             raise self._killed() from error
-        flight.stagings[-1].partials[0].write_text(self.records.text(result))
-        for staging in flight.stagings:  # the record last: without one, a song is measured again
-            staging.publish()
+        with writable(self.records.output):
+            flight.stagings[-1].partials[0].write_text(self.records.text(result))
+            for staging in flight.stagings:  # the record last: without one, a song is measured again
+                staging.publish()
         self.flights.remove(flight)
         shutil.rmtree(flight.folder)
         self.finished[result.song] = result

@@ -106,6 +106,14 @@ class WorkFolder:
             locks.release(self.parent_handle)
             raise
 
+    def check(self) -> None:
+        """See that the destination's folder is still where it was.
+
+        Raises:
+            OSError: it was moved, or something else, such as a link, is in its place.
+        """
+        check_same(self.parent, self.parent_handle)
+
     def remove(self) -> None:
         """Remove the folder and what is left in it; harmless when called twice."""
         if self.handle < 0:

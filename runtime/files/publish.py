@@ -29,7 +29,7 @@ from typing import Any
 
 from tfswa.runtime.documents import from_json, parse_json
 from tfswa.runtime.files import locks
-from tfswa.runtime.files.partial import WorkFolder, abandoned, check_same, open_folder, partials, remove
+from tfswa.runtime.files.partial import WorkFolder, abandoned, open_folder, partials, remove
 from tfswa.runtime.files.signals import held_back
 
 JOURNAL, UNDO = "journal.json", "undo.json"
@@ -76,7 +76,7 @@ def publish(work: WorkFolder, moves: Sequence[Move], *, force: bool) -> None:
     for move in moves:
         _sync(work.path / move.new)
     with locks.locked(work.parent), held_back(), _finals(work.parent_handle, moves) as finals:
-        check_same(work.parent, work.parent_handle)
+        work.check()
         steps = [
             _kept(work.handle, move, finals[move.final], number, force) for number, move in enumerate(moves)
         ]

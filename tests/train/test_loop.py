@@ -195,6 +195,26 @@ def test_what_a_run_leaves(config: TrainConfig, tmp_path: Path) -> None:
     assert not [path.name for path in out.iterdir() if "partial" in path.name]
 
 
+@pytest.mark.parametrize("step", [1, 3])  # of a log alone, and of a checkpoint
+def test_a_folder_that_becomes_a_link_meanwhile_is_noticed(
+    config: TrainConfig, tmp_path: Path, step: int
+) -> None:
+    out, moved, outside = tmp_path / "run", tmp_path / "moved", tmp_path / "outside"
+    outside.mkdir()
+
+    def report(progress: TrainingProgress) -> None:
+        if progress.step == step:
+            out.rename(moved)
+            out.symlink_to(outside)
+
+    with pytest.raises(TrainingError, match="run was moved or replaced by another folder meanwhile"):
+        train(config, out, device=torch.device("cpu"), report=report)
+    # TensorBoard opens its file by name, in a thread of its own, when it likes.
+    assert not [path for path in outside.iterdir() if not path.name.startswith("events.out.tfevents.")]
+    if step == 3:
+        train(config, moved, device=torch.device("cpu"), resume=True)
+
+
 def test_bundles_open_and_score_what_was_logged(config: TrainConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     told = Recorder()

@@ -340,6 +340,22 @@ class TestBadSongs:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_a_folder_that_becomes_a_link_meanwhile_is_noticed(measure: Measure, tmp_path: Path) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+
+    def report(progress: EvaluationProgress) -> None:
+        if progress.finished is not None and not out.is_symlink():
+            out.rename(tmp_path / "moved")
+            out.symlink_to(outside)
+
+    with pytest.raises(UsageError, match=r"cannot write .*/out: (the folder was replaced|No such file)"):
+        measure(report=report)
+    assert list(outside.iterdir()) == []
+    assert len(list((tmp_path / "moved" / "songs").iterdir())) == 1  # what was finished before
+
+
 def test_jobs_decide_nothing(measure: Measure, tmp_path: Path) -> None:
     first = measure(jobs=1, plot=False)
     assert all(value is not None for value in first.summaries[0].figures.values())
