@@ -275,6 +275,8 @@ class Bundle:
         if self.sealed:
             with writable(target):
                 check_own(target.parent)
+            caches.touch(self.home)
+            caches.trim()  # before, as what is added now has to be there
         if name in self.files and not force:
             raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
         with writable(target), _directories(target.parent), working(self.home / target.name) as work:

@@ -692,6 +692,19 @@ class TestWhatTheCacheAddsToASealedBundle:
         sealed.add("model.ts", b"made", kind="torchscript", precision="fp32", force=False)
         assert sealed.find("torchscript") == "model.ts"
 
+    def test_the_limit_holds_for_additions_and_the_one_in_use_is_not_taken(
+        self, sealed: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = sealed.home.with_name("0123456789abcdef")
+        other.mkdir()
+        (other / "model.onnx").write_bytes(bytes(1000))
+        os.utime(sealed.home, (1, 1))
+        os.utime(other, (2, 2))
+        monkeypatch.setenv("TFX_CACHE_GB", "0.0000015")  # 1,500 bytes: the manifest alone has some hundred
+        sealed.add("more.txt", b"more", kind="document")
+        assert not other.exists()  # though it was used later than this one, until now
+        assert set(sealed.files) == {WEIGHTS, "model.ts", "note.txt", "more.txt"}
+
     def test_one_that_is_gone_is_not_listed(self, sealed: Bundle) -> None:
         (sealed.home / "note.txt").unlink()
         assert set(sealed.files) == {WEIGHTS, "model.ts"}
