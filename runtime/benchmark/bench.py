@@ -1,7 +1,7 @@
 """Every backend and precision that can run a model here, in turns, each in a process of its own.
 
-One process computes at a time and the turns are short, so a slow spell of the machine hits all alike; ratios
-are of turns side by side. What a process does is in ``worker.py``.
+One process computes at a time and the turns are short, so a slow spell of the machine hits all alike. What a
+process does is in ``worker.py``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Row:
         median_ms: of a call of the network, warm.
         p95_ms: likewise.
         x_realtime: seconds of audio per second, by the median.
-        x_first: speed beside the first row's, turn by turn, median.
+        x_first: speed beside the first row's: its median by this one's.
         snr_db: of the worst stem of the song, against the first row's output; None where identical.
         identical: whether the song came out as in the first row, to the bit.
         drift_db: largest change of SDR against the true stems.
@@ -302,8 +302,7 @@ def _compare(
         if row.median_ms is None:
             continue
         row.x_realtime = round(seconds / (row.median_ms / 1e3), 2)
-        paired = [a / b for a, b in zip(first._times, row._times, strict=True)]
-        row.x_first = round(statistics.median(paired), 3)
+        row.x_first = None if first.median_ms is None else round(first.median_ms / row.median_ms, 3)
         if row is not first and row.x_first < 1:
             row.remark(f"slower than {first.backend} {first.precision}")
         found = outputs.get(id(row))

@@ -30,6 +30,8 @@ COLUMNS = {
     "note": "note",
 }
 
+DIGITS = {"SNR dB": 1, "memory MB": 0, "GPU MB": 0}  # decimals on a terminal; 2 of all others
+
 
 @click.command()
 @click.argument("model", default="demo")
@@ -139,9 +141,11 @@ def _table(found: Benchmark) -> str:
     from tfswa.runtime.table import text_table
 
     first = found.rows[0]
-    lines = [f"{found.model}, dB on {found.song}; x first: speed beside {first.backend} {first.precision}"]
-    lines += [*_ceilings(found), text_table(*_columns_and_cells(found))]
-    return "\n".join([*lines, *_missing(found)])
+    beside = f"x first: speed beside {first.backend} {first.precision}"
+    columns, cells = _columns_and_cells(found)
+    rows = text_table(columns, cells, [DIGITS.get(title, 2) for title in columns])
+    head = f"{found.model}; dB measured on: {found.song}; {beside}"
+    return "\n".join([head, *_ceilings(found), rows, *_missing(found)])
 
 
 def _missing(found: Benchmark) -> list[str]:
@@ -176,16 +180,22 @@ def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | flo
     return list(columns.values()), cells
 
 
+def markdown(found: Benchmark) -> str:
+    """A page: the machine, the table, and what could not run."""
+    from tfswa.runtime.table import markdown_table
+
+    machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())
+    lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB measured on: {found.song}"]
+    lines += [*_ceilings(found), "", *markdown_table(*_columns_and_cells(found)), "", *_missing(found)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
 def _write(files: list[Path], found: Benchmark, text: str, *, force: bool) -> None:
     """The three files, all of them or none."""
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.files.staging import Staging
     from tfswa.runtime.plots import pictures
-    from tfswa.runtime.table import markdown_table
 
-    machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())
-    lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB on {found.song}"]
-    lines += [*_ceilings(found), "", *markdown_table(*_columns_and_cells(found)), "", *_missing(found)]
     speeds = {f"{row.backend} {row.precision}": row.x_realtime for row in found.rows if row.x_realtime}
     figure = pictures.bars(speeds, f"{found.model}: seconds of audio per second")
     staging = Staging({path.name: path for path in files}, force=force, source=None)
@@ -193,7 +203,7 @@ def _write(files: list[Path], found: Benchmark, text: str, *, force: bool) -> No
         staging.prepare(0)
         numbers, page, picture = staging.partials
         numbers.write_text(text + "\n", encoding="utf-8")
-        page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        page.write_text(markdown(found), encoding="utf-8")
         pictures.save_png(figure, picture)
         staging.publish()
     except OSError as error:
