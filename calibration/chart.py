@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,10 @@ from tfswa.calibration.calibrate import Planned
 from tfswa.calibration.simulate import FULL, HALF, INT8
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 ROWS = 40  # groups that are shown: those that lose most
 FLOOR_DB = 1e-6  # of a drift on a logarithmic scale
@@ -50,25 +54,50 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
         "o-",
         color="tab:blue",
     )
+    labels = []
     for point in points:
         place = (point.cost, max(point.loss.worst_drift_db, FLOOR_DB))
-        curve.annotate(
-            f"{len(point.int8)} int8" + ("" if point.time is None else f", time {point.time:.2f}"),
-            place,
-            fontsize=7,
-            xytext=(3, 3),
-            textcoords="offset points",
-        )
+        text = f"{len(point.int8)} int8" + ("" if point.time is None else f", time {point.time:.2f}")
+        labels.append(_label(curve, text, place))
     best = (found.best.cost, max(found.best.loss.worst_drift_db, FLOOR_DB))
     curve.plot(*best, "*", markersize=14, color="tab:orange", label="chosen")
     for kind, label in ((FULL, "all fp32"), (HALF, "all half"), (INT8, "all int8")):
         whole = sum(costs[kind] for costs in planned.costs.values())
         curve.axvline(whole, color="tab:gray", linestyle=":")
-        curve.annotate(label, (whole, budget_db), fontsize=7, rotation=90, va="bottom")
+        labels.append(_label(curve, label, (whole, budget_db), rotation=90))
     curve.axhline(budget_db, color="tab:red", linestyle="--")
     curve.set_yscale("log")
     curve.set_xlabel(f"cost of a chunk's layers / {planned.unit}")
     curve.set_ylabel("drift of the worst stem and its doubt / dB")
     curve.set_title("plans that were measured", fontsize=9)
-    curve.legend(fontsize=8)
+    curve.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _apart(figure, labels)
     return figure
+
+
+def _label(axes: Axes, text: str, place: tuple[float, float], rotation: float = 0.0) -> Annotation:
+    label = axes.annotate(
+        text,
+        place,
+        fontsize=7,
+        rotation=rotation,
+        va="bottom",
+        xytext=(3, 3),
+        textcoords="offset points",
+    )
+    label.set_in_layout(False)  # so that moving one moves nothing else
+    return label
+
+
+def _apart(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Raise each label until it lies over none of those before it."""
+    figure.draw_without_rendering()
+    placed: list[Bbox] = []
+    for label in labels:
+        box = label.get_window_extent()
+        while below := [other for other in placed if box.overlaps(other)]:
+            rise = max(other.y1 for other in below) - box.y0 + figure.dpi / 72  # a point between them
+            right, up = label.xyann
+            label.xyann = (right, up + rise * 72 / figure.dpi)
+            box = label.get_window_extent()
+        placed.append(box)

@@ -302,8 +302,9 @@ def _compare(
         if row.median_ms is None:
             continue
         row.x_realtime = round(seconds / (row.median_ms / 1e3), 2)
-        row.x_first = None if first.median_ms is None else round(first.median_ms / row.median_ms, 3)
-        if row is not first and row.x_first < 1:
+        if first.median_ms is not None:
+            row.x_first = round(first.median_ms / row.median_ms, 3)
+        if row is not first and row.x_first is not None and row.x_first < 1:
             row.remark(f"slower than {first.backend} {first.precision}")
         found = outputs.get(id(row))
         if reference is None or found is None:

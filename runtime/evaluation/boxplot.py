@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfswa.runtime.evaluation.scores import Score
 from tfswa.runtime.plots import pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURE, LABEL = "sdr_c_db", "SDR c of each song, dB (median over windows of 1 s)"
 
@@ -28,6 +32,11 @@ def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
         title: above the picture.
         path: where the picture goes, whatever its ending.
     """
+    figure(songs, title).savefig(path, format="png", dpi=150)
+
+
+def figure(songs: Sequence[Sequence[Score]], title: str) -> Figure:
+    """The picture, not yet written."""
     from matplotlib.figure import Figure  # no pyplot: it would keep the picture, and look for a screen
 
     scores = [score for song in songs for score in song]
@@ -37,8 +46,8 @@ def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
         for estimator in dict.fromkeys(score.estimator for score in scores)
     ]
     drawn = [(estimator, values) for estimator, values in drawn if any(values)]
-    figure = Figure(figsize=(max(5.0, 1.0 + 1.6 * len(stems)), 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    drawing = Figure(figsize=(max(5.0, 1.0 + 1.6 * len(stems)), 4.5), layout="constrained")
+    axes = drawing.add_subplot()
     width = 0.8 / max(1, len(drawn))
     for number, (estimator, values) in enumerate(drawn):
         places = [place + (number - (len(drawn) - 1) / 2) * width for place in range(len(stems))]
@@ -50,6 +59,8 @@ def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
             box.set(facecolor=color, alpha=0.6)
         for line in parts["medians"]:
             line.set(color="black")
+        for place, one in zip(places, values, strict=True):  # each song: of one song the box has no height
+            axes.plot([place] * len(one), one, "o", color=color, markersize=4)
         axes.plot([], [], color=color, linewidth=8, alpha=0.6, label=estimator)
     axes.set_xticks(range(len(stems)), stems)
     axes.set_ylabel(LABEL)
@@ -57,7 +68,7 @@ def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
     axes.grid(axis="y", alpha=0.3)
     if drawn:
         axes.legend()
-    figure.savefig(path, format="png", dpi=150)
+    return drawing
 
 
 def _values(scores: Sequence[Score], estimator: str, stem: str) -> list[float]:
