@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfswa.calibration.calibrate import Planned
 from tfswa.calibration.simulate import FULL, HALF, INT8
@@ -64,7 +64,7 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
     for kind, label in ((FULL, "all fp32"), (HALF, "all half"), (INT8, "all int8")):
         whole = sum(costs[kind] for costs in planned.costs.values())
         curve.axvline(whole, color="tab:gray", linestyle=":")
-        labels.append(_label(curve, label, (whole, budget_db), rotation=90))
+        labels.append(_label(curve, label, (whole, 0.5), rotation=90, xycoords=curve.get_xaxis_transform()))
     curve.axhline(budget_db, color="tab:red", linestyle="--")
     curve.set_yscale("log")
     curve.set_xlabel(f"cost of a chunk's layers / {planned.unit}")
@@ -75,15 +75,15 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
     return figure
 
 
-def _label(axes: Axes, text: str, place: tuple[float, float], rotation: float = 0.0) -> Annotation:
+def _label(axes: Axes, text: str, place: tuple[float, float], **more: Any) -> Annotation:
     label = axes.annotate(
         text,
         place,
         fontsize=7,
-        rotation=rotation,
         va="bottom",
         xytext=(3, 3),
         textcoords="offset points",
+        **more,
     )
     label.set_in_layout(False)  # so that moving one moves nothing else
     return label
