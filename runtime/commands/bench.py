@@ -180,7 +180,7 @@ def _columns_and_cells(found: Benchmark) -> tuple[list[str], list[list[str | flo
     return list(columns.values()), cells
 
 
-def markdown(found: Benchmark) -> str:
+def benchmark_page(found: Benchmark) -> str:
     """A page: the machine, the table, and what could not run."""
     from tfswa.runtime.table import markdown_table
 
@@ -203,7 +203,7 @@ def _write(files: list[Path], found: Benchmark, text: str, *, force: bool) -> No
         staging.prepare(0)
         numbers, page, picture = staging.partials
         numbers.write_text(text + "\n", encoding="utf-8")
-        page.write_text(markdown(found), encoding="utf-8")
+        page.write_text(benchmark_page(found), encoding="utf-8")
         pictures.save_png(figure, picture)
         staging.publish()
     except OSError as error:

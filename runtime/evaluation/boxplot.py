@@ -32,10 +32,10 @@ def box_plot(songs: Sequence[Sequence[Score]], title: str, path: Path) -> None:
         title: above the picture.
         path: where the picture goes, whatever its ending.
     """
-    figure(songs, title).savefig(path, format="png", dpi=150)
+    box_figure(songs, title).savefig(path, format="png", dpi=150)
 
 
-def figure(songs: Sequence[Sequence[Score]], title: str) -> Figure:
+def box_figure(songs: Sequence[Sequence[Score]], title: str) -> Figure:
     """The picture, not yet written."""
     from matplotlib.figure import Figure  # no pyplot: it would keep the picture, and look for a screen
 

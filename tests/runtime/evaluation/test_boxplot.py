@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: it draws")
 
-from tfswa.runtime.evaluation.boxplot import FIGURE, figure
+from tfswa.runtime.evaluation.boxplot import FIGURE, box_figure
 from tfswa.runtime.evaluation.scores import Score
 
 
@@ -16,7 +16,7 @@ def test_one_song_is_seen_in_the_color_of_its_estimator() -> None:
         for estimator, value in (("model", 5.0), ("mixture", -1.0))
         for stem in ("vocals", "accompaniment")
     ]
-    axes = figure([scores], "one song").axes[0]
+    axes = box_figure([scores], "one song").axes[0]
     points = [line for line in axes.lines if line.get_marker() == "o" and line.get_color() != "black"]
     assert [(line.get_color(), list(line.get_ydata())) for line in points] == [
         ("C0", [5.0]),
