@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from system_calls import STOPS, Stop, stopped_at
 
 from tfswa.runtime.files import seal
+from tfswa.runtime.files.sweeping import sweep_all
 
 HASH = "ab" * 32
 
@@ -88,6 +90,54 @@ def test_where_nothing_can_be_written_it_holds_for_this_process(
     assert seal.tag("a", b"x") == seal.tag("a", b"x")
     forget(monkeypatch)
     assert not seal.is_vouched("code", HASH)
+
+
+def test_links_in_the_place_of_its_files_are_replaced_and_nothing_is_written_through_them(
+    state: Path, tmp_path: Path
+) -> None:
+    key, list_ = tmp_path / "their key", tmp_path / "their list"
+    key.write_bytes(b"k" * seal.KEY_BYTES)
+    key.chmod(0o600)
+    list_.write_text("theirs")
+    state.mkdir()
+    (state / "key").symlink_to(key)
+    (state / "vouched").symlink_to(list_)
+    seal.vouch("code", HASH)
+    assert not (state / "key").is_symlink()
+    assert (state / "key").read_bytes() != key.read_bytes()
+    assert not (state / "vouched").is_symlink()
+    assert list_.read_text() == "theirs"
+
+
+def test_a_link_in_the_place_of_the_folder_is_named_and_nothing_there_is_believed_or_written(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seal.vouch("code", HASH)
+    moved = state.rename(tmp_path / "moved")
+    state.symlink_to(moved)
+    before = {path.name: path.read_bytes() for path in moved.iterdir()}
+    forget(monkeypatch)
+    assert not seal.is_vouched("code", HASH)
+    seal.vouch("code", "cd" * 32)
+    assert {path.name: path.read_bytes() for path in moved.iterdir()} == before
+    assert f"{state} is a link to {moved}" in caplog.text
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+def test_stopped_at_any_call_there_is_a_key_or_none_and_the_next_command_sweeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Stop
+) -> None:
+    at, stopped = 0, True
+    while stopped:
+        at += 1
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / str(at)))
+        forget(monkeypatch)
+        stopped = stopped_at(at, stop, lambda: seal.tag("a", b"x"))
+        sweep_all()
+        folder = tmp_path / str(at) / "tfswa"
+        assert not folder.exists() or {path.name for path in folder.iterdir()} <= {"key"}
+        assert not (folder / "key").exists() or (folder / "key").stat().st_size == seal.KEY_BYTES
+    assert at > 3
 
 
 def _tag(queue: multiprocessing.Queue[str], folder: str) -> None:
