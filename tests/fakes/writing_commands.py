@@ -18,6 +18,15 @@ EVALUATE = ("evaluate", "mine.tfx", "--data", "songs", "-o", "scores", "--no-plo
 TRAIN = ("train", "tiny.toml", "-o", "run", "--threads", "1")
 IMPORT = ("import", "spleeter", "-o", "new.tfx", "--force")  # with small_import.py
 NEW = ("new", "tfswa_lite", "-o", "new.tfx", "--force")
+BUILD = (
+    "build-engine",
+    "mine.tfx",
+    "--flavor",
+    "rtx",
+    "--compute-capability",
+    "8.9",
+    "--force",
+)  # needs no GPU
 
 CONFIG = """
 [model]
