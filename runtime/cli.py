@@ -60,6 +60,8 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             raise _missing(cmd_name, error) from error
         command.epilog = epilog(cmd_name)
+        for name, below in getattr(command, "commands", {}).items():
+            below.epilog = epilog(f"{cmd_name} {name}")
         return command
 
     def resolve_command(

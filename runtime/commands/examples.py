@@ -1,4 +1,4 @@
-"""Two examples a command, printed at the end of its help."""
+"""Two examples for each command, printed at the end of its help; ``parity measure`` is ``parity``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ EXAMPLES = {
     "parity": (
         "tfx parity vocals.tfx --backend ort --audio songs/one",
         "tfx parity vocals.tfx --quick --markdown parity.md",
+    ),
+    "parity seams": (
+        "tfx parity seams vocals.tfx --audio songs/one --picture seams.png",
+        "tfx parity seams vocals.tfx --audio songs/one --store -o new.tfx",
+    ),
+    "parity localize": (
+        "tfx parity localize vocals.tfx --backend ort:fp16",
+        "tfx parity localize vocals.tfx --backend torchscript --picture layers.png",
     ),
     "sign": ("tfx sign vocals.tfx --key key.pem", "tfx inspect vocals.tfx --verify key.pub"),
     "bench": (
@@ -27,6 +35,18 @@ EXAMPLES = {
     ),
     "import": ("tfx import spleeter", "tfx import checkpoint my.pt --family my_family"),
     "data": ("tfx data example -o songs", "tfx data check songs"),
+    "data example": ("tfx data example -o songs", "tfx data example -o songs --force"),
+    "data check": ("tfx data check songs", "tfx data check songs --partial"),
+    "data preview": (
+        "tfx data preview example data.root=songs -n 4 -o heard",
+        "tfx data preview seed data.root=musdb18hq -o heard",
+    ),
+    "data musdb": ("tfx data musdb --download", "tfx data musdb --download -o musdb-excerpts"),
+    "import spleeter": ("tfx import spleeter", "tfx import spleeter -o spleeter.tfx"),
+    "import checkpoint": (
+        "tfx import checkpoint my.pt --family my_family",
+        "tfx import checkpoint last.ckpt --config runs/mine --prefix network.",
+    ),
     "export": ("tfx export vocals.tfx", "tfx export vocals.tfx --format torchscript -o vocals.ts"),
     "calibrate": (
         "tfx calibrate vocals.tfx --audio songs",

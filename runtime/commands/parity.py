@@ -41,11 +41,7 @@ def parity() -> None:
     The network alone, the signal end to end, and the quality against true stems. The figures are kept in the
     bundle's parity.json, without verdicts. Exit code 3 if a gate is not met. A measuring that was stopped
     goes on where it was.
-
-    \b
-    tfx parity vocals.tfx --audio stems/
-    tfx parity vocals.tfx --backend ort --backend openvino:bf16 --report parity.html
-    """  # noqa: D301  click reads it
+    """
 
 
 for _command in (measure, seams, localize):

@@ -56,11 +56,7 @@ def localize(
 
     The graph is compared with the eager network layer by layer, on the loudest chunk. Exit code 3 if a layer
     loses more.
-
-    \b
-    tfx parity localize vocals.tfx --backend ort:fp16
-    tfx parity localize vocals.tfx --backend torchscript --picture layers.png
-    """  # noqa: D301  click reads it
+    """
     from tfswa.runtime.errors import GateError, OutputExists, UsageError
     from tfswa.runtime.model.bundle import writable
     from tfswa.runtime.model.opening import open_model, trust_code

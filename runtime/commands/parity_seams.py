@@ -52,11 +52,7 @@ def seams(
     """Measure what MODEL's network loses near a chunk's edge, and the context that makes up for it.
 
     Chunks are compared with one long pass over the same music, by distance from the edge.
-
-    \b
-    tfx parity seams vocals.tfx --audio stems/ --picture seams.png
-    tfx parity seams vocals.tfx --audio stems/ --store -o new.tfx
-    """  # noqa: D301  click reads it
+    """
     from tfswa.runtime.errors import OutputExists, UsageError
     from tfswa.runtime.model.bundle import writable
     from tfswa.runtime.model.opening import open_model

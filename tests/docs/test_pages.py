@@ -24,7 +24,7 @@ OWN_ENVIRONMENT = "needs an environment that it may change: scripts/first_path m
 CANNOT_RUN = {
     "README.md": {
         "git clone <this repository> tfx && cd tfx": "needs an address; tests/scripts has the quickstart",
-        "pip install '.[train,export]'": OWN_ENVIRONMENT,
+        "pip install -c constraints.txt '.[train,export]'": OWN_ENVIRONMENT,
     },
     "docs/adding-a-family.md": {"cp -r examples/my_family mine": OWN_ENVIRONMENT},
     "docs/build-engine.md": {
