@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from tfswa.runtime.audio.decoders import Decoder, SndfileDecoder, UnsuitableFile, check_stream
 from tfswa.runtime.audio.flac import FlacDecoder, streaminfo_samples, streams
-from tfswa.runtime.audio.frames import first_frame, is_plain, tag_size
+from tfswa.runtime.audio.frames import first_frame, tag_size
 from tfswa.runtime.audio.headers import find_pcm
 from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.notes import Note
@@ -22,7 +21,7 @@ _MOST_JOINED = 1000
 # How the files begin that libsndfile reads better than FFmpeg, or alone. It is asked about no others: it
 # would try them as MP3, and its MP3 library prints what it thinks of them.
 _SNDFILE_ALONE = (
-    *(b"fLaC", b"OggS", b"FORM", b".snd", b"dns.", b"caff", b"riff", b"Creative Voice", b"NIST_1A"),
+    *(b"FORM", b".snd", b"dns.", b"caff", b"riff", b"Creative Voice", b"NIST_1A"),
     *(b" paf", b"fap ", b"PVF1", b"2BIT", b"MATLAB 5.0", b"Extended Instr", b"ALawSoundFile", b"\xf0\x7e"),
     *(b"\x64\xa3\x01\x00", b"\x64\xa3\x02\x00", b"\x64\xa3\x03\x00", b"\x00\x01\xa3\x64"),
 )
@@ -105,9 +104,6 @@ def _mpeg(source: Source, track: Track) -> Decoder | None:
     if found is None:
         return None
     check_single(source, track)
-    if found[1] == 0 and is_plain(source, found[0]):
-        with suppress(UnsuitableFile):
-            return SndfileDecoder(source)
     from tfswa.runtime.audio.mpeg import MpegDecoder  # loads FFmpeg
 
     return MpegDecoder(source)

@@ -110,9 +110,8 @@ class SndfileDecoder:
         stop: where it ends; None for the end of the source.
 
     Raises:
-        UnsuitableFile: not a file that libsndfile reads; an Ogg file of more than two channels, which it
-            hands out in Vorbis order (L C R ...) as if that were WAV's (L R C ...); or a file whose header
-            leaves the length open (streamed, or empty), of which soundfile reads nothing.
+        UnsuitableFile: not a file that libsndfile reads; or a file whose header leaves the length open
+            (streamed, or empty), of which soundfile reads nothing.
     """
 
     tolerance_samples = 0
@@ -134,14 +133,9 @@ class SndfileDecoder:
         self.channels = int(self._file.channels)
         self.layout: tuple[str, ...] = ()
         frames = int(self._file.frames)
-        refusal = ""
-        if self._file.format == "OGG" and self.channels > 2:
-            refusal = "channels in Vorbis order"
-        elif frames >= UNKNOWN_LENGTH or frames <= 0:
-            refusal = "unknown length"
-        if refusal:
+        if frames >= UNKNOWN_LENGTH or frames <= 0:
             self.close()
-            raise UnsuitableFile(f"libsndfile: {refusal}")
+            raise UnsuitableFile("libsndfile: unknown length")
         self.samples: int | None = self._declared(frames)
 
     def _declared(self, frames: int) -> int:

@@ -16,10 +16,17 @@ from av.audio.stream import AudioStream
 from av.container.input import InputContainer
 from av.stream import Disposition
 
-from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, check_stream, format_changed, one_line
+from tfswa.runtime.audio.decoders import (
+    MAX_GAP_S,
+    Damage,
+    UnsuitableFile,
+    check_stream,
+    format_changed,
+    one_line,
+)
 from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.notes import Note
-from tfswa.runtime.audio.packets import to_float
+from tfswa.runtime.audio.packets import CHECKED, to_float
 from tfswa.runtime.audio.source import Source
 from tfswa.runtime.audio.tracks import Track, pick
 from tfswa.runtime.audio.whole import completeness
@@ -33,6 +40,8 @@ DEMUXERS = (
 )
 # Their duration is a guess from the first frames' bit rate, not something the file says.
 GUESSED_DURATION = frozenset({"aac", "ac3", "eac3", "mp3", "dts", "amr", "mpeg", "mpegts", "truehd"})
+# Codecs whose frames carry a checksum, which FFmpeg compares only when asked to.
+CHECKED_CODECS = frozenset({"flac", "tta", "wavpack"})
 _LATE_S = 0.05
 
 
@@ -62,6 +71,8 @@ class FFmpegDecoder:
         self.notes: list[Note] = []
         self._damage = Damage(source.path, self.notes)
         self._container: InputContainer | None = None
+        self._lost_start_s: float | None = None  # where packets begin that lie before the first frame
+        self._lost_end_s = 0.0  # where the last packet ends that does not decode
         try:
             self._container = open_container(cast(BinaryIO, source.window()))
             self._stream = self._pick(track)
@@ -92,6 +103,8 @@ class FFmpegDecoder:
         stream = streams[check_stream(self._path, index, self.streams)]
         if cast(Any, stream.codec_context) is None:
             raise UnsuitableFile("FFmpeg: it knows no decoder for the codec that the header names")
+        if stream.codec_context.name in CHECKED_CODECS:
+            stream.codec_context.options = CHECKED
         return stream
 
     def _describe(self) -> None:
@@ -167,6 +180,12 @@ class FFmpegDecoder:
         if last is None:
             return
         excess = position - (self.samples or position)
+        if excess > self.tolerance_samples + last.shape[1] and any(
+            note.kind == "rest" for note in self.notes
+        ):
+            self.notes = [note for note in self.notes if note.kind != "rest"]
+            text = "another recording lies behind the end of its container, read after the first"
+            self.notes.append(Note("joined", text))
         if self._container.format.name.startswith("mov") and 0 < excess < last.shape[1]:
             last = last[:, : last.shape[1] - excess]
         yield last
@@ -176,6 +195,8 @@ class FFmpegDecoder:
         if self._first is None:
             return
         start_s = self._first[1]
+        if start_s is not None and self._lost_start_s is not None:
+            start_s = min(start_s, self._lost_start_s)
         position = longest = 0
         frame: AudioFrame | None
         time_s: float | None
@@ -186,28 +207,43 @@ class FFmpegDecoder:
                 seconds, before = position / self.sample_rate, (self.sample_rate, self.channels)
                 raise format_changed(self._path, seconds, before, (rate, channels))
             if time_s is not None and start_s is not None:
-                gap = round((time_s - start_s) * self.sample_rate) - position
-                # Less than most of a frame is rounding of the container's clock, not a lost frame.
-                if gap > max(0.75 * longest, 0.01 * self.sample_rate):
-                    self._damage.hole(gap / self.sample_rate, position / self.sample_rate)
-                    yield np.zeros((self.channels, gap), np.float32)
-                    position += gap
+                silence = self._silence(time_s - start_s, position, longest)
+                if silence.shape[1]:
+                    position += silence.shape[1]
+                    yield silence
             longest = max(longest, frame.samples)
             position += frame.samples
             yield to_float(frame.to_ndarray(), self.channels, frame.format.is_planar)
             frame, time_s = next(self._decoded, (None, None))
+        missing_s = self._lost_end_s - (start_s or 0.0) - position / self.sample_rate
+        if start_s is not None and 0 < missing_s < MAX_GAP_S:  # the time of a damaged packet may be any
+            silence = self._silence(self._lost_end_s - start_s, position, longest)
+            if silence.shape[1]:
+                yield silence
+
+    def _silence(self, until_s: float, position: int, longest: int) -> Block:
+        """Silence from a sample on to a time, where that is more than rounding; maybe of no samples."""
+        gap = round(until_s * self.sample_rate) - position
+        # Less than most of a frame is rounding of the container's clock, not a lost frame.
+        if gap <= max(0.75 * longest, 0.01 * self.sample_rate):
+            gap = 0
+        else:
+            self._damage.hole(gap / self.sample_rate, position / self.sample_rate)
+        return np.zeros((self.channels, gap), np.float32)
 
     def _decode(self) -> Iterator[tuple[AudioFrame, float | None]]:
         """Frames with their time in seconds, past packets that do not decode."""
         assert self._container is not None
-        tick = float(self._stream.time_base or 0)
+        tick, any_decoded = float(self._stream.time_base or 0), False
         try:
             for packet in self._container.demux(self._stream):
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError as error:
+                    self._lose(packet, tick, not any_decoded)
                     self._damage.corrupt(one_line(error.strerror), (packet.pts or 0) * tick)
                     continue
+                any_decoded |= bool(frames)
                 for frame in frames:
                     time_s = frame.time
                     if frame.is_corrupt:
@@ -217,6 +253,14 @@ class FFmpegDecoder:
             raise AudioError(
                 f"{self._path}: FFmpeg cannot read on: {one_line(error.strerror)}: repair the file"
             ) from error
+
+    def _lose(self, packet: av.Packet[Any], tick: float, first: bool) -> None:
+        """Remember where a packet lies that does not decode."""
+        if packet.pts is None:
+            return
+        if first and self._lost_start_s is None:
+            self._lost_start_s = max(0.0, packet.pts * tick)
+        self._lost_end_s = max(self._lost_end_s, (packet.pts + (packet.duration or 0)) * tick)
 
     def close(self) -> None:
         """See ``Decoder``."""

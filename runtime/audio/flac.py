@@ -1,13 +1,22 @@
-"""FLAC: the channels' names, and recordings that were joined; libsndfile decodes them."""
+"""FLAC: the channels' names, recordings that were joined, and what is whole of a damaged one.
+
+libsndfile decodes them up to the first damage, FFmpeg the frames that follow.
+"""
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
+
+import numpy as np
 
 from tfswa.runtime.audio.decoders import SndfileDecoder, UnsuitableFile
-from tfswa.runtime.audio.layouts import LAYOUTS, mask_layout
+from tfswa.runtime.audio.flac_frames import after_last_frame, whole_frames
+from tfswa.runtime.audio.layouts import LAYOUTS, Block, mask_layout
 from tfswa.runtime.audio.source import Source
+from tfswa.runtime.audio.whole import rest_note
+from tfswa.runtime.errors import AudioError
 
 _MAGIC = b"fLaC"
 # "fLaC", then a STREAMINFO block, which has 34 bytes: nothing that occurs in coded sound by chance.
@@ -22,14 +31,48 @@ class FlacDecoder(SndfileDecoder):
     """One FLAC stream. Its first metadata names the channels where they are not the usual ones."""
 
     def __init__(self, source: Source, start: int, stop: int) -> None:
-        blocks, _ = metadata(source, start)
+        blocks, sound = metadata(source, start)
         super().__init__(source, start, stop)
+        self._place = source, sound, stop, source.read_at(start + 8, 34)
+        end = after_last_frame(*self._place)
+        rest = None if end is None else rest_note(source, end, stop, "its last frame")
+        self.notes += [] if rest is None else [rest]
         self.layout = LAYOUTS.get(self.channels, ())  # RFC 9639, 9.1.3
         for kind, at, size in blocks:
             if kind == _COMMENT:
                 found = _MASK.search(source.read_at(at, min(size, _LARGEST_COMMENT)))
                 if found is not None:
                     self.layout = mask_layout(int(found[1], 16), self.channels) or self.layout
+
+    def blocks(self, block_samples: int) -> Iterator[Block]:
+        """See ``Decoder``."""
+        done = 0
+        try:
+            for block in super().blocks(block_samples):
+                done += block.shape[1]
+                yield block
+        except AudioError as error:
+            damage = error
+        else:
+            return
+        any_whole = False
+        for block in self._around(done):
+            any_whole = True
+            yield block
+        if not (done or any_whole):
+            raise damage
+
+    def _around(self, done: int) -> Iterator[Block]:
+        """All whole frames from a sample on, with silence for those that are damaged."""
+        for position, block in whole_frames(*self._place):
+            if position > done:
+                gap = position - done
+                self._damage.hole(gap / self.sample_rate, done / self.sample_rate)
+                yield np.zeros((self.channels, gap), np.float32)
+                done = position
+            if position + block.shape[1] > done:
+                yield block[:, done - position :]
+                done = position + block.shape[1]
 
 
 def metadata(source: Source, start: int) -> tuple[list[tuple[int, int, int]], int]:

@@ -207,26 +207,6 @@ def _chained(data: bytes, at: int, count: int, whole: bool) -> bool:
     return whole and found > 1 and len(data) - at < 4
 
 
-def is_plain(source: Source, start: int) -> bool:
-    """Whether frames and tags are all there is, and as many as the frame of information in front says.
-
-    libsndfile reads such a file right, and faster; it goes by that number.
-    """
-    declared, frames = None, -1  # the frame of information is none of sound
-    for piece in walk(source, start):
-        if piece.kind not in ("frame", "tag"):
-            return False
-        if piece.head is None:
-            continue
-        info = information(piece.data, piece.head)
-        if (info is not None) != (frames == -1):  # none in front, or another one
-            return False
-        if info is not None:
-            declared = info.frames if info.delay else None
-        frames += 1
-    return frames > 0 and frames == declared
-
-
 def walk(source: Source, start: int) -> Iterator[Piece]:
     """All parts of a file from its first frame on."""
     data, base, at, ended = b"", start, 0, False

@@ -20,14 +20,15 @@ from tfswa.runtime.audio.layouts import core_audio_layout, mask_layout
 from tfswa.runtime.audio.notes import Note
 from tfswa.runtime.audio.pcm import Pcm
 from tfswa.runtime.audio.source import Source
+from tfswa.runtime.audio.whole import rest_note
 
 _MOST_CHUNKS = 10_000
 _LARGEST_HEADER = 1 << 16  # of a chunk that is read here
 _WRAP = 1 << 32
 _NEVER = 1 << 48  # a 64-bit size from here on stands for an unknown one
-_SMALL_REST = 4096  # bytes after the sound that need no word: padding, a tag
+_NEAR_WRAP = 4096  # bytes of other chunks behind a size that wrapped around
 _GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # the last 12 bytes of Wave64's names
-_RECORDINGS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b".snd", b"caff", b"fLaC", b"OggS")
+_RECORDINGS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b".snd", b"caff", b"fLaC", b"OggS")
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _place(
         end = source.size
         return _pcm(form, first, end, declared, end, notes)
     end = first + -(-declared // pad) * pad
-    if wraps and present - declared >= _WRAP - _SMALL_REST and not _well_formed(source, end, walk):
+    if wraps and present - declared >= _WRAP - _NEAR_WRAP and not _well_formed(source, end, walk):
         turns = (present - declared) // _WRAP
         found = [n for n in range(turns, 0, -1) if _well_formed(source, end + n * _WRAP, walk)]
         length = declared + found[0] * _WRAP if found else present
@@ -338,11 +339,7 @@ def _after(source: Source, position: int, walk: Walk | None) -> tuple[int, Note 
         position = min(chunk.next, source.size)
     if source.read_at(position, 4) in _RECORDINGS:
         return position, None
-    rest = source.size - position
-    if rest <= _SMALL_REST or not source.read_at(position, 1 << 16).strip(b"\0"):
-        return source.size, None
-    said = f"{rest} bytes after the declared end of the sound are no known part of such a file"
-    return source.size, Note("rest", f"{said}: left out", damaged=True)
+    return source.size, rest_note(source, position, source.size, "the declared end of the sound")
 
 
 def _is_name(name: bytes) -> bool:

@@ -95,6 +95,8 @@ def downmix(channels: int, model_channels: int, layout: tuple[str, ...]) -> str 
     lfe = [name for name in names if name in ("LFE", "LFE2")]
     how = "" if names == layout else ", in the usual order, for the file does not name them"
     left = f"; {' and '.join(lfe)} left out" if lfe else ""
+    if names != layout and not lfe:
+        left = "; if one of them is an LFE, it is in the mix"
     return f"{channels} channels ({' '.join(names)}{how}) mixed down to {model_channels}{left}"
 
 

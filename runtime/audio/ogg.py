@@ -22,6 +22,7 @@ from tfswa.runtime.audio.packets import PacketCodec
 from tfswa.runtime.audio.pages import Page, last_page, read_pages
 from tfswa.runtime.audio.source import Source
 from tfswa.runtime.audio.tracks import Track, pick
+from tfswa.runtime.audio.whole import rest_note
 from tfswa.runtime.errors import AudioError
 
 _OPUS_RATE = 48_000
@@ -113,7 +114,9 @@ class OggDecoder:
     def _decode(self) -> Iterator[Block]:
         """All samples, recording after recording."""
         begun: list[Page] = []
+        end = 0
         for page in read_pages(self._source):
+            end = page.end
             if page.first:
                 if not begun and self._link is not None:
                     yield from self._finished(self._link)
@@ -129,6 +132,9 @@ class OggDecoder:
                 self._link.lost = True
         if self._link is not None:
             yield from self._finished(self._link)
+            if self._link.ended:
+                rest = rest_note(self._source, end, self._source.size, "its last page")
+                self.notes += [] if rest is None else [rest]
 
     def _begin(self, pages: list[Page]) -> _Link:
         links = [link for page in pages if (link := _open_link(page)) is not None]

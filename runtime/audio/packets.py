@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.audio.layouts import Block
 
+CHECKED = {"err_detect": "crccheck+explode"}
+"""Options of a codec of FFmpeg that make a wrong checksum an error."""
+
 
 class PacketCodec:
     """One decoder of FFmpeg.
@@ -22,6 +25,7 @@ class PacketCodec:
     Args:
         name: FFmpeg's.
         extradata: the codec's own header, where it has one.
+        checked: whether a frame that does not match its checksum is none.
 
     Attributes:
         sample_rate: in Hz, 0 until something was decoded.
@@ -29,12 +33,14 @@ class PacketCodec:
         layout: names of the channels, empty until then or where they have none.
     """
 
-    def __init__(self, name: str, extradata: bytes = b"") -> None:
+    def __init__(self, name: str, extradata: bytes = b"", *, checked: bool = False) -> None:
         context = av.CodecContext.create(name, "r")
         assert isinstance(context, AudioCodecContext)
         self._context = context
         if extradata:
             self._context.extradata = extradata
+        if checked:
+            self._context.options = CHECKED
         self.sample_rate = self.channels = 0
         self.layout: tuple[str, ...] = ()
 

@@ -33,6 +33,7 @@ class Page:
         first: whether it begins a stream.
         last: whether it ends one.
         after_damage: whether something before it did not parse.
+        end: first byte behind it, in the file.
     """
 
     granule: int
@@ -44,6 +45,7 @@ class Page:
     first: bool
     last: bool
     after_damage: bool
+    end: int
 
     def pieces(self) -> Iterator[tuple[bytes, bool]]:
         """Its packets, each with whether it ends here; the first may be the rest of one."""
@@ -82,7 +84,7 @@ def read_pages(source: Source, start: int = 0) -> Iterator[Page]:
                 return
             continue
         damaged |= begin > 0
-        page, size = _parse(buffer, begin, damaged)
+        page, size = _parse(buffer, begin, damaged, position - len(buffer))
         if page is not None:
             damaged = False
             yield page
@@ -109,7 +111,7 @@ def last_page(source: Source) -> Page | None:
     return found
 
 
-def _parse(buffer: bytes, begin: int, damaged: bool) -> tuple[Page | None, int]:
+def _parse(buffer: bytes, begin: int, damaged: bool, base: int) -> tuple[Page | None, int]:
     head = buffer[begin : begin + _HEAD.size]
     if len(head) < _HEAD.size:
         return None, 0
@@ -131,5 +133,6 @@ def _parse(buffer: bytes, begin: int, damaged: bool) -> tuple[Page | None, int]:
         first=bool(flags & 2),
         last=bool(flags & 4),
         after_damage=damaged,
+        end=base + end,
     )
     return page, end - begin

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 
+from tfswa.runtime.audio.frames import tag_size
 from tfswa.runtime.audio.notes import Note
 from tfswa.runtime.audio.source import Source
 
@@ -14,7 +15,7 @@ _MOST_PARTS = 10_000
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
-_SMALL_REST = 4096
+_SMALL_REST = 4096  # bytes that are no recording, for those have headers
 
 
 def completeness(source: Source) -> list[Note]:
@@ -36,28 +37,53 @@ def completeness(source: Source) -> list[Note]:
     if end > source.size + 1:
         said = f"its container declares {end} bytes, {source.size} are there"
         return [Note("cut", f"{said}: the end is missing", damaged=True)]
-    rest = source.size - end
-    if rest > _SMALL_REST and source.read_at(end, 1 << 16).strip(b"\0"):
-        return [Note("rest", f"{rest} bytes after the end of its container: left out", damaged=True)]
-    return []
+    rest = rest_note(source, end, source.size, "the end of its container")
+    return [] if rest is None else [rest]
+
+
+def rest_note(source: Source, position: int, stop: int, what: str) -> Note | None:
+    """A note about bytes behind the sound; None where they are none, zeros or tags.
+
+    Args:
+        source: the file.
+        position: first byte behind the sound.
+        stop: first byte that belongs to something else; the size of the source if nothing follows.
+        what: behind what they lie.
+    """
+    while position < stop and (size := tag_size(source.read_at(position, 32), 0)):
+        position += size
+    count = stop - position
+    if count <= 0 or not source.read_at(position, min(count, 1 << 16)).strip(b"\0"):
+        return None
+    text = f"{count} bytes after {what} are no known part of such a file: left out"
+    return Note("rest", text, damaged=count > _SMALL_REST)
 
 
 def _mp4(source: Source) -> int | None:
-    """End of the last box (ISO/IEC 14496-12, 4.2)."""
-    position = 0
+    """End of the last box (ISO/IEC 14496-12, 4.2), or where another file begins that was joined to it.
+
+    FFmpeg reads the first index alone. Only fragments carry on after a second one.
+    """
+    position, joined = 0, None
+    seen: set[bytes] = set()
     for _ in range(_MOST_PARTS):
         head = source.read_at(position, 16)
         if len(head) < 8:
-            return position
+            return position if joined is None else joined
         size, name = struct.unpack(">I4s", head[:8])
         if size == 1 and len(head) == 16:
             size = struct.unpack(">Q", head[8:])[0]
         elif size == 0:  # to the end of the file
-            return None
+            return joined
         if size < 8 or not all(32 <= letter < 127 or letter == 0xA9 for letter in name):
-            return position
+            return position if joined is None else joined
+        if name in (b"ftyp", b"moov") and name in seen and joined is None:
+            joined = position
+        elif name == b"moof":
+            joined = None
+        seen.add(name)
         position += size
-    return None
+    return joined
 
 
 def _matroska(source: Source) -> int | None:
@@ -96,13 +122,15 @@ def _asf(source: Source) -> int | None:
 
 
 def _riff(source: Source, order: str) -> int | None:
-    """End of the last RIFF or FORM; AVI has several."""
+    """End of the last RIFF or FORM; a large AVI goes on in parts of the type ``AVIX``."""
     position = 0
     for _ in range(_MOST_PARTS):
-        head = source.read_at(position, 8)
+        head = source.read_at(position, 12)
         if len(head) < 8 or head[:4] not in (b"RIFF", b"FORM", b"LIST", b"JUNK"):
             return position
-        size = struct.unpack(order + "I", head[4:])[0]
+        if position and head[:4] in (b"RIFF", b"FORM") and head[8:] != b"AVIX":
+            return position
+        size = struct.unpack(order + "I", head[4:8])[0]
         if size == 0 or size >= 0x7EFF_F000:  # not known when it was written
             return None
         position += 8 + size + size % 2
