@@ -191,6 +191,20 @@ def format_changed(path: Path, seconds: float, before: tuple[int, int], after: t
     )
 
 
+def gathered(first: Block | None, rest: Iterator[Block], block_samples: int) -> Iterator[Block]:
+    """Packets ``[C, n]`` joined to blocks of at most ``block_samples``, unless one packet is longer."""
+    held = [] if first is None else [first]
+    count = sum(block.shape[1] for block in held)
+    for block in rest:
+        if count and count + block.shape[1] > block_samples:
+            yield np.concatenate(held, axis=1)
+            held, count = [], 0
+        held.append(block)
+        count += block.shape[1]
+    if count:
+        yield np.concatenate(held, axis=1)
+
+
 def one_line(error: object) -> str:
     """A library's message without line breaks, control characters or a full stop."""
     return shown(" ".join(str(error).split()).rstrip(". "))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, check_stream, format_changed
+from tfswa.runtime.audio.decoders import Damage, UnsuitableFile, check_stream, format_changed, gathered
 from tfswa.runtime.audio.layouts import Block
 from tfswa.runtime.audio.notes import Note
 from tfswa.runtime.audio.packets import PacketCodec
@@ -97,16 +97,7 @@ class OggDecoder:
 
     def blocks(self, block_samples: int) -> Iterator[Block]:
         """See ``Decoder``."""
-        held = [] if self._first is None else [self._first]
-        count = sum(block.shape[1] for block in held)
-        for block in self._decoded:
-            if count and count + block.shape[1] > block_samples:
-                yield np.concatenate(held, axis=1)
-                held, count = [], 0
-            held.append(block)
-            count += block.shape[1]
-        if count:
-            yield np.concatenate(held, axis=1)
+        return gathered(self._first, self._decoded, block_samples)
 
     def close(self) -> None:
         """See ``Decoder``."""
