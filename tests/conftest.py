@@ -91,6 +91,16 @@ def tfx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file below a folder, to tell whether anything changed."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    return read
+
+
+@pytest.fixture
 def tiny_hyper() -> dict[str, Any]:
     """Hyper-parameters of a network of some 18 thousand weights; the caller's to change."""
     return dict(HYPER)

@@ -70,7 +70,7 @@ def opened(chromium: str, path: Path) -> tuple[str, list[str]]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     # The console's errors come as INFO:CONSOLE too: a page of ours has nothing to say there at all.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,3 @@ def full(exported_bundle: Path) -> Any:
     graph = onnx.load(exported_bundle / "model.onnx")
     del graph.metadata_props[:]
     return graph
-
-
-@pytest.fixture
-def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, to tell whether anything changed."""
-
-    def read(folder: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-    return read

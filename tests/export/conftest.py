@@ -56,16 +56,6 @@ def seal() -> Callable[[BundleModel], BundleModel]:
     return sealed
 
 
-@pytest.fixture
-def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, to tell whether anything changed."""
-
-    def read(folder: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-    return read
-
-
 def _copy(source: Path, path: Path) -> BundleModel:
     shutil.copytree(source, path)
     assert (path / MANIFEST).is_file()

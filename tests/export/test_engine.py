@@ -358,7 +358,7 @@ def test_two_builders_at_once_make_one_engine(trt: Any, exported: BundleModel) -
     runs = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    answers = [run.communicate(timeout=300) for run in runs]
+    answers = [run.communicate(timeout=600) for run in runs]
     reports = [json.loads(out) for out, _ in answers]
     assert sorted(report["cached"] for report in reports) == [False, True]
     assert len({report["file"] for report in reports}) == 1

@@ -24,7 +24,7 @@ BIN = str(Path(sys.executable).parent)
 def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.run(
-        line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
 
 

@@ -171,7 +171,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         cwd=copy,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(copy / done.stdout.split()[-1]) as archive:
@@ -235,7 +235,7 @@ print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}), file=sys
 def test_help_is_instant_and_imports_nothing_heavy() -> None:
     attempts = []
     for _ in range(3):  # a busy machine may be slow once
-        done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         measured = json.loads(done.stderr)
         heavy = {"numpy", "torch", "scipy", "av", "soundfile", "onnxruntime", "rich"}
@@ -252,7 +252,7 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
 def test_module_and_command_are_one() -> None:
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "tfswa.runtime", "--version"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "tfswa.runtime", "--version"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0
     assert PROJECT["project"]["version"] in done.stdout
@@ -294,7 +294,7 @@ def test_extras_bring_what_the_messages_promise() -> None:
 
 def test_av_is_loaded_for_files_that_need_it_alone() -> None:
     script = "import sys\nfrom tfswa.runtime import Separator, open_model\nassert 'av' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], timeout=600).returncode == 0
 
 
 def test_the_runtime_imports_without_torch_and_onnxruntime() -> None:
@@ -306,6 +306,6 @@ def test_the_runtime_imports_without_torch_and_onnxruntime() -> None:
     )
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, env=environment
     )
     assert done.returncode == 0, done.stderr

@@ -62,7 +62,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
 
 def process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=600, check=False, **options
     )
 
 
@@ -240,7 +240,7 @@ class TestExitCodes:
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
         os.close(writer)
@@ -251,6 +251,6 @@ class TestExitCodes:
     def test_streams_that_are_closed_are_not_written_to(self, closed: str, tmp_path: Path) -> None:
         command = f"'{sys.executable}' -m tfswa.runtime models {closed}"
         done = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60
+            ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=600
         )
         assert (done.returncode, done.stderr) == (0, "")

@@ -47,7 +47,7 @@ def test_a_home_that_cannot_be_used_costs_only_time(tmp_path: Path) -> None:
         env={"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "separated" / "song" / "vocals.wav").is_file()

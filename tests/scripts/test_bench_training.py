@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
+from waiting import until
 
 pytest.importorskip("torch", reason="torch is not installed: training needs it")
 
@@ -104,20 +104,20 @@ def test_what_a_process_started_ends_with_it() -> None:
     with python(PARENT) as trainee:
         pid = trainee.ask()["pid"]
         os.kill(pid, 0)
-    for _ in range(100):
+
+    def ended() -> bool:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return
-        if state == "Z":  # dead, and not yet collected by whoever adopted it
-            return
-        time.sleep(0.05)
-    pytest.fail(f"process {pid} lives on")
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return state == "Z"  # dead, and not yet collected by whoever adopted it
+
+    until(ended, said=lambda: f"process {pid} lives on")
 
 
 def test_asking_the_dead_is_no_crash() -> None:
     with python("pass") as trainee:
-        time.sleep(0.5)
+        trainee._process.wait()
         with pytest.raises(Lost, match="exit code 0"):
             trainee.ask("step")
 

@@ -28,7 +28,7 @@ def tfx(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
         [sys.executable, "-m", "tfswa.runtime", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=cwd,
         env={**os.environ, "COLUMNS": "200"},
     )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from system_calls import STOPS, Stop, stopped_at
+from waiting import until
 
 from tfswa.runtime.audio.reading import open_audio
 from tfswa.runtime.errors import AudioError, ConfigError
@@ -87,7 +88,7 @@ class Child:
     def end(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(60)
+        self.process.wait(600)
 
 
 @pytest.fixture
@@ -225,8 +226,7 @@ def test_whoever_waits_for_a_process_that_is_killed_does_its_work(
     first = start(files[:1], mode="hang")
     assert first.line() == "hangs"
     second = start(files[:2])
-    while len(decodings(folder)) < 2:  # it has done the other file meanwhile
-        time.sleep(0.02)
+    until(lambda: len(decodings(folder)) >= 2)  # it has done the other file meanwhile
     assert second.process.poll() is None
     first.kill()
     assert second.line().startswith("open ")
@@ -239,8 +239,7 @@ def test_whoever_waits_for_a_process_that_finishes_does_nothing(
     first = start(files[:1], mode="pause")
     assert first.line() == "pauses"
     second = start(files[:1])
-    while len(list((folder / "leases").glob("*"))) < 2:
-        time.sleep(0.02)
+    until(lambda: len(list((folder / "leases").glob("*"))) >= 2)
     time.sleep(0.2)  # from its lease to the lock it is a few lines
     assert first.process.stdin is not None
     first.process.stdin.write("go on\n")
@@ -284,18 +283,18 @@ def test_the_workers_of_a_process_hold_its_lease(
 ) -> None:
     parent = start(files[:2], mode="fork")
     assert parent.line().startswith("open ")
-    assert parent.process.wait(60) == 0
+    assert parent.process.wait(600) == 0
     with pytest.raises(ConfigError, match="by other runs"):
         decoded([of(files[2])], folder, 2.5 * ENTRY)
     parent.end()
-    deadline = time.monotonic() + 60
-    while True:  # until the worker has seen the end of its input
+
+    def fits() -> bool:
         try:
-            decoded([of(files[2])], folder, 2.5 * ENTRY)
-            break
+            return bool(decoded([of(files[2])], folder, 2.5 * ENTRY))
         except ConfigError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            return False
+
+    until(fits)  # the worker has seen the end of its input
 
 
 def test_what_is_mapped_here_stays_and_what_is_dropped_may_go(files: list[Path], folder: Path) -> None:
@@ -424,7 +423,7 @@ def test_more_recordings_than_files_may_be_open(files: list[Path], folder: Path)
         "print(len(decoded(wanted, Path(sys.argv[2]), 1e9)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, files[0], folder], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script, files[0], folder], capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stdout) == (0, "40\n"), done.stderr
 

@@ -88,7 +88,7 @@ def train(config: Path, out: Path, *arguments: str, processes: int = 1) -> str:
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     command = [*start, "tfswa.runtime", "train", str(config), *arguments, "-o", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -153,7 +153,7 @@ def test_two_machines_train_as_one(runs: Runs, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     for machine in machines:
-        _, error = machine.communicate(timeout=300)
+        _, error = machine.communicate(timeout=600)
         assert machine.returncode == 0, error[-3000:]
     assert column(two, "loss") == pytest.approx(column(runs.of(), "loss"), rel=TOLERANCE)
 

@@ -246,7 +246,7 @@ with Watch(out, step, wandb="tfx-test", config={"optim": {"lr": 0.1}}) as watch:
 class TestWandb:
     def test_it_is_imported_only_where_a_project_is_named(self, out: Path) -> None:
         script = WANDB.replace('wandb="tfx-test"', 'wandb=""') + "assert 'wandb' not in sys.modules\n"
-        subprocess.run([sys.executable, "-c", script, str(out), "0"], check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", script, str(out), "0"], check=True, timeout=600)
 
     def test_missing_it_is_said_before_anything_is_lost(
         self, out: Path, monkeypatch: pytest.MonkeyPatch
@@ -270,7 +270,7 @@ class TestWandb:
         def run(step: int) -> str:
             command = [sys.executable, "-c", WANDB, str(out), str(step)]
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
+                command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path
             )
             assert done.returncode == 0, done.stderr
             assert done.stdout == ""  # results alone go there
@@ -294,7 +294,7 @@ class TestWandb:
             [sys.executable, "-c", WANDB, str(out), "0"],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             env={**kept, "HOME": str(tmp_path)},
             stdin=subprocess.DEVNULL,
         )

@@ -297,18 +297,17 @@ class TestDamage:
         assert "silence put in their place" in notes
         assert "damaged at 2." in notes
 
-    def test_too_much_damage_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("limit", "value", "said"),
+        [("MAX_DAMAGE", 1, "more than 1 places"), ("MAX_GAP_S", 0.001, "are missing at")],
+    )
+    def test_too_much_damage_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, said: str
+    ) -> None:
         path = encode(tmp_path / "a.m4a", [noise(2, 200_000)])
         flip(path, 400)
-        monkeypatch.setattr(decoders, "MAX_DAMAGE", 1)
-        with pytest.raises(AudioError, match="more than 1 places"):
-            read(path)
-
-    def test_gap_that_is_too_long_to_fill(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = encode(tmp_path / "a.m4a", [noise(2, 200_000)])
-        flip(path, 400)
-        monkeypatch.setattr(decoders, "MAX_GAP_S", 0.001)
-        with pytest.raises(AudioError, match="are missing at"):
+        monkeypatch.setattr(decoders, limit, value)
+        with pytest.raises(AudioError, match=said):
             read(path)
 
     def test_nothing_decodes(self, tmp_path: Path) -> None:

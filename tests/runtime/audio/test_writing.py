@@ -1,11 +1,8 @@
 import contextlib
 import itertools
 import os
-import resource
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +14,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from waiting import full_disk
 
 from tfswa.runtime.audio import encoders, tags
 from tfswa.runtime.audio.encoders import FORMATS, check_format
@@ -384,17 +382,6 @@ class TestAtomicity:
     def test_wrong_number_of_stems_is_our_bug(self, tmp_path: Path) -> None:
         with self.files(tmp_path) as files, pytest.raises(AssertionError, match="3 stems for 2 files"):
             files.write(noise(3, 2, 10))
-
-
-@contextmanager
-def full_disk(file_bytes: int) -> Iterator[None]:
-    """No file grows beyond ``file_bytes``: what a full disk looks like to a process that runs as root."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class TestClip:

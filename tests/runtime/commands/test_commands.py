@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 import soundfile
 from command_line import Done, Tfx
 from numpy.typing import NDArray
+from waiting import HANG_SECONDS, until
 
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, embed
@@ -29,7 +29,6 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs
 
 RATE = 8000
 STEMS = ("vocals", "accompaniment")
-START_SECONDS = 60.0  # for a process to start on a machine that is busy
 
 
 @pytest.mark.parametrize(
@@ -857,13 +856,13 @@ class TestProcess:
 
     def test_a_song_and_its_json(self, bundle: Path) -> None:
         write("song.wav")
-        out, err = start("separate", "song.wav", "-m", bundle, "--json").communicate(timeout=START_SECONDS)
+        out, err = start("separate", "song.wav", "-m", bundle, "--json").communicate(timeout=HANG_SECONDS)
         assert err == ""
         assert json.loads(out)["files"][0]["seconds"] == 0.5
 
     def test_a_bad_song(self, bundle: Path) -> None:
         process = start("separate", "nothing.wav", "-m", bundle)
-        out, err = process.communicate(timeout=START_SECONDS)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert_refused(Done(process.returncode, out, err), 1, "nothing.wav cannot be opened")
 
     @pytest.mark.parametrize(
@@ -887,13 +886,10 @@ class TestProcess:
             file.truncate(44 + size)
         before = everything()
         process = start("separate", "long.wav", "-m", bundle, "-o", "out/deep")
-        deadline = time.monotonic() + START_SECONDS
-        while not list(Path().rglob("*.partial-*")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: process.poll() is not None or list(Path().rglob("*.partial-*")))
+        assert process.poll() is None, process.communicate()
         process.send_signal(number)
-        out, err = process.communicate(timeout=START_SECONDS)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == code
         assert out == ""
         assert last is None or err.splitlines()[-1] == last

@@ -11,6 +11,7 @@ import pytest
 import scipy.linalg
 import scipy.signal
 from numpy.typing import NDArray
+from separated import noise
 
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.evaluation import boxplot, bsseval, by_museval
@@ -20,10 +21,6 @@ from tfswa.runtime.evaluation.projection import FILTER_SAMPLES, Projection
 Audio = NDArray[Any]
 
 AGREEMENT_DB = 1e-6  # both compute in float64; white noise has a condition of some 100, so 1e-12 dB are left
-
-
-def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return (np.random.default_rng(seed).standard_normal(shape) * 0.1).astype(np.float32)
 
 
 def low(stems: int, channels: int, samples: int, cutoff: float = 0.7) -> Audio:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from separated import noise, write_arrays
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
@@ -39,18 +40,6 @@ AGREEMENT_DB = 1e-6  # the same arithmetic in another order; measured 3e-11 dB
 # The song's correlations have a condition of 4e12, so rounding may change what filters give by 4e-4 of the
 # estimate; the smallest part of it here is 0.06 of it (24 dB down).
 ILL_CONDITIONED_DB = 0.1
-
-
-def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return (np.random.default_rng(seed).standard_normal(shape) * 0.1).astype(np.float32)
-
-
-def write_arrays(folder: Path, references: Audio, estimates: Audio, mixture: Audio | None = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "mixture.npy", references.sum(axis=0) if mixture is None else mixture)
-    np.save(folder / "references.npy", references)
-    np.save(folder / "estimates.npy", estimates)
-    return folder
 
 
 class Inline:

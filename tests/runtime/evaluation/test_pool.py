@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import alive, until
 
 SCRIPT = """
 import os, time
@@ -24,20 +24,6 @@ with Workers(2) as workers:
 """
 
 
-def running(group: int) -> list[str]:
-    """Processes of a group; one that has ended and waits to be collected is none."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = path.read_text().rpartition(")")
-        except OSError:  # ended meanwhile
-            continue
-        state, _, of_group = rest.split()[:3]
-        if int(of_group) == group and state not in "ZX":
-            found.append(name)
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are counted in /proc")
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(kind: signal.Signals) -> None:
@@ -48,7 +34,4 @@ def test_workers_end_with_their_parent(kind: signal.Signals) -> None:
     assert os.getpgid(worker) == parent.pid
     os.kill(parent.pid, kind)  # it alone
     parent.wait()
-    deadline = time.monotonic() + 120  # for a machine under load
-    while running(parent.pid):
-        assert time.monotonic() < deadline, running(parent.pid)
-        time.sleep(0.02)
+    until(lambda: not alive(parent.pid), said=lambda: alive(parent.pid))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from separated import noise, write_arrays
 
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline, ratio_mask
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
@@ -25,21 +26,9 @@ SPEC = ModelSpec(
 )
 
 
-def noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return (np.random.default_rng(seed).standard_normal(shape) * 0.1).astype(np.float32)
-
-
 def by_bsseval(references: Audio, estimates: Audio) -> Audio:
     """``[4, S, windows]`` of a second."""
     return BssEval(references, [RATE]).evaluate(estimates)[0].values
-
-
-def write_arrays(folder: Path, references: Audio, estimates: Audio, mixture: Audio | None = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "mixture.npy", references.sum(axis=0) if mixture is None else mixture)
-    np.save(folder / "references.npy", references)
-    np.save(folder / "estimates.npy", estimates)
-    return folder
 
 
 class TestBaselines:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from tfswa.runtime.errors import OutputExists
 from tfswa.runtime.files import publish
@@ -38,10 +39,7 @@ def killed(work: Callable[[], None], begun: Callable[[], bool]) -> None:
                 work()
         finally:
             os._exit(1)
-    limit = time.monotonic() + 30
-    while not begun():
-        assert time.monotonic() < limit
-        time.sleep(0.0005)
+    until(begun)
     time.sleep(random.random() * 0.01)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL  # it had not failed by itself

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from waiting import full_disk
 
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.files import caches
@@ -24,17 +23,6 @@ NEW = np.random.default_rng(0).bytes(20_000)
 State = dict[str, bytes]
 
 
-@contextmanager
-def full(file_bytes: int) -> Iterator[None]:
-    """No file grows beyond ``file_bytes``: what a full disk looks like to a process that runs as root."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def everything(folder: Path) -> State:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -44,7 +32,7 @@ def holds(folder: Path, work: Callable[[], Any], largest: int) -> None:
     old, done = everything(folder), []
     for level in range(LEVELS):
         try:
-            with full(largest * level // (LEVELS - 1)):
+            with full_disk(largest * level // (LEVELS - 1)):
                 work()
         except (OSError, TfxError) as error:
             said = str(error)

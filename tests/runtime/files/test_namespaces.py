@@ -75,7 +75,7 @@ def test_equal_process_ids_mix_nothing(tmp_path: Path, end: str) -> None:
             writer.stdin.write("go\n")
             writer.stdin.flush()
         for writer in writers:
-            writer.communicate(timeout=120)
+            writer.communicate(timeout=600)
         sweep(folder)
         contents = {path.name: path.read_text() for path in folder.iterdir()}
         assert sorted(contents) == ["drums", "list.json", "other", "vocals"]

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity_fakes import CHUNK, HYPER, RATE, STEMS, STFT, Fixed, Itself, Planes
+from parity_fakes import CHUNK, RATE, STEMS, STFT, Fixed, Itself, Planes
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
 from tfswa.runtime.gates import default_gates
-from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity import reference as reference_module
@@ -25,14 +24,6 @@ from tfswa.runtime.parity.judge import judge
 from tfswa.runtime.songs.loading import Song
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream import separator
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> BundleModel:
-    """A bundle without a network."""
-    spec = ModelSpec(family="none", stems=STEMS, stft=STFT, chunk=CHUNK)
-    path = tmp_path / "tiny.tfx"
-    return BundleModel(str(path), Bundle.create(path, spec, {"w": np.zeros(1, np.float32)}))
 
 
 @pytest.fixture
@@ -56,16 +47,6 @@ def measure(
         return compare(model, [Item.of(song) for song in ([song] if songs is None else songs)], **options)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> BundleModel:
-    """A tiny eager network."""
-    pytest.importorskip("torch", reason="torch is not installed: the reference is an eager network")
-    from tfswa.train.backend import new_bundle
-
-    path = tmp_path_factory.mktemp("network") / "tiny.tfx"
-    return BundleModel(str(path), new_bundle("tfswa_lite", path, hyper=HYPER, stft=STFT, chunk=CHUNK))
 
 
 def breaches(certificate: Certificate) -> list[Any]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from parity_fakes import CHUNK, STEMS, STFT, Fixed, certificate, quality, signal
+from parity_fakes import CHUNK, Fixed, certificate, quality, signal
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import BundleError, GateError
@@ -18,21 +17,12 @@ from tfswa.runtime.gates import default_gates
 from tfswa.runtime.model.bundle import MANIFEST, Bundle
 from tfswa.runtime.model.keys import EVIDENCE
 from tfswa.runtime.model.opening import BundleModel
-from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity import evidence as module
 from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.evidence import describe_evidence, read_evidence, require_passing, store
 from tfswa.runtime.parity.judge import judge, passes
 
 CPU = BackendOptions()
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> BundleModel:
-    """A bundle without a network."""
-    spec = ModelSpec(family="none", stems=STEMS, stft=STFT, chunk=CHUNK)
-    path = tmp_path / "tiny.tfx"
-    return BundleModel(str(path), Bundle.create(path, spec, {"w": np.zeros(1, np.float32)}))
 
 
 def of(model: BundleModel, **changes: Any) -> Certificate:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parity_fakes import CHUNK, HYPER, STFT
 
 from tfswa.runtime.files import caches
 from tfswa.runtime.machine import user_cache
@@ -29,15 +28,6 @@ class Stopped(Exception):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> BundleModel:
-    pytest.importorskip("torch", reason="torch is not installed: the reference is an eager network")
-    from tfswa.train.backend import new_bundle
-
-    path = tmp_path_factory.mktemp("network") / "tiny.tfx"
-    return BundleModel(str(path), new_bundle("tfswa_lite", path, hyper=HYPER, stft=STFT, chunk=CHUNK))
 
 
 def run(network: BundleModel, stop: int = 0, **options: Any) -> tuple[list[Certificate], list[int]]:

@@ -28,7 +28,7 @@ def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """pytest as a team would run it, in a folder of its own."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *map(str, arguments)]
     command += ["-p", PLUGIN] * any("--tfx" in str(argument) for argument in arguments)
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 def test_a_test_for_each_backend_stem_and_item(bundle: Path, tmp_path: Path) -> None:
