@@ -267,7 +267,7 @@ def test_what_another_process_adds_to_stays(
         caches.trim()
     else:
         assert tfx("doctor", "--clear-cache").code == 0
-    said, _ = child.communicate("go\n", timeout=60)
+    said, _ = child.communicate("go\n", timeout=600)
     assert child.returncode == 0
     assert Path(said.strip()).read_bytes() == b"new"
     assert Bundle.open(tiny_bundle.path).file("model.onnx").read_bytes() == b"new"
