@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import ConfigError
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
@@ -45,7 +45,7 @@ class PrecisionPlan:
             ConfigError: it cannot be read, or holds something else.
         """
         try:
-            data = parse_json(path.read_bytes())
+            data = parse_json(read_document(path))
         except (OSError, ValueError) as error:
             raise ConfigError(f"precision plan {path} cannot be read: {error}") from error
         if not isinstance(data, dict) or not {"fp32", "int8"} & set(data):

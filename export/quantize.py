@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import BundleError, ConfigError, ExportError, UsageError
 from tfswa.runtime.model.opening import Model
 
@@ -80,7 +80,7 @@ def load_ranges(model: Model) -> dict[str, float]:
             f"{model.name} was not calibrated, which int8 needs: `tfx calibrate {model.name} --audio FOLDER`"
         )
     try:
-        kept: dict[str, Any] = parse_json(bundle.file(CALIBRATION).read_bytes())
+        kept: dict[str, Any] = parse_json(read_document(bundle.file(CALIBRATION)))
         source, ranges = str(kept["source"]), {str(k): float(v) for k, v in kept["ranges"].items()}
         wrong = [name for name, limit in ranges.items() if not 0 < limit < math.inf]
         if wrong:

@@ -8,11 +8,27 @@ import json
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
 DEPTH = 64  # of tables and lists in each other
+DOCUMENT_BYTES = 64 << 20  # of a text that is read whole
+
+
+def read_document(path: Path, limit: int = DOCUMENT_BYTES) -> bytes:
+    """Read a file that should be a small text, such as JSON or TOML.
+
+    Raises:
+        ValueError: it has more bytes than ``limit``.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit} bytes")
+    return content
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -27,14 +43,14 @@ def parse_json(text: str | bytes) -> Any:
         raise _too_deep() from None
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str | bytes) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:
-        ValueError: it is none, or tables and lists in it are more than ``DEPTH`` deep.
+        ValueError: it is none, no UTF-8, or tables and lists in it are more than ``DEPTH`` deep.
     """
     try:
-        found: dict[str, Any] = _bounded(tomllib.loads(text))
+        found: dict[str, Any] = _bounded(tomllib.loads(text.decode() if isinstance(text, bytes) else text))
     except RecursionError:
         raise _too_deep() from None
     return found

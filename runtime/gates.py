@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.documents import parse_toml
+from tfswa.runtime.documents import parse_toml, read_document
 from tfswa.runtime.errors import ConfigError, UsageError, reason
 
 DEFAULTS = Path(__file__).with_name("gates.toml")
@@ -91,7 +91,7 @@ def load_gates(path: Path) -> Gates:
         ConfigError: not TOML, an unknown key, or a limit that is no number.
     """
     try:
-        tables = parse_toml(path.read_text(encoding="utf-8"))
+        tables = parse_toml(read_document(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"gates {path} cannot be read: {reason(error)}") from error
     non_finite = tables.pop("non_finite", 0)

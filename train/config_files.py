@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import ConfigError, TrainingError, UsageError
 from tfswa.train.bounds import check_bounds
 from tfswa.train.config import TrainConfig
@@ -68,7 +68,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     path = run / RUN_CONFIG
     try:
-        data = parse_json(path.read_bytes())
+        data = parse_json(read_document(path))
     except OSError as error:
         raise TrainingError(f"{path} cannot be read ({error.strerror}): nothing to resume") from error
     except ValueError as error:

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tfswa.runtime.errors import ConfigError, TrainingError
+from tfswa.runtime.documents import parse_json
+from tfswa.runtime.errors import ConfigError, TrainingError, reason
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.files.publish import sweep
 from tfswa.runtime.model.spec import ModelSpec
@@ -191,26 +192,33 @@ class Run:
     def restore(self) -> None:
         """Go on from the newest checkpoint."""
         state = checkpoint.load_newest(self.out)
-        then, now = json.loads(state["config"])["model"], self._config_json()["model"]
+        try:
+            self._check_same_model(parse_json(state["config"])["model"])
+            self.trainer.restore(state["trainer"])
+            self.schedule.restore(state["schedule"])
+            self.best, self.scores = float(state["best"]), dict(state["scores"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = (
+                f"has no {error}" if isinstance(error, KeyError) else f"does not fit ({reason(error)[:200]})"
+            )
+            raise TrainingError(
+                f"the newest checkpoint of {self.out} {what}: another version of tfx wrote it, "
+                "resume with that one, or start anew elsewhere"
+            ) from error
+        if self.first:
+            sweep(self.out)
+            sweep(self.out / checkpoint.FOLDER)
+            self._write_config()  # --resume alone goes on with what was said last
+
+    def _check_same_model(self, then: Mapping[str, Any]) -> None:
+        """Compare the model that a checkpoint is of with the one that is asked for."""
+        now = self._config_json()["model"]
         for key in sorted(now.keys() | then.keys()):
             if not key.startswith("init") and then.get(key) != now.get(key):
                 raise ConfigError(
                     f"the run in {self.out} has model.{key} {then.get(key)!r}, the configuration says "
                     f"{now.get(key)!r}: resume with the same model, or start anew elsewhere"
                 )
-        try:
-            self.trainer.restore(state["trainer"])
-            self.schedule.restore(state["schedule"])
-            self.best, self.scores = state["best"], state["scores"]
-        except KeyError as missing:
-            raise TrainingError(
-                f"the newest checkpoint of {self.out} has no {missing}: another version of tfx wrote it, "
-                "resume with that one, or start anew elsewhere"
-            ) from missing
-        if self.first:
-            sweep(self.out)
-            sweep(self.out / checkpoint.FOLDER)
-            self._write_config()  # --resume alone goes on with what was said last
 
     def run(self, report: Callable[[TrainingProgress], None]) -> dict[str, float]:
         """Train to the last step."""

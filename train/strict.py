@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tfswa.runtime.documents import parse_toml
+from tfswa.runtime.documents import parse_toml, read_document
 from tfswa.runtime.errors import ConfigError
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: unreadable, not TOML, or an override without '='.
     """
     try:
-        data = parse_toml(path.read_text(encoding="utf-8"))
+        data = parse_toml(read_document(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits

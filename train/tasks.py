@@ -17,11 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from tfswa.runtime.errors import BundleError, ConfigError
+from tfswa.runtime.errors import BundleError, ConfigError, reason
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle, replacing_directory
@@ -260,9 +259,9 @@ def initialize(network: nn.Module, config: ModelConfig) -> list[str]:
     path = Path(config.init)
     try:
         weights = load_file(Bundle.open(path).file(WEIGHTS) if path.is_dir() else path)
-    except (BundleError, OSError, SafetensorError) as error:
+    except Exception as error:  # those of safetensors share no public base
         raise ConfigError(
-            f"model.init {path} cannot be read ({error}): name a bundle or {PRETRAINED}"
+            f"model.init {path} cannot be read ({reason(error)}): name a bundle or {PRETRAINED}"
         ) from error
     skip = config.init_skip
     given = {name: value.float() for name, value in weights.items() if not name.startswith(skip)}

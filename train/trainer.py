@@ -151,15 +151,22 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state()``, of any number of processes."""
+        """Go on from a ``state()``, of any number of processes.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: it is another's, or none.
+        """
+        for name in ("average", "network", "optimizer"):  # an empty one torch would pass over in silence
+            if not isinstance(state[name], Mapping) or not state[name]:
+                raise ValueError(f"{name} holds nothing")
         set_model_state_dict(self.network, state["average"], options=WHOLE)
         self._average.reset()
         set_model_state_dict(self.network, state["network"], options=WHOLE)
         set_optimizer_state_dict(self.network, self._optimizer, state["optimizer"], options=WHOLE)
         if self.autocast is not None and state["autocast"]:
             self.autocast.load_state_dict(state["autocast"])
-        self.step, self.skipped = state["step"], state["skipped"]
-        self._skips_in_a_row = state["skips_in_a_row"]
+        self.step, self.skipped = int(state["step"]), int(state["skipped"])
+        self._skips_in_a_row = int(state["skips_in_a_row"])
 
     def _backward(self, batch: Batch, bandwidth_hz: float) -> dict[str, float]:
         """Gradients of the batch; loss and its parts, each the mean over all processes."""

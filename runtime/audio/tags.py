@@ -82,7 +82,8 @@ _IMAGES = {
     b"BM": "image/bmp",
 }
 MP4_COVERS = ("image/png", "image/jpeg")
-_LARGEST_COVER = (1 << 24) - (1 << 12)  # a FLAC block's length has 24 bits
+_BLOCK_BYTES = 1 << 24  # of a FLAC block: its length has 24 bits
+_LARGEST_COVER = _BLOCK_BYTES - (1 << 12)
 _FRONT_COVER = 3
 _WIDEST_COVER = 1 << 14
 _LONGEST_FIELD = 1 << 16
@@ -227,7 +228,7 @@ def insert_flac_blocks(path: Path, tags: Tags) -> None:
     """Replace the comments of a FLAC file, and give it its cover.
 
     Raises:
-        ValueError: not a FLAC file.
+        ValueError: not a FLAC file, or more text than one of its blocks can hold.
     """
     blocks: list[tuple[int, bytes]] = []
     with path.open("rb") as file:
@@ -244,6 +245,9 @@ def insert_flac_blocks(path: Path, tags: Tags) -> None:
     blocks.append((4, _vorbis_comment(tags.fields)))
     if tags.cover is not None:
         blocks.append((6, _flac_picture(tags)))
+    longest = max(len(body) for _, body in blocks)
+    if longest >= _BLOCK_BYTES:
+        raise ValueError(f"{longest} bytes of tags, a FLAC block holds less than {_BLOCK_BYTES}")
     head = b"fLaC"
     for index, (kind, body) in enumerate(blocks):
         head += bytes([kind | (0x80 if index == len(blocks) - 1 else 0)]) + len(body).to_bytes(3) + body

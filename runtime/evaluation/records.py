@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import OutputExists
 from tfswa.runtime.evaluation.bsseval import Method
 from tfswa.runtime.evaluation.scores import WINDOWS, Score
-from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
 from tfswa.runtime.songs.finding import SongFiles
 from tfswa.runtime.stream.separator import Separator
 
@@ -109,6 +109,7 @@ class Records:
             "scores": [score.to_dict() for score in result.scores],
             "notes": list(result.notes),
         }
+        whole["sha256"] = sha256_of_json(whole)  # of all else: a record that was changed is not believed
         return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
     def _read(self, song: SongFiles, names: Sequence[str]) -> SongResult | None:
@@ -117,7 +118,9 @@ class Records:
             return None
         audio = audio_sha256(song, names)
         try:
-            data = parse_json(path.read_bytes())
+            data = parse_json(read_document(path))
+            if data.pop("sha256") != sha256_of_json(data):
+                raise ValueError("its own digest does not match")
             different = differences(data["identity"], {**self.identity, "audio_sha256": audio})
             scores = [Score.from_dict(score) for score in data["scores"]]
             notes = tuple(map(str, data.get("notes", ())))

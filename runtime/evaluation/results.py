@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.escape import json_text, shown
 from tfswa.runtime.evaluation.boxplot import box_plot
 from tfswa.runtime.evaluation.records import SCHEMA, Identity, SongResult, another, differences
@@ -33,7 +33,7 @@ def check_results(output: Path, identity: Identity, *, force: bool) -> None:
     if force or not path.exists():
         return
     try:
-        different = differences(parse_json(path.read_bytes())["identity"], identity)
+        different = differences(parse_json(read_document(path))["identity"], identity)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         different = ["it is no evaluation of tfx, or damaged"]
     if different:

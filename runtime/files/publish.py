@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfswa.runtime.documents import from_json, parse_json
+from tfswa.runtime.documents import from_json, parse_json, read_document
 from tfswa.runtime.files import locks
 from tfswa.runtime.files.partial import WorkFolder, abandoned, open_folder, partials, remove
 from tfswa.runtime.files.signals import held_back
@@ -128,7 +128,7 @@ def _settle(path: Path) -> None:
     """Carry out what the journal of a dead process says."""
     undo = os.path.lexists(path / UNDO)
     try:
-        written = parse_json((path / (UNDO if undo else JOURNAL)).read_bytes())
+        written = parse_json(read_document(path / (UNDO if undo else JOURNAL)))
         steps, force = [_read_step(step) for step in written["steps"]], bool(written["force"])
     except (ValueError, KeyError, TypeError):
         return  # not ours, or never complete: nothing has been moved

@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.documents import from_json, parse_json
+from tfswa.runtime.documents import from_json, parse_json, read_document
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError, reason
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.atomic import new_folder, writing
@@ -33,6 +33,7 @@ from tfswa.runtime.files.own_folders import check_own, usable
 from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.publish import Move, publish, sweep
 from tfswa.runtime.machine import user_cache
+from tfswa.runtime.model.limits import METADATA_BYTES
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -450,8 +451,8 @@ def _is_inside(name: str) -> bool:
 def _is_ours(path: Path) -> bool:
     """Whether a folder is a bundle, be it damaged; other things have a manifest.json too."""
     try:
-        return FORMAT.encode() in (path / MANIFEST).read_bytes()
-    except OSError:
+        return FORMAT.encode() in read_document(path / MANIFEST, METADATA_BYTES)
+    except (OSError, ValueError):
         return False
 
 
@@ -462,7 +463,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = parse_json((path / MANIFEST).read_bytes())
+        manifest = parse_json(read_document(path / MANIFEST, METADATA_BYTES))
     except FileNotFoundError:
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:

@@ -8,12 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
 from tfswa.runtime.model.bundle import Bundle
 
 EVIDENCE = "parity.json"
 SIGNATURE = f"{EVIDENCE}.sig"
+KEY_BYTES = 1 << 16  # of a PEM file
 
 
 def load_key(path: Path, what: str) -> Any:
@@ -36,7 +37,7 @@ def load_key(path: Path, what: str) -> Any:
         ) from error
     options: dict[str, Any] = {"password": None} if what == "private" else {}
     try:
-        key = getattr(serialization, f"load_pem_{what}_key")(path.read_bytes(), **options)
+        key = getattr(serialization, f"load_pem_{what}_key")(read_document(path, KEY_BYTES), **options)
     except Exception as error:  # what a file that is no key makes it raise has no common base
         raise UsageError(f"{path} is no {what} key ({reason(error)}): give a PEM file of Ed25519") from error
     if not isinstance(key, getattr(kinds, f"Ed25519{what.title()}Key")):

@@ -26,6 +26,8 @@ _WITHIN = {  # which fields of a message hold which messages, by onnx.proto
 }
 _METADATA, _EXTERNAL_DATA, _DATA_LOCATION = 14, 13, 14
 _BYTES = 2  # wire type of what has a length
+_DOMAIN = {"node": 7, "function": 10}  # which field names whose operators they are
+DOMAINS = frozenset({b"", b"ai.onnx", b"ai.onnx.ml", b"com.microsoft"})  # that backends bring themselves
 
 
 def read_metadata(path: Path, key: str) -> str | None:
@@ -47,13 +49,14 @@ def read_metadata(path: Path, key: str) -> str | None:
 
 
 def check_whole(path: Path) -> None:
-    """See that a graph holds all its numbers itself.
+    """See that a graph holds all its numbers itself, and asks for no operators that others would bring.
 
     Raises:
-        BundleError: a tensor is in another file, or it is no ONNX file.
+        BundleError: a tensor is in another file, an operator is custom, or it is no ONNX file.
     """
     with _opened(path) as data:
         left = [("model", 0, len(data), 0)]
+        used: dict[str, set[bytes]] = {"node": set(), "function": set()}
         while left:
             kind, start, stop, depth = left.pop()
             if depth > NESTING * len(_WITHIN):
@@ -62,6 +65,8 @@ def check_whole(path: Path) -> None:
                 within = _WITHIN.get(kind, {}).get(number)
                 if within is not None and wire == _BYTES:
                     left.append((within, first, last, depth + 1))
+                elif number == _DOMAIN.get(kind) and wire == _BYTES:
+                    used[kind].add(data[first:last])
                 elif kind == "tensor" and (
                     number == _EXTERNAL_DATA or (number == _DATA_LOCATION and data[first:last] != b"\0")
                 ):
@@ -69,6 +74,12 @@ def check_whole(path: Path) -> None:
                         f"{path} keeps numbers in another file, which no hash covers: not opened; export it "
                         "with `tfx export`, which writes one file"
                     )
+        foreign = sorted(used["node"] - used["function"] - DOMAINS)
+        if foreign:
+            raise BundleError(
+                f"{path} has custom operators of {foreign[0][:40].decode('utf-8', 'replace')!r}, which only "
+                "code of others could run: not opened; export it with `tfx export`, which uses ONNX's own"
+            )
 
 
 @contextmanager

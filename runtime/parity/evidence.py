@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.backends import BackendOptions, Session
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import BundleError, GateError, UsageError
 from tfswa.runtime.files import seal
 from tfswa.runtime.files.hashes import sha256_of_json
@@ -75,7 +75,7 @@ def read_certificates(path: Path, name: str = "") -> list[Certificate]:
         BundleError: it is damaged.
     """
     try:
-        evidence = parse_json(path.read_bytes())
+        evidence = parse_json(read_document(path))
         if evidence["schema"] != SCHEMA:
             return []
         return [Certificate.from_dict(run) for run in evidence["certificates"]]

@@ -206,6 +206,16 @@ class TestAFileAlone:
             produce(plain, "model.onnx", "onnx", convert, output=out)
         produce(plain, "model.onnx", "onnx", convert, output=out, force=True)
 
+    def test_a_link_that_the_user_named_is_followed(
+        self, plain: BundleModel, convert: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "behind.onnx").write_bytes(b"old")
+        link = tmp_path / "latest.onnx"
+        link.symlink_to("behind.onnx")
+        produce(plain, "model.onnx", "onnx", convert, output=link, force=True)
+        assert link.is_symlink()
+        assert open_model(tmp_path / "behind.onnx").spec == plain.spec
+
     def test_the_ending_of_another_kind_is_refused_before_the_work(
         self, plain: BundleModel, tmp_path: Path
     ) -> None:

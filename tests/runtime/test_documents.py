@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tfswa.runtime.documents import DEPTH, from_json, parse_json, parse_toml
+from tfswa.runtime.documents import DEPTH, from_json, parse_json, parse_toml, read_document
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,15 @@ def test_what_is_no_row_is_a_value_error_of_one_short_line(data: Any, words: str
         from_json(Row, data)
     assert len(str(error.value)) < 200
     assert "\n" not in str(error.value)
+
+
+def test_more_bytes_than_a_text_may_have_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[1]")
+    assert read_document(path) == read_document(path, 3) == b"[1]"
+    with pytest.raises(ValueError, match="more than 2 bytes"):
+        read_document(path, 2)
+    with pytest.raises(ValueError, match="more than 1024 bytes"):
+        read_document(Path("/dev/zero"), 1024)  # it has no end
+    with pytest.raises(ValueError, match=r".+"):
+        parse_toml(b"a = '\xff'")

@@ -490,3 +490,13 @@ def test_a_lease_whose_owner_ends_this_moment_is_no_error(
     gone = folder / "leases" / ".lease.partial-0123456789abcdef"
     monkeypatch.setattr(module, "partials", lambda place: [*partials(place), place / gone.name])
     assert len(decoded([of(files[1])], folder, LIMIT)) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '{"a": "x"}', "\udcff"])
+def test_a_damaged_lease_of_a_living_process_is_no_error(files: list[Path], folder: Path, text: str) -> None:
+    decoded([of(files[0])], folder, LIMIT)
+    lease = folder / "leases" / ".lease.partial-0123456789abcdef"
+    lease.write_text(text, "utf-8", "surrogateescape")
+    with lease.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert len(decoded([of(files[1])], folder, LIMIT)) == 1

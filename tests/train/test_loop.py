@@ -396,6 +396,28 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_that_is_said(
     assert [report.step for report in told.reports] == [4, 5, 6]
 
 
+def test_a_checkpoint_that_lacks_a_key_or_holds_another_type_is_one_line(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(changed(config, optim={"length": 1, "warmup": 0}), out, device=CPU)
+    whole = checkpoint.load_newest(out)
+    trainer = whole["trainer"]
+    made = [{k: v for k, v in whole.items() if k != key} for key in whole]
+    made += [{**whole, key: "x"} for key in whole]
+    made += [
+        {**whole, "trainer": {k: v for k, v in trainer.items() if k != key}} for key in ("network", "step")
+    ]
+    made += [{**whole, "trainer": {**trainer, key: []}} for key in ("network", "optimizer", "step")]
+    made += [{**whole, "trainer": {**trainer, key: {}}} for key in ("network", "average", "optimizer")]
+    made += [{**whole, "config": "[" * 100_000}, {**whole, "config": '{"model": []}'}]
+    for state in made:
+        checkpoint.save(out, 1, state, keep=1)
+        with pytest.raises(TrainingError, match=r"newest checkpoint .* another version of tfx") as error:
+            train(config, out, device=CPU, resume=True)
+        assert "\n" not in str(error.value)
+
+
 def test_a_checkpoint_with_code_in_it_is_not_run(config: TrainConfig, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:

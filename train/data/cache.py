@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from tfswa.runtime.documents import DOCUMENT_BYTES, parse_json
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.files import register
 from tfswa.runtime.files.atomic import writing
@@ -228,7 +229,7 @@ class _Store:
                 if _try_lock(file):
                     path.unlink()
                 else:
-                    found |= json.load(file)
+                    found |= _sizes_of(file)
         return found
 
     def _remove_orphans(self) -> None:
@@ -275,6 +276,15 @@ class _Store:
                 finally:
                     turn.unlink(missing_ok=True)
         return True
+
+
+def _sizes_of(lease: IO[str]) -> dict[str, int]:
+    """What a lease of another process says; nothing where it is damaged."""
+    with suppress(ValueError):
+        found = parse_json(lease.read(DOCUMENT_BYTES))
+        if isinstance(found, dict):
+            return {key: size for key, size in found.items() if isinstance(size, int) and size >= 0}
+    return {}
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tfswa.runtime.documents import parse_json
+from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.escape import json_text, shown
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.songs.finding import MIXTURE
@@ -93,7 +93,7 @@ def _write(
 def _listed(out: Path) -> set[Path]:
     """What the preview that lies in a folder names, as if written to this path; nothing where it is none."""
     try:
-        chunks = parse_json((out / LISTING).read_bytes())["chunks"]
+        chunks = parse_json(read_document(out / LISTING))["chunks"]
         return {
             out / _folder(chunk["index"]) / f"{name}.wav"
             for chunk in chunks

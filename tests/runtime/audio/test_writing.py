@@ -497,6 +497,19 @@ def tagged(path: Path, format: str, cover: bytes | None = None) -> Path:
 
 
 class TestTags:
+    def test_a_comment_that_no_flac_block_can_hold_is_told_and_the_stems_are_written(
+        self, tmp_path: Path
+    ) -> None:
+        """Of a caller of the writer: ``read_tags`` leaves out what is long."""
+        long = Tags({"title": "T", "comment": "x" * (1 << 24)})
+        paths, stems = destinations(tmp_path / "out", "flac"), noise(2, 2, 5001)
+        report = write(paths, stems, format="flac", tags=long)
+        told = [str(note) for note in report.notes]
+        assert len(told) == 2
+        assert all("16777216" in line and "\n" not in line for line in told)
+        for path, stem in zip(paths.values(), stems, strict=True):
+            assert read(path).shape == stem.shape
+
     @pytest.mark.parametrize(
         ("source", "target"),
         [*itertools.product(["flac", "mp3", "m4a"], ["wav", "wav16", "flac", "mp3", "m4a", "ogg"])],

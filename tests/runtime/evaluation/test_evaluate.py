@@ -25,6 +25,7 @@ from tfswa.runtime.evaluation import by_museval, evaluate
 from tfswa.runtime.evaluation.bsseval import MEASURES
 from tfswa.runtime.evaluation.evaluate import Choices, EvaluationProgress
 from tfswa.runtime.evaluation.scores import FIGURES, Score, score_song
+from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, Model, open_model
@@ -208,6 +209,23 @@ class TestRuns:
             measure()
         assert len(measure(force=True).songs) == 3
 
+    def test_a_record_that_was_changed_is_not_believed(self, measure: Measure, tmp_path: Path) -> None:
+        measure()
+        path = tmp_path / "out" / "songs" / "A.json"
+        whole = json.loads(path.read_text())
+        better = {**whole["scores"][0], "sdr_u_db": 99.0}
+        without = {key: value for key, value in whole.items() if key != "sha256"}
+        for other in (
+            {**whole, "scores": [better, *whole["scores"][1:]]},
+            {**whole, "notes": ["x"]},
+            without,
+        ):
+            path.write_text(json.dumps(other))
+            with pytest.raises(OutputExists, match=r"A\.json is of another evaluation: it is damaged"):
+                measure()
+        path.write_text(json.dumps(whole))
+        assert all(song.reused for song in measure().songs)
+
     def test_a_record_with_wrong_types_is_refused(self, measure: Measure, tmp_path: Path) -> None:
         measure()
         path = tmp_path / "out" / "songs" / "A.json"
@@ -221,7 +239,8 @@ class TestRuns:
         for wrong in changed:
             if wrong["scores"] == {}:  # no scores: of another song, perhaps
                 continue
-            path.write_text(json.dumps(wrong))
+            del wrong["sha256"]
+            path.write_text(json.dumps({**wrong, "sha256": sha256_of_json(wrong)}))
             with pytest.raises(OutputExists, match=r"A\.json is of another evaluation") as error:
                 measure()
             assert "\n" not in str(error.value)

@@ -21,6 +21,7 @@ from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
 from tfswa.runtime.gates import load_gates
 from tfswa.runtime.model.bundle import MANIFEST, WEIGHTS, Bundle
 from tfswa.runtime.model.keys import EVIDENCE
+from tfswa.runtime.model.limits import METADATA_BYTES
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.parity.evidence import read_evidence
@@ -114,6 +115,10 @@ def test_a_manifest_of_any_kind_of_damage_is_one_line(tiny_bundle: Bundle, tfx: 
             done = tfx("inspect", tiny_bundle.path)
             assert "Traceback" not in done.err
     assert refused > TRIES // 2
+    with (tiny_bundle.path / MANIFEST).open("wb") as stream:
+        stream.truncate(METADATA_BYTES + 1)
+    with pytest.raises(BundleError, match="cannot be read: it has more than"):
+        Bundle.open(tiny_bundle.path)
     (tiny_bundle.path / MANIFEST).write_bytes(DEEP)
     with pytest.raises(BundleError, match="cannot be read"):
         Bundle.open(tiny_bundle.path)

@@ -85,3 +85,31 @@ def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path) -> None:
     (tmp_path / "deep.onnx").write_bytes(field(7, graph))
     with pytest.raises(BundleError, match="graphs in graphs, more than 32 deep"):
         onnx_file.check_whole(tmp_path / "deep.onnx")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_custom_operators_are_refused_wherever_they_hide(
+    inside: bool, tmp_path: Path, tiny_bundle: Bundle
+) -> None:
+    make = onnx.helper
+    foreign = make.make_node("Run", [], ["y"], domain="evil.corp")
+    out = make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = make.make_graph([foreign], "g", [], [out])
+    if inside:
+        node = make.make_node("If", ["b"], ["y"], then_branch=graph, else_branch=graph)
+        graph = make.make_graph([node], "g", [], [out])
+    model = make.make_model(graph)
+    model.metadata_props.add(key=METADATA, value=embed(tiny_bundle.spec, "fp32", ""))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    tiny_bundle.add("model.onnx", path.read_bytes(), kind="onnx", precision="fp32")
+    for opened in (open_model(path), BundleModel("tiny", tiny_bundle)):
+        for backend in ("ort", "openvino"):
+            pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+            with pytest.raises(BundleError, match=r"custom operators of 'evil\.corp'.*not opened") as error:
+                open_session(backend, opened, BackendOptions())
+            assert "\n" not in str(error.value)
+    body = make.make_function("evil.corp", "Run", [], ["y"], [], [make.make_opsetid("", 20)])
+    model.functions.append(body)  # the graph brings it along, made of ONNX's own
+    path.write_bytes(model.SerializeToString())
+    onnx_file.check_whole(path)
