@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from tfswa.runtime.machine import cores, int8_instructions, user_cache
 Level = Literal["ok", "missing", "wrong"]
 
 SWEPT_NAMED = 5  # of what was removed
+GROUPS = {"tfswa.backends": "backend", "tfswa.families": "family", "tfswa.references": "reference"}
 LOW_DISK_BYTES = 2 << 30  # decoded audio and engines of one model fill that soon
 
 
@@ -57,6 +58,7 @@ def examine() -> list[Finding]:
         _torch,
         _tensorrt,
         _extras,
+        _plug_ins,
         _programs,
         _cache,
         _killed_runs,
@@ -200,6 +202,24 @@ def _extras() -> Iterator[Finding]:
             yield Finding("missing", topic, text, remedy)
         else:
             yield Finding("ok", topic, ", ".join(packages))
+
+
+def _plug_ins() -> Iterator[Finding]:
+    """What other packages bring."""
+    for group, kind in GROUPS.items():
+        for point in sorted(entry_points(group=group), key=lambda point: point.name):
+            if point.dist is None or point.dist.name == "tfswa":
+                continue
+            origin = f"{kind} {point.name} of {point.dist.name} {point.dist.version}"
+            try:
+                with held_back():
+                    point.load()
+            except Exception as error:  # the code of others fails in any way it likes
+                reason = " ".join(str(error).split()) or type(error).__name__
+                remedy = f"mend {point.dist.name}, or pip uninstall it"
+                yield Finding("wrong", "plug-in", f"{origin} cannot be loaded: {reason}", remedy)
+            else:
+                yield Finding("ok", "plug-in", origin)
 
 
 def _programs() -> Iterator[Finding]:

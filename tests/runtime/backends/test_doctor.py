@@ -192,3 +192,19 @@ def test_a_check_that_fails_is_a_finding_and_the_others_go_on(
     assert found.level == "wrong"
     assert "cannot be examined: " in found.text
     assert about("ort").level == "ok"
+
+
+def test_what_other_packages_bring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "house_brand.py").write_text("BACKEND = object()\n")
+    info = tmp_path / "house_brand-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: house-brand\nVersion: 1.2\n")
+    points = "[tfswa.backends]\ngood = house_brand:BACKEND\nbroken = house_brand:NOTHING\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [finding for finding in examine() if finding.topic == "plug-in"]
+    assert [(finding.level, finding.text.partition(":")[0]) for finding in found] == [
+        ("wrong", "backend broken of house-brand 1.2 cannot be loaded"),
+        ("ok", "backend good of house-brand 1.2"),
+    ]
+    assert found[0].remedy == "mend house-brand, or pip uninstall it"
