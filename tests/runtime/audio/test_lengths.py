@@ -458,6 +458,29 @@ class TestSources:
         np.testing.assert_array_equal(got, read(tmp_path / "a.m4a", data)[0])
         assert notes == ()
 
+    @pytest.mark.parametrize("again", [False, True], ids=["open", "header again"])
+    def test_core_audio_that_was_written_to_a_pipe(self, tmp_path: Path, again: bool) -> None:
+        """Its length is left open, and sox writes the header once more behind the sound."""
+        file = io.BytesIO()
+        with av.open(file, "w", format="caf") as output:
+            stream = output.add_stream("pcm_s16le", rate=44_100, layout="stereo")
+            stored = (noise().T * 32_767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(stored.reshape(1, -1), format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = 44_100, 0
+            output.mux(stream.encode(frame))
+        data = file.getvalue()
+        start = data.index(b"data") + 16
+        data = patched(data, start - 12, b"\xff" * 8)[: start + stored.nbytes]
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        sent = data + data[:start] if again else data
+        writer = threading.Thread(target=fifo.write_bytes, args=(sent,))
+        writer.start()
+        got, notes = read(fifo)
+        writer.join()
+        np.testing.assert_array_equal(got, stored.T / np.float32(32_768))
+        assert kinds(notes) == ["length"]
+
     def test_standard_input(self, tmp_path: Path) -> None:
         code = (
             "from pathlib import Path; from tfswa.runtime.audio.reading import open_audio\n"

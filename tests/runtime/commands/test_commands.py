@@ -305,6 +305,24 @@ class TestSeparate:
             assert done.json["files"][0]["input"] == "music/mod\\x85\x1b[2J.wav"
             assert len(os.listdir(b"separated/mod\x85\x1b[2J")) >= 2
 
+    def test_a_broken_cover_costs_a_batch_of_m4a_nothing(self, tfx: Tfx, bundle: Path) -> None:
+        write("album/2.wav", 20_000, 44_100)
+        soundfile.write("album/1.mp3", noise(20_000), 44_100, format="MP3")
+        picture = b"\x03image/jpeg\0\x03\0\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300)  # the rest is missing
+        size = bytes((0, 0, len(picture) >> 7, len(picture) & 0x7F))
+        frame = b"APIC" + size + b"\0\0" + picture
+        tag = b"ID3\x04\0\0" + bytes((0, 0, len(frame) >> 7, len(frame) & 0x7F)) + frame
+        Path("album/1.mp3").write_bytes(tag + Path("album/1.mp3").read_bytes())
+        done = tfx("separate", "album", "-m", bundle, "--format", "m4a", "--json")
+        assert done.code == 0, done.err
+        assert "Traceback" not in done.err
+        assert [file["notes"] for file in done.json["files"]] == [
+            ["its cover was left out: it is damaged"],
+            [],
+        ]
+        found = sorted(path.name for path in Path("separated").rglob("*.m4a"))
+        assert found == ["accompaniment.m4a", "accompaniment.m4a", "vocals.m4a", "vocals.m4a"]
+
     def test_a_fault_of_ours_costs_the_others_nothing_and_is_shown_last(
         self, tfx: Tfx, bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
