@@ -91,7 +91,7 @@ class Calibration:
         step: told of progress.
 
     Attributes:
-        graph: the float32 graph.
+        graph: the float32 graph, without metadata.
         digest: its file's SHA-256.
 
     Raises:
@@ -105,6 +105,7 @@ class Calibration:
         name, self.digest = model.artifact("onnx", "fp32")
         self.file = model.file(name)
         self.graph = onnx.load(self.file)
+        del self.graph.metadata_props[:]  # what is made of it carries its own
         self._held_out: HeldOut | None = None
 
     def find_ranges(self, *, method: str | None = None, force: bool) -> Calibrated:
@@ -170,7 +171,9 @@ class Calibration:
 
     def _export(self, plan: PrecisionPlan | None) -> Exported:
         compared = _compared_on(self.corpus, self.model)
-        return export_onnx(self.model, precision="int8", plan=plan, compared_on=compared, force=True)
+        return export_onnx(
+            self.model, precision="int8", plan=plan, compared_on=compared, graph=self.graph, force=True
+        )
 
     def _collected(self, methods: Sequence[str]) -> dict[str, dict[str, float]]:
         """Ranges by method, by layer; what the chunks gave so far is taken up."""

@@ -54,6 +54,7 @@ def export_onnx(
     opset: int | None = None,
     audio: Path | None = None,
     compared_on: Compared | None = None,
+    graph: onnx.ModelProto | None = None,
     force: bool = False,
 ) -> Exported:
     """Export a bundle to ``model.onnx`` or ``model.fp16.onnx`` and compare that with the eager network.
@@ -70,6 +71,8 @@ def export_onnx(
         opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22.
         audio: what to compare on; default: generated music.
         compared_on: likewise, as two chunks ``[2, 2*C, T, F]``, and what to call them.
+        graph: the bundle's own in float32 and without metadata, from a caller that has read it; it is not
+            modified. Default: it is read where it is needed.
         force: replace an existing artifact or ``output``.
 
     Raises:
@@ -86,7 +89,7 @@ def export_onnx(
     ranges = load_ranges(model) if precision in QUANTIZED else {}
     if precision in QUANTIZED and plan is None:
         plan = _own_plan(bundle)
-    recipe = _Recipe(precision, plan or PrecisionPlan(), ranges, low_io, opset)
+    recipe = _Recipe(precision, plan or PrecisionPlan(), ranges, low_io, opset, graph)
     return produce(
         model,
         NAME if precision == "fp32" else f"model.{precision}.onnx",
@@ -109,6 +112,7 @@ class _Recipe:
     ranges: Mapping[str, float]
     low_io: bool
     opset: int
+    read: onnx.ModelProto | None
 
 
 def _check_request(precision: Precision, plan: PrecisionPlan | None, low_io: bool, opset: int) -> None:
@@ -128,7 +132,7 @@ def _convert(
 ) -> dict[str, Any]:
     """Write the graph of a network; return what the manifest says of it."""
     precision, plan, opset = recipe.precision, recipe.plan, recipe.opset
-    graph = _calibrated(bundle, opset) if precision in QUANTIZED else None
+    graph = _calibrated(bundle, opset, recipe.read) if precision in QUANTIZED else None
     if graph is None:
         graph = build_graph(network, spec, opset)
     plan.check(bundle.digest, [node.name for node in graph.graph.node])
@@ -300,7 +304,7 @@ def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
     return graph
 
 
-def _calibrated(bundle: Bundle, opset: int) -> onnx.ModelProto | None:
+def _calibrated(bundle: Bundle, opset: int, read: onnx.ModelProto | None) -> onnx.ModelProto | None:
     """The graph that a bundle was calibrated on, as ``build_graph`` gave it; None if of another opset.
 
     To trace it anew would give the same, and take most of the time and of the memory of the export.
@@ -308,6 +312,8 @@ def _calibrated(bundle: Bundle, opset: int) -> onnx.ModelProto | None:
     name = bundle.find("onnx", "fp32")
     if name is None or bundle.files[name].details.get("opset") != opset:
         return None
+    if read is not None:
+        return read
     graph = onnx.load(bundle.file(name))
     del graph.metadata_props[:]
     return graph

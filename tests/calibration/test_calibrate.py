@@ -223,11 +223,25 @@ class TestWhole:
 
 
 class TestRuns:
-    def test_the_same_seed_gives_the_same_bytes(
-        self, tfx: Tfx, whole: Whole, exported: BundleModel, song_root: Path
+    def test_the_same_seed_gives_the_same_bytes_and_the_graph_is_read_once(
+        self,
+        tfx: Tfx,
+        whole: Whole,
+        exported: BundleModel,
+        song_root: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        read: list[str] = []
+        load = onnx.load
+
+        def counted(path: Path, *given: Any, **more: Any) -> Any:
+            read.append(Path(path).name)
+            return load(path, *given, **more)
+
+        monkeypatch.setattr(onnx, "load", counted)
         command = ("calibrate", exported.name, "--audio", song_root, *SHORT)
         assert tfx(*command, *PLANNED).code == 0
+        assert read.count("model.onnx") == 1  # ONNX Runtime's quantizer reads files of its own
         for name in (CALIBRATION, PLAN, "model.int8.onnx"):
             assert (exported.bundle.path / name).read_bytes() == (whole.bundle / name).read_bytes()
 
