@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tfswa.runtime.evaluation.bsseval import Method
     from tfswa.runtime.evaluation.evaluate import Evaluation, EvaluationProgress
     from tfswa.runtime.evaluation.scores import Summary
-    from tfswa.runtime.songs.finding import SongFiles
 
 COLUMNS = {
     "SDR c": "sdr_c_db",
@@ -101,6 +100,7 @@ def evaluate(
     from tfswa.runtime.evaluation.evaluate import Choices
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
     from tfswa.runtime.model.opening import open_model
+    from tfswa.runtime.songs.finding import pick_songs
 
     opened = open_model(model, trusted=trusted)
     found = pick_songs(data, split, songs, opened.spec.stems)
@@ -120,32 +120,6 @@ def evaluate(
         click.echo(json_text(evaluation_as_dict(model, data, result), allow_nan=False))
     else:
         _print(model, result)
-
-
-def pick_songs(
-    data: Path, split: str | None, wanted: tuple[str, ...], stems: tuple[str, ...]
-) -> list[SongFiles]:
-    """Find the songs to measure.
-
-    Raises:
-        UsageError: no such song, or no MUSDB here.
-        AudioError: no songs, or no such split.
-    """
-    from tfswa.runtime.errors import UsageError
-    from tfswa.runtime.songs.finding import find_songs, musdb_root
-
-    root = musdb_root() if str(data) == "musdb" and not data.exists() else data
-    has_test = (root / "test").is_dir()
-    found = find_songs(root, split or ("test" if has_test else None), names=stems)
-    names = [song.name for song in found]
-    for name in wanted:
-        if name not in names:
-            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            raise UsageError(f"no song {name!r} in {root}, it holds {listed}: choose one of those")
-    found = [song for song in found if not wanted or song.name in wanted]
-    if len({song.name for song in found}) < len(found):
-        raise UsageError(f"{root} has songs of one name in two splits: choose one with --split")
-    return found
 
 
 def evaluation_as_dict(model: str, data: Path, result: Evaluation) -> dict[str, Any]:

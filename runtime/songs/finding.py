@@ -82,6 +82,35 @@ def find_songs(root: Path, split: str | None = None, *, names: Collection[str] =
     return songs
 
 
+def pick_songs(
+    data: Path, split: str | None, wanted: tuple[str, ...], stems: tuple[str, ...]
+) -> list[SongFiles]:
+    """Find songs by what a user says: a folder or the word ``musdb``, a split, names.
+
+    Args:
+        data: as for ``find_songs``; ``musdb`` where no such folder is there, for that of MUSDB18.
+        split: ``train`` or ``test``; None for ``test`` where the folder has it, else all.
+        wanted: names of songs; empty for all.
+        stems: see ``names`` of ``find_songs``.
+
+    Raises:
+        UsageError: no such song, or no MUSDB here.
+        AudioError: no songs, or no such split.
+    """
+    root = musdb_root() if str(data) == "musdb" and not data.exists() else data
+    has_test = (root / "test").is_dir()
+    found = find_songs(root, split or ("test" if has_test else None), names=stems)
+    names = [song.name for song in found]
+    for name in wanted:
+        if name not in names:
+            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise UsageError(f"no song {name!r} in {root}, it holds {listed}: choose one of those")
+    found = [song for song in found if not wanted or song.name in wanted]
+    if len({song.name for song in found}) < len(found):
+        raise UsageError(f"{root} has songs of one name in two splits: choose one with --split")
+    return found
+
+
 def musdb_folder() -> Path:
     """Where MUSDB18 belongs: the folder in ``MUSDB_PATH``, else where the package musdb puts its excerpts."""
     return Path(os.environ.get("MUSDB_PATH") or "~/MUSDB18/MUSDB18-7").expanduser()

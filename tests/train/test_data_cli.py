@@ -20,9 +20,8 @@ import soundfile
 from command_line import Tfx
 from numpy.typing import NDArray
 
-from tfswa.runtime.commands.evaluate import pick_songs
 from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
-from tfswa.runtime.songs.finding import musdb_root
+from tfswa.runtime.songs.finding import musdb_root, pick_songs
 from tfswa.runtime.songs.loading import example_stem_file
 from tfswa.train.data import check as check_module
 from tfswa.train.data.check import check_songs

@@ -16,13 +16,11 @@ import pytest
 from waiting import alive, until
 
 from tfswa.runtime.cli import main
-from tfswa.runtime.commands.evaluate import pick_songs
-from tfswa.runtime.errors import AudioError, BackendUnavailable, UsageError
+from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.evaluation import boxplot, evaluate
 from tfswa.runtime.evaluation.scores import FIGURES
 from tfswa.runtime.model.bundle import Bundle
 
-STEMS = ("vocals", "accompaniment")
 Tfx = Callable[..., tuple[str, str]]
 
 
@@ -113,47 +111,6 @@ class TestRefusals:
         _, err = tfx("--data", "musdb", code=2)
         assert "`tfx data musdb --download" in err
         assert err.count("\n") == 1
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
-class TestPick:
-    def test_the_test_songs_unless_said_otherwise(self, tmp_path: Path) -> None:
-        touch(tmp_path, "train/a.stem.mp4", "test/b.stem.mp4")
-        assert [song.name for song in pick_songs(tmp_path, None, (), STEMS)] == ["b"]
-        assert [song.name for song in pick_songs(tmp_path, "train", (), STEMS)] == ["a"]
-        with pytest.raises(AudioError, match="has train, test, asked for is 'dev'"):
-            pick_songs(tmp_path, "dev", (), STEMS)
-
-    def test_all_songs_where_there_are_no_splits(self, tmp_path: Path) -> None:
-        touch(tmp_path, "a.stem.mp4", "b.stem.mp4")
-        assert len(pick_songs(tmp_path, None, (), STEMS)) == 2
-
-    def test_songs_by_name(self, tmp_path: Path) -> None:
-        touch(tmp_path, *(f"{name}.stem.mp4" for name in "abcdefg"))
-        assert [song.name for song in pick_songs(tmp_path, None, ("c", "a"), STEMS)] == ["a", "c"]
-        with pytest.raises(UsageError, match=r"no song 'z' in .*it holds a, b, c, d, e and 2 more"):
-            pick_songs(tmp_path, None, ("z",), STEMS)
-
-    def test_musdb_is_a_place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        touch(tmp_path / "there", "test/a.stem.mp4", "train/b.stem.mp4")
-        monkeypatch.setenv("MUSDB_PATH", str(tmp_path / "there"))
-        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["a"]
-        touch(tmp_path / "musdb", "c.stem.mp4")  # a folder of that name is meant first
-        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["c"]
-        monkeypatch.delenv("MUSDB_PATH")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        shutil.rmtree(tmp_path / "musdb")
-        with pytest.raises(UsageError, match=r"no MUSDB18 in .*MUSDB18-7"):
-            pick_songs(Path("musdb"), None, (), STEMS)
-        touch(tmp_path / "MUSDB18" / "MUSDB18-7", "test/d.stem.mp4")
-        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["d"]
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfswa.runtime.errors import AudioError
+from tfswa.runtime.errors import AudioError, UsageError
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.songs.finding import STEM_FILE_STREAMS, find_songs
+from tfswa.runtime.songs.finding import STEM_FILE_STREAMS, find_songs, pick_songs
 from tfswa.runtime.songs.loading import example_stem_file, load_source
 
+STEMS = ("vocals", "accompaniment")
 HQ = ("bass", "drums", "mixture", "other", "vocals")
 
 
@@ -148,3 +149,37 @@ def test_musdb_sees_the_same_songs_and_samples(tmp_path: Path) -> None:
         # musdb decodes to 16 bits, which end at full scale; what lies beyond it is kept here.
         np.testing.assert_allclose(found.clip(-1, 1), theirs, atol=1e-4)
         assert np.abs(found[:, 1:] - theirs[:, :-1]).max() > 1e-3  # one sample off would be seen
+
+
+class TestPick:
+    def test_the_test_songs_unless_said_otherwise(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/a.stem.mp4", "test/b.stem.mp4")
+        assert [song.name for song in pick_songs(tmp_path, None, (), STEMS)] == ["b"]
+        assert [song.name for song in pick_songs(tmp_path, "train", (), STEMS)] == ["a"]
+        with pytest.raises(AudioError, match="has train, test, asked for is 'dev'"):
+            pick_songs(tmp_path, "dev", (), STEMS)
+
+    def test_all_songs_where_there_are_no_splits(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.stem.mp4", "b.stem.mp4")
+        assert len(pick_songs(tmp_path, None, (), STEMS)) == 2
+
+    def test_songs_by_name(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"{name}.stem.mp4" for name in "abcdefg"))
+        assert [song.name for song in pick_songs(tmp_path, None, ("c", "a"), STEMS)] == ["a", "c"]
+        with pytest.raises(UsageError, match=r"no song 'z' in .*it holds a, b, c, d, e and 2 more"):
+            pick_songs(tmp_path, None, ("z",), STEMS)
+
+    def test_musdb_is_a_place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        touch(tmp_path / "there", "test/a.stem.mp4", "train/b.stem.mp4")
+        monkeypatch.setenv("MUSDB_PATH", str(tmp_path / "there"))
+        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["a"]
+        touch(tmp_path / "musdb", "c.stem.mp4")  # a folder of that name is meant first
+        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["c"]
+        monkeypatch.delenv("MUSDB_PATH")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        shutil.rmtree(tmp_path / "musdb")
+        with pytest.raises(UsageError, match=r"no MUSDB18 in .*MUSDB18-7"):
+            pick_songs(Path("musdb"), None, (), STEMS)
+        touch(tmp_path / "MUSDB18" / "MUSDB18-7", "test/d.stem.mp4")
+        assert [song.name for song in pick_songs(Path("musdb"), None, (), STEMS)] == ["d"]
