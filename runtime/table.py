@@ -24,14 +24,17 @@ def text_table(
         rows: one value a column.
         digits: decimals, of all columns or of each.
     """
+    from rich.cells import cell_len  # in cells of a terminal: a kanji takes two, an accent none
+
     each = [digits] * len(columns) if isinstance(digits, int) else digits
     cells = [[_cell(value, places) for value, places in zip(row, each, strict=True)] for row in rows]
-    widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     numeric = [all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))]
 
     def line(texts: Sequence[str]) -> str:
         aligned = zip(texts, widths, numeric, strict=True)
-        return "  ".join(t.rjust(w) if right else t.ljust(w) for t, w, right in aligned).rstrip()
+        padded = ((text, " " * (width - cell_len(text)), right) for text, width, right in aligned)
+        return "  ".join(pad + text if right else text + pad for text, pad, right in padded).rstrip()
 
     return "\n".join([line(columns), line(["-" * width for width in widths]), *map(line, cells)])
 

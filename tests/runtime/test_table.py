@@ -66,3 +66,9 @@ def test_what_rounds_to_nothing_has_no_minus() -> None:
 def test_digits_of_each_column() -> None:
     rows = text_table(("SNR dB", "drift dB"), [(28.2, -0.00012)], (1, 4)).splitlines()
     assert rows[-1] == "  28.2   -0.0001"
+
+
+def test_wide_letters_and_accents_line_up() -> None:
+    # 夜 takes two cells of a terminal; an accent that follows its letter takes none.
+    lines = text_table(("song", "SDR dB"), [("夜に", 1.0), ("cafe\u0301", 2.0)]).splitlines()
+    assert lines == ["song  SDR dB", "----  ------", "夜に    1.00", "cafe\u0301    2.00"]
