@@ -208,6 +208,7 @@ def table(houses: Mapping[str, House]) -> Iterator[str]:
         yield row(f"{name}: files, lines", lambda house, room=room: _weight(house, room))  # type: ignore[misc]
     yield row("files, lines in all", _weight)
     yield row("arrows between modules of runtime", _inner_arrows)
+    yield row("arrows between rooms and packages", _between_rooms)
     yield row("arrows up between rooms", lambda house: len(house.arrows_up()))
     yield row("circles of imports, those in functions included", lambda house: len(house.circles()))
     yield row("public names that two modules define", lambda house: len(house.twins()))
@@ -228,6 +229,12 @@ def _inner_arrows(house: House) -> int:
     return sum(one.startswith("tfswa.runtime.") and two.startswith("tfswa.runtime.") for one, two in pairs)
 
 
+def _between_rooms(house: House) -> int:
+    """Pairs of which one imports from the other, however often."""
+    pairs = {(house.room(arrow.source), house.room(arrow.target)) for arrow in house.arrows()}
+    return sum(one != two for one, two in pairs)
+
+
 def main() -> None:
     """Print the table, then what it counts."""
     roots = [Path(argument) for argument in sys.argv[1:]] or [Path(__file__).resolve().parents[1]]
@@ -238,6 +245,7 @@ def main() -> None:
     print(
         "# The house\n\nMade by `scripts/house`. Functions count from `def` to end, docstring included;\n"
         "an import under `TYPE_CHECKING` is no arrow; a command's function is no second meaning.\n"
+        "Arrows between rooms are pairs of rooms: more rooms, more pairs.\n"
     )
     print("\n".join(table(houses)))
     house = list(houses.values())[-1]
