@@ -188,7 +188,9 @@ class Bundle:
             _warn_once(f"{error}; what was added to {self.path} is left out")
             return {}
         places = {name: self.home / name for name in entries}
-        return {name: entries[name] for name, at in places.items() if at.is_file() and usable(at.parent)}
+        linked = {folder for folder in {place.parent for place in places.values()} if not usable(folder)}
+        there = [name for name, at in places.items() if at.parent not in linked and at.is_file()]
+        return {name: entries[name] for name in there}
 
     def file(self, name: str) -> Path:
         """Path of a file whose content has just been checked against the manifest.
