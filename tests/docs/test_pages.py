@@ -50,7 +50,7 @@ TINY = (
     "tfx new tfswa_lite -o mine.tfx --hyper 'dims=[16,16]' --hyper 'depths=[1,1]' "
     "--hyper 'decoder_depths=[1]' --hyper 'heads=[1,1]' --hyper fold=32"
 )
-# Run with TFX_LONG=1 alone: ten minutes of two cores.
+# Run with TFX_LONG=1 alone: compiling, and every backend, take minutes each.
 LONG = {
     "docs/adding-a-family.md": (
         "tfx train example data.root=songs model.family=my_family 'model.hyper={}' "
@@ -62,6 +62,7 @@ LONG = {
     "docs/export.md": ("tfx export mine.tfx -o mine.onnx",),
     "docs/parity.md": (
         "tfx parity demo --audio songs/two",
+        "tfx parity demo --backend ort --backend openvino:bf16 --audio songs/two --quick",
         "pytest -p tfswa.runtime.pytest_plugin --tfx-bundle mine.tfx --tfx-backend ort",
         "tfx parity seams mine.tfx --audio songs/two --picture seams.png",
         "tfx parity localize mine.tfx --backend ort:fp16",
@@ -69,7 +70,9 @@ LONG = {
     "docs/trust.md": ("openssl genpkey -algorithm ed25519 -out key.pem",),
 }
 LIBRARIES = {"docs/build-engine.md": "tensorrt_rtx", "docs/trust.md": "cryptography"}
-HANGS_S = 600  # of a block; it ends what hangs, and a machine ten times slower than this one is no fault
+LONG_RUN = os.environ.get("TFX_LONG") == "1"
+# Of a block; it ends what hangs, and a machine ten times slower than this one is no fault.
+HANGS_S = 3600 if LONG_RUN else 600
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"^(?:\$ |(?:tfx|pip|python|pytest|scripts/\w+|docker|git|cp|cat) )", re.M)
 
@@ -135,7 +138,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def is_run(page: str, block: Block) -> bool:
     if block.name in CANNOT_RUN.get(page, {}):
         return False
-    return os.environ.get("TFX_LONG") == "1" or block.name not in LONG.get(page, ())
+    return LONG_RUN or block.name not in LONG.get(page, ())
 
 
 def run_block(page: str, block: Block, folder: Path, environment: dict[str, str]) -> None:
