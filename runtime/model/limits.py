@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 METADATA_BYTES = 16 << 20  # of the text that an exported file carries, and of a manifest
-ENTRIES = 1 << 16  # of an archive
+ENTRIES = 1 << 16  # of an archive; fields of an ONNX model, the graph's own apart
 ARCHIVE_GROWTH = 8  # an archive's members may be so many times as large as the file
 ARCHIVE_BYTES = 64 << 20  # and that much more: small files compress well
 NESTING = 32  # of graphs in an ONNX graph

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tfswa.runtime.errors import BundleError
-from tfswa.runtime.model.limits import METADATA_BYTES, NESTING
+from tfswa.runtime.model.limits import ENTRIES, METADATA_BYTES, NESTING
 
 _WITHIN = {  # which fields of a message hold which messages, by onnx.proto
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -37,7 +37,9 @@ def read_metadata(path: Path, key: str) -> str | None:
         BundleError: it is no ONNX file, or damaged.
     """
     with _opened(path) as data:
-        for number, wire, start, stop in _fields(data, 0, len(data)):
+        for count, (number, wire, start, stop) in enumerate(_fields(data, 0, len(data))):
+            if count == ENTRIES:
+                raise ValueError(f"more than {ENTRIES} fields")
             if number == _METADATA and wire == _BYTES:
                 pair = {n: (a, b) for n, w, a, b in _fields(data, start, stop) if w == _BYTES}
                 name, value = pair.get(1, (0, 0)), pair.get(2, (0, 0))
@@ -96,6 +98,8 @@ def _fields(data: mmap.mmap, place: int, stop: int) -> Iterator[tuple[int, int, 
     while place < stop:
         key, place = _varint(data, place, stop)
         number, wire = key >> 3, key & 7
+        if number == 0:  # no message has it; rows of zeros would be read for minutes
+            raise ValueError("a field of number 0")
         if wire == 0:
             _, end = _varint(data, place, stop)
         elif wire == _BYTES:

@@ -113,3 +113,15 @@ def test_custom_operators_are_refused_wherever_they_hide(
     model.functions.append(body)  # the graph brings it along, made of ONNX's own
     path.write_bytes(model.SerializeToString())
     onnx_file.check_whole(path)
+
+
+def test_a_file_of_zeros_or_of_countless_fields_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 31)  # no blocks on the disk
+    for look in (open_model, onnx_file.check_whole):
+        with pytest.raises(BundleError, match="a field of number 0"):
+            look(path)
+    path.write_bytes(b"\x78\x00" * (1 << 17))
+    with pytest.raises(BundleError, match="more than 65536 fields"):
+        open_model(path)
