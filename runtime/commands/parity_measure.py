@@ -202,7 +202,8 @@ def _each(models: Sequence[str], task: Measurement, outputs: Outputs, *, measure
         try:
             found = _certified(model, task, outputs) if measured else _judged(model, task)
             pages.append(formats.markdown(found.model.name, found.judged, found.gates))
-            formats.write(outputs.markdown, "\n".join(pages), force=outputs.force)
+            # The page of the models before is ours to replace.
+            formats.write(outputs.markdown, "\n".join(pages), force=outputs.force or len(pages) > 1)
             _tell(found, outputs)
             _check(found)
         except TfxError as error:
