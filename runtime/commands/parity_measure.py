@@ -197,13 +197,14 @@ def _each(models: Sequence[str], task: Measurement, outputs: Outputs, *, measure
     from tfswa.runtime.parity.report import formats
 
     pages: list[str] = []
+    ours = False
     errors: list[TfxError] = []
     for model in models:
         try:
             found = _certified(model, task, outputs) if measured else _judged(model, task)
             pages.append(formats.markdown(found.model.name, found.judged, found.gates))
-            # The page of the models before is ours to replace.
-            formats.write(outputs.markdown, "\n".join(pages), force=outputs.force or len(pages) > 1)
+            formats.write(outputs.markdown, "\n".join(pages), force=outputs.force or ours)
+            ours = True  # the page of the models before is replaced
             _tell(found, outputs)
             _check(found)
         except TfxError as error:
