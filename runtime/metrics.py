@@ -33,7 +33,7 @@ def snr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float | None:
         NonFiniteError: a signal holds NaN or Inf.
     """
     r, e = _pair(reference, estimate)
-    return _ratio_db(_energy(r), _energy(r - e))
+    return ratio_db(energy(r), energy(r - e))
 
 
 def finite_db(value: float | None) -> float | None:
@@ -109,7 +109,7 @@ def sdr_windows_db(
     for start in starts:
         part_r, part_e = r[..., start : start + length], e[..., start : start + length]
         audible = bool(part_r.any()) and bool(part_e.any())
-        value = _ratio_db(_energy(part_r), _energy(part_r - part_e)) if audible else None
+        value = ratio_db(energy(part_r), energy(part_r - part_e)) if audible else None
         values.append(math.nan if value is None else value)
     return np.array(values, np.float64)
 
@@ -134,11 +134,11 @@ def si_sdr_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float | None:
     r, e = _pair(reference, estimate)
     if not r.any() or not e.any():
         return None
-    r *= np.vdot(r, e) / _energy(r)  # in place, as below: a song of eight minutes has 0.3 GB a stem
-    signal = _energy(r)
+    r *= np.vdot(r, e) / energy(r)  # in place, as below: a song of eight minutes has 0.3 GB a stem
+    signal = energy(r)
     r -= e
-    noise = _energy(r)
-    return -math.inf if signal == 0.0 else _ratio_db(signal, noise)
+    noise = energy(r)
+    return -math.inf if signal == 0.0 else ratio_db(signal, noise)
 
 
 def _pair(reference: NDArray[Any], estimate: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -153,11 +153,13 @@ def _pair(reference: NDArray[Any], estimate: NDArray[Any]) -> tuple[NDArray[np.f
     return reference.astype(np.float64), estimate.astype(np.float64)
 
 
-def _energy(signal: NDArray[np.float64]) -> float:
+def energy(signal: NDArray[np.float64]) -> float:
+    """Sum of squares."""
     return float(np.square(signal).sum())
 
 
-def _ratio_db(signal: float, noise: float) -> float | None:
+def ratio_db(signal: float, noise: float) -> float | None:
+    """Ratio of two energies: None where the first is 0, inf where only the second is."""
     if signal == 0.0:
         return None
     return math.inf if noise == 0.0 else 10.0 * math.log10(signal / noise)

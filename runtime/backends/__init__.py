@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends.running import failed, of_library, out_of_memory
+from tfswa.runtime.backends.running import failed, out_of_memory
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError, did_you_mean
+from tfswa.runtime.failures import of_library
 from tfswa.runtime.files.signals import held_back
 from tfswa.runtime.limits import MOST_THREADS, check_number
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable, TfxError, reason
+from tfswa.runtime.failures import of_library
 
 if TYPE_CHECKING:
     from tfswa.runtime.backends import Session
@@ -30,15 +31,6 @@ def infer(session: Session, planes: NDArray[np.float32]) -> NDArray[np.float32]:
         if not of_library(error):
             raise
         raise failed(session.name, len(planes), error) from error
-
-
-def of_library(error: BaseException) -> bool:
-    """Whether a library raised it, not a fault of our own code.
-
-    Libraries written in C++ raise RuntimeError and MemoryError, or types of their own.
-    """
-    own = type(error).__module__.partition(".")[0] in ("builtins", "tfswa")
-    return isinstance(error, (RuntimeError, MemoryError)) or not own
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.commands.ending import raise_for
 from tfswa.runtime.escape import json_text
 
 if TYPE_CHECKING:
     from tfswa.runtime.evaluation.bsseval import Method
-    from tfswa.runtime.evaluation.evaluate import Evaluation, EvaluationProgress
+    from tfswa.runtime.evaluation.choices import EvaluationProgress
+    from tfswa.runtime.evaluation.evaluate import Evaluation
     from tfswa.runtime.evaluation.scores import Summary
 
 COLUMNS = {
@@ -94,10 +96,11 @@ def evaluate(
 ) -> None:
     """Measure MODEL on songs with true stems: SDR, ISR, SIR, SAR (BSSEval v4), global SDR and SI-SDR.
 
-    Finished songs stay in the output folder; a second run goes on where the first was stopped.
+    Finished songs stay in the output folder; a second run goes on where the first was stopped. A song that
+    fails costs the others nothing: it is named, and the exit code is 1.
     """
     from tfswa.runtime.backends import BackendOptions, default_device
-    from tfswa.runtime.evaluation.evaluate import Choices
+    from tfswa.runtime.evaluation.choices import Choices
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.songs.finding import pick_songs
@@ -105,7 +108,7 @@ def evaluate(
     opened = open_model(model, trusted=trusted)
     found = pick_songs(data, split, songs, opened.spec.stems)
     place = output or Path("evaluation") / (Path(model).resolve().stem or "model")
-    with _Watch() as watch:
+    with _Watch(len(found)) as watch:
         result = measure(
             opened,
             found,
@@ -120,6 +123,7 @@ def evaluate(
         click.echo(json_text(evaluation_as_dict(model, data, result), allow_nan=False))
     else:
         _print(model, result)
+    raise_for(result.failures, len(found), "songs")
 
 
 def evaluation_as_dict(model: str, data: Path, result: Evaluation) -> dict[str, Any]:
@@ -134,20 +138,29 @@ def evaluation_as_dict(model: str, data: Path, result: Evaluation) -> dict[str, 
         "reused": reused,
         "notes": {song.song: list(song.notes) for song in result.songs if song.notes},
         "scores": [summary.to_dict() for summary in result.summaries],
+        "errors": [failure.to_dict() for failure in result.failures],
     }
 
 
 def _print(model: str, result: Evaluation) -> None:
+    from tfswa.runtime.escape import shown
     from tfswa.runtime.table import text_table
 
+    if not result.songs:
+        return
     rows = [
         (summary.stem, summary.estimator, *(_cell(summary, name) for name in COLUMNS.values()))
         for summary in result.summaries
     ]
+    total = len(result.songs) + len(result.failures)
     songs = f"{len(result.songs)} song{'s' if len(result.songs) > 1 else ''}"
+    songs += f" of {total}" if result.failures else ""
     click.echo(f"{model}, {result.identity['backend']} {result.identity['precision']}, {songs}")
     click.echo(text_table(("stem", "estimator", *COLUMNS), rows))
     click.echo(LEGEND)
+    if result.failures:
+        names = ", ".join(shown(failure.item) for failure in result.failures)
+        click.echo(f"missing from all figures, as they failed: {names}")
     undefined = list(_undefined(result))
     for line in undefined:
         click.echo(line)
@@ -180,13 +193,14 @@ def _undefined(result: Evaluation) -> Iterator[str]:
 class _Watch:
     """Progress on stderr: a bar on a terminal, elsewhere a line for each song."""
 
-    def __init__(self) -> None:
+    def __init__(self, songs: int) -> None:
         import time
 
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
         console = Console(stderr=True)
+        self.several = songs > 1
         self.clock, self.began, self.computed = time.monotonic, time.monotonic(), 0
         self.on_terminal = console.is_terminal
         self.bar = Progress(
@@ -207,14 +221,18 @@ class _Watch:
         self.bar.stop()
 
     def report(self, now: EvaluationProgress) -> None:
+        from tfswa.runtime.escape import shown
+        from tfswa.runtime.failures import is_fault
+
+        if now.failed is not None and (self.several or is_fault(now.failed.error)):
+            click.echo(f"tfx: {shown(now.failed.told)}", err=True)
         if now.finished is not None:
             self.computed += 1
+            for note in now.finished.notes:
+                click.echo(f"tfx: {shown(now.finished.song)}: {shown(note)}", err=True)
             if not self.on_terminal:
-                click.echo(
-                    f"{now.done}/{now.total} {now.finished.song}: {_figures(now)}{self._left(now)}", err=True
-                )
-        from tfswa.runtime.escape import shown
-
+                name = shown(now.finished.song)
+                click.echo(f"{now.done}/{now.total} {name}: {_figures(now)}{self._left(now)}", err=True)
         state = f"{shown(now.song)}: separating, {now.separated:.0%}" if now.song else "measuring"
         self.bar.update(
             self.task,

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
-from tfswa.runtime.errors import TfxError
+from tfswa.runtime.commands.ending import raise_for
 
 if TYPE_CHECKING:
     from tfswa.runtime.audio.tracks import Track
+    from tfswa.runtime.failures import Failure
     from tfswa.runtime.stream.files import FileJob, FileResult, Outcome, Progress
     from tfswa.runtime.stream.jobs import JobPlan
     from tfswa.runtime.stream.separator import Separator
@@ -181,7 +182,7 @@ class _Run:
         self.plan, self.jobs, self.skipped = plan, jobs, skipped
         self.quiet, self.as_json = quiet, as_json
         self.reports: list[dict[str, Any]] = []
-        self.failures: list[Outcome] = []
+        self.failures: list[Failure] = []
 
     def say(self, text: str, *, err: bool = True) -> None:
         if not self.quiet and not self.as_json:
@@ -212,11 +213,13 @@ class _Run:
     def take(self, outcome: Outcome) -> None:
         """One file is done, or has failed: that is said at once, where there are others."""
         from tfswa.runtime.escape import shown
+        from tfswa.runtime.failures import is_fault
 
+        if outcome.failure is not None:
+            self.failures.append(outcome.failure)
+            if len(self.jobs) > 1 or is_fault(outcome.failure.error):
+                click.echo(f"tfx: {shown(outcome.failure.told)}", err=True)
         if outcome.result is None:
-            self.failures.append(outcome)
-            if len(self.jobs) > 1 or outcome.fault:
-                click.echo(f"tfx: {shown(outcome.told)}", err=True)
             return
         for note in outcome.result.notes:
             if note.damaged or not self.quiet:
@@ -236,23 +239,14 @@ class _Run:
                 "evidence": evidence,
                 "recomputed_by": separator.recomputed_by,
                 "files": self.reports,
-                "errors": [{"input": str(one.job.source), "error": one.told} for one in self.failures],
+                "errors": [failure.to_dict() for failure in self.failures],
                 "left_out": [{"input": str(one.path), "reason": one.reason} for one in self.plan.left_out],
                 "skipped": [str(job.source) for job in self.skipped],
             }
             click.echo(json_text(whole))
         elif text := _recomputed(self.reports, separator.recomputed_by):
             self.say(text)
-        if not self.failures:
-            return
-        errors = [one.error for one in self.failures]
-        faults = [one.error for one in self.failures if one.fault]
-        count = f"{len(errors)} of {len(self.jobs)} files failed"
-        if faults and faults[0] is not None:
-            click.echo(f"tfx: {count}", err=True)
-            raise faults[0]
-        kind = type(errors[0]) if isinstance(errors[0], TfxError) else TfxError
-        raise kind(count if len(self.jobs) > 1 else self.failures[0].told)
+        raise_for(self.failures, len(self.jobs), "files")
 
 
 def result_as_dict(source: Path, result: FileResult) -> dict[str, Any]:

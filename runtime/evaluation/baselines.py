@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.evaluation.signals import BLOCK, Signal, SignalWriter, Silence, starts, stored
 from tfswa.runtime.model.spec import StftSpec
 from tfswa.runtime.stream.transform import Stft
 
@@ -16,7 +19,9 @@ BASELINES = ("mixture", "silence", "oracle")
 _AUDIBLE = 1e-5  # -100 dB: what float32 leaves of stems that sum to the mixture is far below
 
 
-def baseline(name: str, mixture: Audio, references: Audio, stft: StftSpec) -> Audio:
+def baseline(
+    name: str, mixture: Signal, references: Sequence[Signal], stft: StftSpec, folder: Path
+) -> Sequence[Signal]:
     """Make one baseline's estimates.
 
     - ``mixture``: the mixture in place of each stem, the least that a model must beat;
@@ -26,51 +31,84 @@ def baseline(name: str, mixture: Audio, references: Audio, stft: StftSpec) -> Au
     Args:
         name: one of ``BASELINES``.
         mixture: ``[C, N]``.
-        references: the true stems, ``[S, C, N]``.
+        references: the true stems, each ``[C, N]``.
         stft: the model's transform.
+        folder: for a file, where the estimates need one.
 
     Returns:
-        float32 ``[S, C, N]``, maybe a read-only view.
+        An estimate of each stem, float32 ``[C, N]``.
     """
     if name == "mixture":
-        return np.broadcast_to(mixture, references.shape)
+        return [mixture] * len(references)
     if name == "silence":
-        return np.broadcast_to(np.float32(0.0), references.shape)
+        return [Silence(mixture.shape)] * len(references)
     assert name == "oracle", name
-    return ratio_mask(mixture, references, stft)
+    path = folder / "oracle.npy"
+    writer = SignalWriter(path, (len(references), mixture.shape[0], mixture.shape[1]))
+    for block in ratio_mask(mixture, references, stft):
+        writer.write(block)
+    return stored(path)
 
 
-def ratio_mask(mixture: Audio, references: Audio, stft: StftSpec) -> Audio:
+def ratio_mask(mixture: Signal, references: Sequence[Signal], stft: StftSpec) -> Iterator[Audio]:
     """Separate with the ideal ratio mask of magnitudes, |S_s| / sum over t of |S_t|, channel by channel.
 
     What the mixture holds beside the stems is one more term of the sum. Source: A. Liutkus and R. Badeau,
     Generalized Wiener filtering with fractional power spectrograms, ICASSP 2015, with exponent 1.
 
+    A part of the song is transformed with what lies around it, which is then dropped:
+
+        |<- context ->|<------ step ------>|<- context ->|
+
+    so that all parts together are, to the bit, what one transform of the whole song gives.
+
     Args:
         mixture: ``[C, N]``.
-        references: ``[S, C, N]``.
+        references: each ``[C, N]``.
         stft: the transform.
 
-    Returns:
-        float32 ``[S, C, N]``.
+    Yields:
+        float32 ``[S, C, n]``, one part after the other.
     """
-    transform = Stft(stft)
+    transform, samples = Stft(stft), mixture.shape[1]
+    unit = transform.block_frames * stft.hop
+    context = unit * math.ceil(stft.n_fft / unit)
+    step = unit * math.ceil(BLOCK / unit)
+    rest = _has_rest(mixture, references)
+    for start, stop in starts(samples, step):
+        begin, end = max(0, start - context), min(samples, stop + context)
+        piece = mixture[:, begin:end]
+        sources = np.stack([reference[:, begin:end] for reference in references])
+        masked = _masked(transform, piece, sources, rest)
+        yield masked[..., start - begin : stop - begin]
+
+
+def _masked(transform: Stft, mixture: Audio, references: Audio, rest: Sequence[bool]) -> Audio:
+    """Stems ``[S, C, n]`` of a part; ``rest`` says of each channel whether more than stems is in it."""
     estimates = np.empty_like(references)
-    samples = mixture.shape[-1]
-    for channel in range(mixture.shape[0]):  # one at a time: spectra are four times the audio
+    for channel in range(len(mixture)):  # one at a time: spectra are four times the audio
         spectrum = transform.forward(mixture[channel])
-        magnitudes = [np.abs(transform.forward(source)) for source in _sources(mixture, references, channel)]
+        sources = [*references[:, channel]]
+        if rest[channel]:
+            sources.append(_rest(mixture, references)[channel])
+        magnitudes = [np.abs(transform.forward(source)) for source in sources]
         total = np.sum(magnitudes, axis=0)
         total[total == 0.0] = 1.0
         for index in range(len(references)):
             masked = (magnitudes[index] / total * spectrum).astype(np.complex64)
-            estimates[index, channel] = transform.inverse(masked, samples)
+            estimates[index, channel] = transform.inverse(masked, mixture.shape[1])
     return estimates
 
 
-def _sources(mixture: Audio, references: Audio, channel: int) -> Iterator[Audio]:
-    """The stems' signals of one channel, and what is left of the mixture if that can be heard."""
-    yield from references[:, channel]
-    rest = mixture[channel] - references[:, channel].sum(axis=0)
-    if np.abs(rest).max(initial=0.0) > _AUDIBLE:
-        yield rest
+def _has_rest(mixture: Signal, references: Sequence[Signal]) -> list[bool]:
+    """Of each channel, whether what is left of the mixture can be heard."""
+    peaks = np.zeros(mixture.shape[0])
+    for start, stop in starts(mixture.shape[1], BLOCK):
+        stems = np.stack([reference[:, start:stop] for reference in references])
+        peaks = np.maximum(peaks, np.abs(_rest(mixture[:, start:stop], stems)).max(axis=1))
+    return [bool(peak > _AUDIBLE) for peak in peaks]
+
+
+def _rest(mixture: Audio, references: Audio) -> Audio:
+    left: Audio = mixture - references.sum(axis=0)
+    return left

@@ -24,14 +24,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
 from tfswa.runtime.evaluation.by_museval import museval_figures
-from tfswa.runtime.evaluation.projection import FILTER_SAMPLES, Filters, Projection, excerpt, starts
+from tfswa.runtime.evaluation.projection import FILTER_SAMPLES, Filters, Projection
+from tfswa.runtime.evaluation.signals import BLOCK, Signal, excerpt, starts
 
 MEASURES = ("sdr", "isr", "sir", "sar")
 METHODS = ("v4", "continuous", "museval")
@@ -74,10 +75,11 @@ class BssEval:
     for all of them, and a signal shorter than a window is one window; both as in museval. Silent means, as
     there, that the channels sum to zero.
 
-    Memory is that of the matrix, ``8 * (S * C * 512)**2`` bytes, and of a window, however long the song.
+    Memory is that of the matrix, ``8 * (S * C * 512)**2`` bytes, and of a window, however long the song; the
+    library museval takes copies of all of it.
 
     Args:
-        references: true stems, ``[S, C, N]``, N above 0; kept, not copied.
+        references: true stems, each ``[C, N]``, N above 0; kept, not copied.
         window_samples: lengths of windows; they follow one another without overlap.
         method: see the module.
 
@@ -86,38 +88,36 @@ class BssEval:
     """
 
     def __init__(
-        self, references: NDArray[Any], window_samples: Sequence[int], method: Method = "v4"
+        self, references: Sequence[Signal], window_samples: Sequence[int], method: Method = "v4"
     ) -> None:
         self._count, self._method, self._windows = len(references), method, tuple(window_samples)
         self._heard = [index for index in range(self._count) if _sounds(references[index])]
-        self._references = references if len(self._heard) == self._count else references[self._heard]
+        self._references = [references[index] for index in self._heard]
         self._projection: Projection | None = None
         if self._heard and method != "museval":
             self._projection = Projection(self._references, LOADING if method == "continuous" else 0.0)
 
-    def evaluate(self, estimates: NDArray[Any]) -> list[Figures]:
+    def evaluate(self, estimates: Sequence[Signal]) -> list[Figures]:
         """Measure estimates of all stems.
 
         Args:
-            estimates: ``[S, C, N]``, finite.
+            estimates: each ``[C, N]``, finite.
 
         Returns:
             Figures for each length of windows.
         """
         silent = [index for index in self._heard if not _sounds(estimates[index])]
         if len(silent) == len(self._heard):
-            samples = estimates.shape[-1]
+            samples = estimates[0].shape[1]
             counts = [len(_frames(samples, window)) for window in self._windows]
             return [Figures(np.full((4, self._count, n), np.nan), [{}] * self._count) for n in counts]
-        signals = estimates if len(self._heard) == self._count else estimates[self._heard]
-        if silent:  # the stem stands in, so that the others' windows count; its figures are dropped
-            signals = np.array(signals)
-            for index in silent:
-                place = self._heard.index(index)
-                signals[place] = self._references[place]
+        signals = [  # where one is silent the stem stands in, so that the others' windows count
+            self._references[place] if index in silent else estimates[index]
+            for place, index in enumerate(self._heard)
+        ]
         return [self._placed(found, silent) for found in self._measure(signals)]
 
-    def _measure(self, signals: NDArray[Any]) -> Iterator[Figures]:
+    def _measure(self, signals: Sequence[Signal]) -> Iterator[Figures]:
         """Figures of the stems that are heard."""
         if self._projection is None:
             for window in self._windows:
@@ -139,13 +139,13 @@ class BssEval:
             yield Figures(values, reasons)
 
     def _window(
-        self, signals: NDArray[Any], filters: Sequence[Filters] | None, window: int
+        self, signals: Sequence[Signal], filters: Sequence[Filters] | None, window: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Values ``[4, H, windows]``, and energies over all windows ``[H, 2, 4]``.
 
         The energies are of stems that are cut, and of whole ones: the stem's, and those of the error's parts.
         """
-        frames = _frames(signals.shape[-1], window)
+        frames = _frames(signals[0].shape[1], window)
         values = np.full((4, len(signals), len(frames)), np.nan)
         energies = np.zeros((len(signals), 2, 4))
         for number, (start, stop) in enumerate(frames):
@@ -247,8 +247,8 @@ def _frames(samples: int, window: int) -> list[tuple[int, int]]:
     return [frame for frame in starts(samples, window) if frame[1] - frame[0] == min(window, samples)]
 
 
-def _sounds(signal: NDArray[Any]) -> bool:
-    return any(excerpt(signal, *block).sum(axis=0).any() for block in starts(signal.shape[-1], 1 << 18))
+def _sounds(signal: Signal) -> bool:
+    return any(excerpt(signal, *block).sum(axis=0).any() for block in starts(signal.shape[1], BLOCK))
 
 
 def _energy(signal: NDArray[np.float64]) -> float:

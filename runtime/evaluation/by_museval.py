@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import warnings
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.evaluation.signals import Signal
 
 
 def require_museval() -> None:
@@ -28,8 +29,10 @@ def require_museval() -> None:
         )
 
 
-def museval_figures(references: NDArray[Any], estimates: NDArray[Any], window: int) -> NDArray[np.float64]:
-    """SDR, ISR, SIR, SAR in dB, ``[4, S, windows]``, of signals ``[S, C, N]`` that sound.
+def museval_figures(
+    references: Sequence[Signal], estimates: Sequence[Signal], window: int
+) -> NDArray[np.float64]:
+    """SDR, ISR, SIR, SAR in dB, ``[4, S, windows]``, of signals ``[C, N]`` that sound.
 
     NaN throughout where museval finds the correlations singular.
     """
@@ -37,7 +40,8 @@ def museval_figures(references: NDArray[Any], estimates: NDArray[Any], window: i
         warnings.simplefilter("ignore")  # of what it imports
         from museval import metrics
     stems, found = (
-        np.ascontiguousarray(signals.transpose(0, 2, 1), np.float64) for signals in (references, estimates)
+        np.stack([np.asarray(one[:, :].T, np.float64) for one in signals])
+        for signals in (references, estimates)
     )
     try:
         with np.errstate(divide="ignore", invalid="ignore"):

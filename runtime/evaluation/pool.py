@@ -31,9 +31,18 @@ class Workers:
     """
 
     def __init__(self, count: int) -> None:
+        self._count = count
         self._before = set(multiprocessing.active_children())
+        self._pool = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork would copy the backend's threads and locks
-        self._pool = ProcessPoolExecutor(count, context, initializer=_prepare)
+        return ProcessPoolExecutor(self._count, context, initializer=_prepare)
+
+    def renew(self) -> None:
+        """Start anew: where a process was killed, its pool takes no more work."""
+        self._pool.shutdown(wait=True)
+        self._pool = self._new()
 
     def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
         """Run a module's function in one of the processes."""

@@ -13,14 +13,15 @@ TASLP 14(4), 2006; the multichannel form is that of museval 0.4.1 (BSSEval v4).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.fft
 import scipy.linalg
 from numpy.typing import NDArray
+
+from tfswa.runtime.evaluation.signals import Signal, excerpt, starts
 
 FILTER_SAMPLES = 512  # museval's default, which all published figures use
 _FFT = 1 << 14
@@ -31,7 +32,6 @@ _BLOCKS = 16  # transformed at a time
 # the rounding of a stem with equal or scaled channels. It is no direction to project onto.
 _DIRECTION = 1e-12
 
-Signal = NDArray[Any]  # real, [C, N]
 Piece = Callable[[int, int], NDArray[np.float64]]  # samples from start to stop, [channels, stop - start]
 
 
@@ -56,18 +56,18 @@ class Projection:
     channel of a stem that is mono.
 
     Args:
-        references: true stems, ``[S, C, N]``, none of them silent.
+        references: true stems, each ``[C, N]``, none of them silent.
         loading: added to the diagonal, a share of a stem's energy. Acts as white noise in the stems, so that
             no filter amplifies what lies below it.
     """
 
-    def __init__(self, references: NDArray[Any], loading: float = 0.0) -> None:
+    def __init__(self, references: Sequence[Signal], loading: float = 0.0) -> None:
         self._references = references
         self._directions = [_directions(reference) for reference in references]
         ends = np.cumsum([len(rows) for rows in self._directions])
         pairs = zip(ends, self._directions, strict=True)
         self.rows = [slice(int(end) - len(rows), int(end)) for end, rows in pairs]
-        lags = _correlations(self.piece, int(ends[-1]), self.piece, int(ends[-1]), references.shape[-1])
+        lags = _correlations(self.piece, int(ends[-1]), self.piece, int(ends[-1]), references[0].shape[1])
         self._own = [_Normal(lags[rows, rows], loading) for rows in self.rows]
         self._all = _Normal(lags, loading)
 
@@ -81,9 +81,9 @@ class Projection:
         pairs = zip(self._directions, self._references, strict=True)
         return np.concatenate([rows @ excerpt(reference, start, stop) for rows, reference in pairs])
 
-    def filters(self, estimates: Signal) -> list[Filters]:
-        """Filters of each estimate, ``[S, C, N]``. Only where the condition is finite."""
-        count, channels, samples = estimates.shape
+    def filters(self, estimates: Sequence[Signal]) -> list[Filters]:
+        """Filters of each estimate, ``[C, N]``. Only where the condition is finite."""
+        count, (channels, samples) = len(estimates), estimates[0].shape
         lags = _correlations(
             self.piece,
             self.rows[-1].stop,
@@ -128,22 +128,11 @@ class _Normal:
         return np.asarray(found).reshape(right.shape)
 
 
-def excerpt(signal: Signal, start: int, stop: int) -> NDArray[np.float64]:
-    """Samples of a signal in float64, ``[C, stop - start]``; zero before its start and after its end."""
-    inside = signal[:, max(0, start) : max(0, stop)].astype(np.float64)
-    before = min(max(0, -start), stop - start)
-    return np.pad(inside, ((0, 0), (before, stop - start - before - inside.shape[1])))
-
-
-def starts(samples: int, block: int) -> Iterator[tuple[int, int]]:
-    """Start and stop of blocks that cover a signal."""
-    return ((start, min(samples, start + block)) for start in range(0, samples, block))
-
-
 def _directions(reference: Signal) -> NDArray[np.float64]:
     """Matrix ``[d, C]`` that makes a stem's channels uncorrelated and of energy 1; d is C or less."""
-    energy = np.zeros((len(reference), len(reference)))
-    for start, stop in starts(reference.shape[-1], _BLOCK * _BLOCKS):
+    channels, samples = reference.shape
+    energy = np.zeros((channels, channels))
+    for start, stop in starts(samples, _BLOCK * _BLOCKS):
         piece = excerpt(reference, start, stop)
         energy += piece @ piece.T
     values, vectors = np.linalg.eigh(energy)

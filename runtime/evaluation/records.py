@@ -75,28 +75,25 @@ class Records:
             return {}
         return {stem: self.estimates / song.split / song.name / f"{stem}.wav" for stem in self.stems}
 
-    def find(self, songs: Sequence[SongFiles], names: Mapping[str, Sequence[str]]) -> dict[str, SongResult]:
-        """Songs that need not be computed, by name.
+    def find(self, song: SongFiles, sources: Sequence[str]) -> SongResult | None:
+        """What an earlier run computed of a song; None where it is to be computed.
 
         Args:
-            songs: what is asked for.
-            names: sources that are read, by the song's name.
+            song: where its files lie.
+            sources: that are read of it.
 
         Raises:
             OutputExists: something is in the way, and ``force`` is false.
+            OSError: a file of the song cannot be read.
         """
-        found = {}
-        for song in songs:
-            result, paths = self._read(song, names[song.name]), self.estimate_paths(song).values()
-            there = [path for path in paths if path.exists()]
-            if result is not None and len(there) == len(paths):
-                found[song.name] = result
-            elif result is None and there and not self.force:
-                raise OutputExists(
-                    f"{there[0]} is there already, and no record of {song.name} in {self.output}: "
-                    "add --force to replace it, or choose another --estimates"
-                )
-        return found
+        result, paths = self._read(song, sources), self.estimate_paths(song).values()
+        there = [path for path in paths if path.exists()]
+        if result is None and there and not self.force:
+            raise OutputExists(
+                f"{there[0]} is there already, and no record of {song.name} in {self.output}: "
+                "add --force to replace it, or choose another --estimates"
+            )
+        return result if len(there) == len(paths) else None
 
     def text(self, result: SongResult) -> str:
         """A song's record."""

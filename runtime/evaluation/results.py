@@ -49,7 +49,16 @@ def write_results(
     *,
     plot: bool,
 ) -> dict[str, Path]:
-    """Write all files of an evaluation, together or not at all; their paths by name."""
+    """Write all files of an evaluation, together or not at all; their paths by name.
+
+    Args:
+        output: folder.
+        heading: ``model``, and ``errors``, the songs that failed.
+        identity: what decided the numbers.
+        songs: that were measured.
+        summaries: figures over them.
+        plot: draw a box plot too.
+    """
     names = {"json": JSON, "csv": CSV, **({"plot": PLOT} if plot else {})}
     paths = {name: output / file for name, file in names.items()}
     staging = Staging(paths, force=True, source=None, below=output)
@@ -59,7 +68,9 @@ def write_results(
         partials["json"].write_text(_results_text(heading, identity, songs, summaries))
         _write_csv(partials["csv"], songs)
         if plot:
-            title = f"{heading['model']}, {len(songs)} song{'s' if len(songs) > 1 else ''}"
+            failed = len(heading["errors"])
+            missing = f" of {len(songs) + failed}, the others failed" if failed else ""
+            title = f"{heading['model']}, {len(songs)} song{'s' if len(songs) > 1 else ''}{missing}"
             box_plot([song.scores for song in songs], title, partials["plot"])
         staging.publish()
     finally:

@@ -10,9 +10,10 @@ SAR of a song are not defined stands beside them (see ``bsseval``).
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.documents import from_json
+from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval, Figures, Method
-from tfswa.runtime.metrics import finite_db, sdr_db, si_sdr_db
+from tfswa.runtime.evaluation.signals import BLOCK, Difference, Signal, excerpt, starts, stored
+from tfswa.runtime.metrics import energy, finite_db, ratio_db
 from tfswa.runtime.model.spec import ModelSpec
 
 MODEL = "model"
@@ -109,48 +112,75 @@ def score_song(folder: Path, spec: ModelSpec, *, baselines: bool, method: Method
     """Measure one song, all of it in this process.
 
     Args:
-        folder: holds ``mixture.npy [C, N]``, ``references.npy`` and ``estimates.npy``, ``[S, C, N]``.
+        folder: holds ``mixture.npy [C, N]``, ``references.npy`` and ``estimates.npy``, float32 ``[S, C, N]``;
+            takes more files of that kind.
         spec: the model's; stems are in its order.
         baselines: measure those too.
         method: how BSSEval is done, see ``bsseval``.
     """
-    mixture, references, estimates = (
-        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mixture", "references", "estimates")
-    )
+    (mixture,) = stored(folder / "mixture.npy")
+    references: Sequence[Signal] = stored(folder / "references.npy")
+    estimates: Sequence[Signal] = stored(folder / "estimates.npy")
     rate = spec.stft.sample_rate
     bsseval = _bsseval(mixture, references, rate, method)
     scores = []
     for estimator in (MODEL, *(BASELINES if baselines else ())):
         if estimator != MODEL:
-            estimates = baseline(estimator, mixture, references, spec.stft)
+            estimates = baseline(estimator, mixture, references, spec.stft, folder)
         windows = _windows(bsseval, mixture, estimates)
         for index, stem in enumerate(spec.stems):
             scores.append(_score(stem, estimator, references[index], estimates[index], windows, index))
     return scores
 
 
-def _bsseval(mixture: NDArray[Any], references: NDArray[Any], rate: int, method: Method) -> BssEval | None:
+def song_figures(reference: Signal, estimate: Signal) -> tuple[float | None, float | None]:
+    """``metrics.sdr_db`` and ``metrics.si_sdr_db`` of signals ``[C, N]``, a block at a time.
+
+    Raises:
+        NonFiniteError: a signal holds NaN or Inf.
+    """
+    right = wrong = found = both = 0.0
+    for r, e in _pairs(reference, estimate):
+        if not (np.isfinite(r).all() and np.isfinite(e).all()):
+            raise NonFiniteError("a stem or its estimate holds NaN or Inf: no measure of it means anything")
+        right, wrong = right + energy(r), wrong + energy(r - e)
+        found, both = found + energy(e), both + float(np.vdot(r, e))
+    if not right or not found:
+        return ratio_db(right, wrong), None
+    signal = noise = 0.0
+    for r, e in _pairs(reference, estimate):
+        scaled = r * (both / right)
+        signal, noise = signal + energy(scaled), noise + energy(scaled - e)
+    return ratio_db(right, wrong), -math.inf if signal == 0.0 else ratio_db(signal, noise)
+
+
+def _pairs(one: Signal, two: Signal) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    for block in starts(one.shape[1], BLOCK):
+        yield excerpt(one, *block), excerpt(two, *block)
+
+
+def _bsseval(mixture: Signal, references: Sequence[Signal], rate: int, method: Method) -> BssEval | None:
     """None for a song too short for one window of a second."""
-    if mixture.shape[-1] < min(WINDOWS.values()) * rate:
+    if mixture.shape[1] < min(WINDOWS.values()) * rate:
         return None
     lengths = [int(seconds * rate) for seconds in WINDOWS.values()]
     return BssEval(_with_rest(mixture, references), lengths, method)
 
 
-def _windows(bsseval: BssEval | None, mixture: NDArray[Any], estimates: NDArray[Any]) -> list[Figures]:
+def _windows(bsseval: BssEval | None, mixture: Signal, estimates: Sequence[Signal]) -> list[Figures]:
     return [] if bsseval is None else bsseval.evaluate(_with_rest(mixture, estimates))
 
 
-def _with_rest(mixture: NDArray[Any], stems: NDArray[Any]) -> NDArray[Any]:
+def _with_rest(mixture: Signal, stems: Sequence[Signal]) -> Sequence[Signal]:
     """A single stem gets all else as its companion, as museval pairs vocals and accompaniment."""
-    return stems if len(stems) > 1 else np.concatenate((stems, mixture[None] - stems))
+    return stems if len(stems) > 1 else [*stems, Difference(mixture, stems[0])]
 
 
 def _score(
     stem: str,
     estimator: str,
-    reference: NDArray[Any],
-    estimate: NDArray[Any],
+    reference: Signal,
+    estimate: Signal,
     windows: Sequence[Figures],
     index: int,
 ) -> Score:
@@ -162,8 +192,7 @@ def _score(
         for measure, row in zip(MEASURES, window.values[:, index], strict=True):
             listed[f"{measure}_{seconds:g}s_db"] = found = [finite_db(float(value)) for value in row]
             figures[f"{measure}{added}_c_db"] = _median(found)
-    figures["sdr_u_db"] = finite_db(sdr_db(reference, estimate))
-    figures["si_sdr_u_db"] = finite_db(si_sdr_db(reference, estimate))
+    figures["sdr_u_db"], figures["si_sdr_u_db"] = map(finite_db, song_figures(reference, estimate))
     return Score(stem, estimator, figures, listed, undefined)
 
 

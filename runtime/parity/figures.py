@@ -84,14 +84,14 @@ class Quality:
         rate = spec.stft.sample_rate
         complete = len(self._known) == len(spec.stems) > 1
         if complete and song.mixture.shape[-1] >= rate:
-            self._bsseval = BssEval(np.stack([song.stems[stem] for stem in spec.stems]), [rate])
+            self._bsseval = BssEval([song.stems[stem] for stem in spec.stems], [rate])
 
     def measure(self, estimates: Stems) -> dict[str, dict[str, Any]]:
         """By stem: dB by name, and ``windows``, the SDR of each second."""
         if not self._known:
             return {}
         rate = self._spec.stft.sample_rate
-        evaluated = None if self._bsseval is None else self._bsseval.evaluate(estimates)[0].values
+        evaluated = None if self._bsseval is None else self._bsseval.evaluate(list(estimates))[0].values
         found: dict[str, dict[str, Any]] = {}
         for index, stem in enumerate(self._spec.stems):
             if stem not in self._known:

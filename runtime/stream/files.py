@@ -19,8 +19,8 @@ from tfswa.runtime.audio.notes import Note
 from tfswa.runtime.audio.reading import AudioSource, model_blocks, open_audio
 from tfswa.runtime.audio.tracks import Track
 from tfswa.runtime.audio.writing import Clip, StemFiles, WriteReport
-from tfswa.runtime.backends.running import of_library
-from tfswa.runtime.errors import AudioError, TfxError, UsageError, did_you_mean, reason
+from tfswa.runtime.errors import AudioError, UsageError, did_you_mean
+from tfswa.runtime.failures import Failure
 from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
 
 if TYPE_CHECKING:
@@ -160,35 +160,17 @@ def paths_in(folder: Path, stems: Iterable[str], format: str) -> dict[str, Path]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one of several jobs ended: with a result, or with an error.
+    """How one of several jobs ended.
 
     Attributes:
         job: what was asked for.
         result: what came of it; None where it failed.
-        error: why it failed; a TfxError says it in one line, see ``told`` for the others.
+        failure: why it failed; None where it did not.
     """
 
     job: FileJob
     result: FileResult | None = None
-    error: Exception | None = None
-
-    @property
-    def told(self) -> str:
-        """The error in one line that names the file."""
-        error = self.error
-        if isinstance(error, MemoryError):
-            line = "out of memory: use a smaller --batch, or close other programs"
-        elif isinstance(error, (TfxError, OSError)) or (error is not None and of_library(error)):
-            line = reason(error) if isinstance(error, OSError) else str(error)
-        else:
-            line = f"{type(error).__name__}: {error}: a fault in tfx"
-        return line if str(self.job.source) in line else f"{self.job.source}: {line}"
-
-    @property
-    def fault(self) -> bool:
-        """Whether the error is a fault of our own, whose traceback is worth a report."""
-        known = isinstance(self.error, (TfxError, OSError))
-        return not known and self.error is not None and not of_library(self.error)
+    failure: Failure | None = None
 
 
 def separate_files(
@@ -208,7 +190,7 @@ def separate_files(
             with progress(job) as report:
                 result = separate_file(separator, job, report)
         except Exception as error:
-            yield Outcome(job, error=error)
+            yield Outcome(job, failure=Failure(str(job.source), error))
         else:
             yield Outcome(job, result)
 

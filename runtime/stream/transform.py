@@ -47,10 +47,15 @@ class Stft:
     Args:
         spec: lengths, scaling.
         workers: threads per transform. 1 suits a pipeline that is already busy elsewhere.
+
+    Attributes:
+        block_frames: frames that are overlapped and added before the next. A part of a signal that begins
+            at the center of a multiple of it has the bits of the whole, away from its ends.
     """
 
     def __init__(self, spec: StftSpec, workers: int = 1) -> None:
         self.spec = spec
+        self.block_frames = max(1, _BLOCK_SAMPLES // spec.n_fft)
         self.workers = workers
         window = _hann(spec.n_fft)
         # Scaling rides on the windows: no pass of its own.
@@ -139,9 +144,8 @@ class Stft:
                     rows[index][block.start + j : block.stop + j] += pieces[:, j]
 
     def _blocks(self, frames: int) -> Iterator[slice]:
-        size = max(1, _BLOCK_SAMPLES // self.spec.n_fft)
-        for start in range(0, frames, size):
-            yield slice(start, min(start + size, frames))
+        for start in range(0, frames, self.block_frames):
+            yield slice(start, min(start + self.block_frames, frames))
 
 
 def pack(spectrum: NDArray[np.complex64]) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from waiting import alive, until
 
 from tfswa.runtime.cli import main
 from tfswa.runtime.errors import BackendUnavailable
-from tfswa.runtime.evaluation import boxplot, evaluate
+from tfswa.runtime.evaluation import boxplot, song_run
 from tfswa.runtime.evaluation.scores import FIGURES
 from tfswa.runtime.model.bundle import Bundle
 
@@ -141,13 +140,51 @@ def test_ctrl_c_leaves_no_half_file_and_no_process(
 def test_a_worker_that_dies_is_said(
     tfx: Tfx, song_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(evaluate, "score_song", os._exit)
-    monkeypatch.setattr(evaluate.Workers, "submit", lambda self, run, *_, **__: self._pool.submit(run, 9))
-    _, err = tfx("--data", song_root, "--no-plot", "--jobs", 1, code=1)
-    assert re.fullmatch(
-        r"tfx: a process that measured A( or B)? was killed, .* want of memory: use fewer --jobs\n", err
-    )
+    monkeypatch.setattr(song_run, "score_song", os._exit)
+    monkeypatch.setattr(song_run.Workers, "submit", lambda self, run, *_, **__: self._pool.submit(run, 9))
+    out, err = tfx("--data", song_root, "--no-plot", "--jobs", 2, "--json", code=1)
+    printed = json.loads(out)
+    assert sorted(entry["input"] for entry in printed["errors"]) == ["A", "B", "C"]
+    why = "was killed, also when it was the only one, most likely for want of memory: close other programs"
+    assert all(entry["error"].endswith(why) for entry in printed["errors"])
+    assert err.splitlines()[-1] == "tfx: 3 of 3 songs failed"
+    assert len(err.splitlines()) == 4
     assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_once_costs_nothing(
+    tfx: Tfx, song_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, calls = song_run.Workers.submit, []
+
+    def once(self: song_run.Workers, run: object, *arguments: object, **named: object) -> object:
+        calls.append(run)
+        if len(calls) == 1:
+            return submit(self, os._exit, 9)
+        return submit(self, run, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(song_run.Workers, "submit", once)
+    out, _ = tfx("--data", song_root, "--no-plot", "--no-baselines", "--jobs", 2, "--json")
+    assert (json.loads(out)["songs"], json.loads(out)["errors"]) == (3, [])
+
+
+def test_a_bad_song_is_one_line_and_missing_from_the_report(
+    tfx: Tfx, song_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(song_root, tmp_path / "data"))
+    (data / "B" / "vocals.wav").write_text("no audio")
+    out, err = tfx("--data", data, "--no-plot", "--no-baselines", "--jobs", 1, code=1)
+    assert "2 songs of 3" in out
+    assert "missing from all figures, as they failed: B\n" in out
+    lines = [line for line in err.splitlines() if line.startswith("tfx: ")]
+    assert len(lines) == 2
+    assert "B/vocals.wav cannot be decoded" in lines[0]
+    assert lines[1] == "tfx: 1 of 3 songs failed"
+    out, _ = tfx("--data", data, "--no-plot", "--no-baselines", "--json", code=1)
+    printed = json.loads(out)
+    assert (printed["songs"], printed["reused"]) == (2, 2)
+    assert [entry["input"] for entry in printed["errors"]] == ["B"]
 
 
 def test_ctrl_c_while_workers_start_is_the_parents_affair() -> None:

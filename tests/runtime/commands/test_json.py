@@ -204,12 +204,15 @@ def test_evaluate(ask: Ask, bundle: Bundle, song_root: Path, tmp_path: Path) -> 
         boxplot.require_boxplot()
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    where = ("--data", song_root, "--songs", "A", "-o", tmp_path / "out", "--backend", "torch")
-    printed = ask("evaluate", bundle.path, *where)
+    data = Path(shutil.copytree(song_root, tmp_path / "data"))
+    (data / "B" / "vocals.wav").write_text("no audio")
+    where = ("--data", data, "--songs", "A", "--songs", "B", "-o", tmp_path / "out", "--backend", "torch")
+    printed = ask("evaluate", bundle.path, *where, code=1)
     check(printed, "tfx evaluate", may_be_empty=("notes.",))
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["scores"] == printed["scores"]
     assert stored["identity"] == printed["identity"]
+    assert stored["errors"] == printed["errors"]
     (song,) = stored["songs"]
     assert [score["sdr_u_db"] for score in song["scores"]] == [s["sdr_u_db"] for s in printed["scores"]]
 

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from separated import noise, write_arrays
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.errors import AudioError, BackendUnavailable, NonFiniteError, OutputExists, UsageError
-from tfswa.runtime.evaluation import by_museval, evaluate
+from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
+from tfswa.runtime.evaluation import by_museval, evaluate, song_run
 from tfswa.runtime.evaluation.bsseval import MEASURES
-from tfswa.runtime.evaluation.evaluate import Choices, EvaluationProgress
+from tfswa.runtime.evaluation.choices import Choices, EvaluationProgress, Report
+from tfswa.runtime.evaluation.records import audio_sha256
 from tfswa.runtime.evaluation.scores import FIGURES, Score, score_song
 from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.metrics import sdr_db
@@ -57,7 +58,10 @@ class Inline:
 
     def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(function(*arguments, **named))
+        try:
+            future.set_result(function(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
         return future
 
 
@@ -76,8 +80,8 @@ def quick_score(folder: Path, spec: ModelSpec, *, baselines: bool, method: str) 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No processes and no BSSEval: what is tested is what goes on around them."""
-    monkeypatch.setattr(evaluate, "Workers", Inline)
-    monkeypatch.setattr(evaluate, "score_song", quick_score)
+    monkeypatch.setattr(song_run, "Workers", Inline)
+    monkeypatch.setattr(song_run, "score_song", quick_score)
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 
@@ -92,7 +96,7 @@ def measure(model: Model, song_root: Path, tmp_path: Path) -> Callable[..., eval
 
     def run(
         root: Path = song_root,
-        report: evaluate.Report = lambda _: None,
+        report: Report = lambda _: None,
         threads: int | None = 1,
         precision: str | None = None,
         **chosen: Any,
@@ -152,7 +156,7 @@ class TestRuns:
         self, measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = measure()
-        monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("decoded again"))
+        monkeypatch.setattr(song_run, "load", lambda *_: pytest.fail("decoded again"))
         second = measure(threads=2)  # decides no number
         assert second.summaries == first.summaries
         assert [song.reused for song in second.songs] == [True] * 3
@@ -282,19 +286,51 @@ class TestRuns:
 
     def test_songs_in_flight_are_bounded(self, measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
         most = []
-        depart = evaluate._Run._depart
+        depart = song_run.SongRun._depart
 
         def count(self: Any, *arguments: Any) -> None:
             depart(self, *arguments)
-            most.append(len(self.flights))
+            most.append(len(self._flights))
 
-        monkeypatch.setattr(evaluate._Run, "_depart", count)
+        monkeypatch.setattr(song_run.SongRun, "_depart", count)
         measure(jobs=1)
         assert most == [1, 2, 2]
 
 
+def told(found: evaluate.Evaluation) -> list[str]:
+    return [failure.told for failure in found.failures]
+
+
 @pytest.mark.usefixtures("quick")
 class TestBadSongs:
+    """One bad song is one failure; the others are measured, and the report says what is missing."""
+
+    @pytest.fixture
+    def data(self, song_root: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(song_root, tmp_path / "data"))
+
+    def check(self, found: evaluate.Evaluation, bad: str, why: str, out: Path) -> None:
+        """Only ``bad`` failed, and that is all over the report."""
+        good = [name for name in "ABC" if name != bad]
+        assert [song.song for song in found.songs] == good
+        (failure,) = found.failures
+        assert failure.item == bad
+        assert why in failure.told
+        assert "\n" not in failure.told
+        assert bad in failure.told
+        assert tree(out / "songs") == [f"{name}.json" for name in good]
+        assert {path.name for path in out.iterdir()} <= {
+            "songs",
+            "results.json",
+            "results.csv",
+            "boxplot.png",
+        }
+        whole = json.loads((out / "results.json").read_text())
+        assert whole["errors"] == [{"input": bad, "error": failure.told}]
+        assert [song["song"] for song in whole["songs"]] == good
+        mean = np.mean([song.scores[0].figures["sdr_u_db"] for song in found.songs])
+        assert found.summaries[0].figures["sdr_u_db"] == pytest.approx(mean)
+
     def test_nan_names_song_and_stem(
         self, measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -305,46 +341,75 @@ class TestBadSongs:
         def broken(self: Stream, chunks: Audio) -> Audio:
             out = separate(self, chunks)
             calls.append(0)
-            if len(calls) > 50:  # a song has 42
+            if len(calls) == 51:  # a song has 42
                 out[:, 1] = math.nan
             return out
 
         monkeypatch.setattr(Stream, "_separate_chunks", broken)
-        with pytest.raises(NonFiniteError, match=r"^B: chunk .* of accompaniment holds NaN or Inf"):
-            measure(estimates=tmp_path / "est")
-        assert tree(tmp_path / "out") == ["songs/A.json"]
-        assert tree(tmp_path / "est") == ["A/accompaniment.wav", "A/vocals.wav"]
+        found = measure(estimates=tmp_path / "est")
+        self.check(found, "B", "of accompaniment holds NaN or Inf", tmp_path / "out")
+        assert told(found)[0].startswith("B: chunk")
+        assert tree(tmp_path / "est") == [f"{s}/{n}.wav" for s in "AC" for n in ("accompaniment", "vocals")]
 
-    def test_a_file_that_cannot_be_decoded_keeps_what_is_done(
-        self, measure: Measure, tmp_path: Path, song_root: Path
+    @pytest.mark.parametrize("bad", "ABC")
+    def test_a_file_that_cannot_be_decoded(
+        self, measure: Measure, tmp_path: Path, data: Path, bad: str
     ) -> None:
-        shutil.copytree(song_root, tmp_path / "data")
-        (tmp_path / "data" / "C" / "vocals.wav").write_text("no audio")
-        with pytest.raises(AudioError, match=r"C/vocals\.wav cannot be decoded"):
-            measure(tmp_path / "data")
-        assert tree(tmp_path / "out") == ["songs/A.json", "songs/B.json"]
+        (data / bad / "vocals.wav").write_text("no audio")
+        self.check(measure(data), bad, "vocals.wav cannot be decoded", tmp_path / "out")
 
-    def test_a_song_without_truth_is_refused_before_anything_runs(
-        self, measure: Measure, tmp_path: Path
+    def test_a_file_that_cannot_be_read(
+        self, measure: Measure, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        def refuse(files: Any, names: Any) -> str:
+            if files.name == "B":
+                raise PermissionError(13, "Permission denied", str(data / "B" / "drums.wav"))
+            return audio_sha256(files, names)
+
+        monkeypatch.setattr(song_run, "audio_sha256", refuse)
+        found = measure(data)
+        self.check(found, "B", f"{data}/B/drums.wav: Permission denied", tmp_path / "out")
+
+    def test_a_stem_that_is_missing(self, measure: Measure, tmp_path: Path, data: Path) -> None:
+        (data / "B" / "vocals.wav").unlink()
+        self.check(measure(data), "B", "B lacks vocals, though it holds", tmp_path / "out")
+
+    def test_a_fault_of_ours(
+        self, measure: Measure, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(folder: Path, spec: ModelSpec, **chosen: Any) -> list[Score]:
+            if folder.name == "1":
+                raise ZeroDivisionError("an accident")
+            return quick_score(folder, spec, **chosen)
+
+        monkeypatch.setattr(song_run, "score_song", broken)
+        found = measure(data)
+        self.check(found, "B", "B: ZeroDivisionError: an accident: a fault in tfx", tmp_path / "out")
+
+    def test_a_song_that_is_mended_is_measured_by_the_next_run(
+        self, measure: Measure, data: Path, song_root: Path
+    ) -> None:
+        (data / "B" / "vocals.wav").write_text("no audio")
+        measure(data)
+        shutil.copy(song_root / "B" / "vocals.wav", data / "B" / "vocals.wav")
+        found = measure(data)
+        assert [song.reused for song in found.songs] == [True, False, True]
+        assert not found.failures
+
+    def test_songs_without_truth_write_nothing(self, measure: Measure, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "song.wav", noise(RATE, 2), RATE)
-        with pytest.raises(AudioError, match=r"song\.wav has no true stems, the model makes vocals, acc"):
-            measure(tmp_path / "song.wav")
+        found = measure(tmp_path / "song.wav")
+        assert (found.songs, found.files) == ((), {})
+        assert told(found)[0].startswith("song.wav has no true stems, the model makes vocals, acc")
         assert not (tmp_path / "out").exists()
-
-    def test_a_stem_that_the_data_lacks(self, measure: Measure, tmp_path: Path) -> None:
-        for name in ("drums", "bass"):
-            (tmp_path / "data" / "D").mkdir(parents=True, exist_ok=True)
-            soundfile.write(tmp_path / "data" / "D" / f"{name}.wav", noise(RATE, 2), RATE)
-        with pytest.raises(AudioError, match="D lacks vocals, though it holds bass, drums"):
-            measure(tmp_path / "data")
 
     def test_a_song_of_no_samples(self, measure: Measure, tmp_path: Path) -> None:
         for name in ("drums", "vocals"):
             (tmp_path / "data" / "D").mkdir(parents=True, exist_ok=True)
             soundfile.write(tmp_path / "data" / "D" / f"{name}.wav", noise(0, 2), RATE)
-        with pytest.raises(AudioError, match="D holds no samples"):
-            measure(tmp_path / "data")
+        found = measure(tmp_path / "data")
+        assert told(found) == ["D holds no samples, measuring needs some: take it away"]
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

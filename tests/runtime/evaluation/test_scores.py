@@ -13,9 +13,20 @@ from separated import noise, write_arrays
 
 from tfswa.runtime.evaluation.baselines import BASELINES, baseline, ratio_mask
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
-from tfswa.runtime.evaluation.scores import FIGURES, MEANS, MEDIANS, WINDOWS, Score, score_song, summarize
+from tfswa.runtime.evaluation.scores import (
+    FIGURES,
+    MEANS,
+    MEDIANS,
+    WINDOWS,
+    Score,
+    score_song,
+    song_figures,
+    summarize,
+)
+from tfswa.runtime.evaluation.signals import BLOCK
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.stream.transform import Stft
 
 Audio = NDArray[Any]
 
@@ -26,9 +37,13 @@ SPEC = ModelSpec(
 )
 
 
+def masked(mixture: Audio, references: Audio) -> Audio:
+    return np.concatenate(list(ratio_mask(mixture, list(references), SPEC.stft)), axis=-1)
+
+
 def by_bsseval(references: Audio, estimates: Audio) -> Audio:
     """``[4, S, windows]`` of a second."""
-    return BssEval(references, [RATE]).evaluate(estimates)[0].values
+    return BssEval(list(references), [RATE]).evaluate(list(estimates))[0].values
 
 
 class TestBaselines:
@@ -37,31 +52,52 @@ class TestBaselines:
         tones = np.stack([np.tile(np.sin(2 * np.pi * f * time), (2, 1)) for f in (500, 2000)]).astype(
             np.float32
         )
-        found = ratio_mask(tones.sum(axis=0), tones, SPEC.stft)
+        found = masked(tones.sum(axis=0), tones)
         assert all((snr_db(tone, estimate) or 0) > 30 for tone, estimate in zip(tones, found, strict=True))
 
     def test_oracle_estimates_sum_to_the_mixture(self) -> None:
         stems = noise(3, 2, 3000)
-        found = ratio_mask(stems.sum(axis=0), stems, SPEC.stft)
+        found = masked(stems.sum(axis=0), stems)
         np.testing.assert_allclose(found.sum(axis=0), stems.sum(axis=0), atol=1e-5)
 
     def test_what_no_stem_holds_goes_to_none(self) -> None:
         stems, rest = noise(2, 1, 3000), noise(1, 3000, seed=1)
         mixture = stems.sum(axis=0) + rest
-        found = ratio_mask(mixture, stems, SPEC.stft)
-        with_rest = ratio_mask(mixture, np.concatenate((stems, rest[None])), SPEC.stft)
+        found = masked(mixture, stems)
+        with_rest = masked(mixture, np.concatenate((stems, rest[None])))
         np.testing.assert_allclose(found, with_rest[:2], atol=1e-6)
 
-    def test_silence_is_0_db_and_digital_silence_stays_finite(self) -> None:
+    def test_silence_is_0_db_and_digital_silence_stays_finite(self, tmp_path: Path) -> None:
         stems = noise(2, 1, 3000)
-        assert sdr_db(stems, baseline("silence", stems.sum(axis=0), stems, SPEC.stft)) == 0.0
+        silence = baseline("silence", stems.sum(axis=0), list(stems), SPEC.stft, tmp_path)
+        assert [song_figures(*pair)[0] for pair in zip(stems, silence, strict=True)] == [0.0, 0.0]
         zeros = np.zeros_like(stems)
-        assert not ratio_mask(zeros[0], zeros, SPEC.stft).any()
+        assert not masked(zeros[0], zeros).any()
 
-    def test_the_mixture_is_the_mixture(self) -> None:
+    def test_the_mixture_is_the_mixture(self, tmp_path: Path) -> None:
         stems = noise(2, 1, 300)
-        found = baseline("mixture", stems.sum(axis=0), stems, SPEC.stft)
-        np.testing.assert_array_equal(found, np.stack([stems.sum(axis=0)] * 2))
+        found = baseline("mixture", stems.sum(axis=0), list(stems), SPEC.stft, tmp_path)
+        np.testing.assert_array_equal([one[:, :] for one in found], np.stack([stems.sum(axis=0)] * 2))
+
+    @pytest.mark.parametrize("more", [0, 1, 100_000])
+    def test_the_oracle_of_parts_is_that_of_the_whole_to_the_bit(self, more: int, tmp_path: Path) -> None:
+        transform = Stft(SPEC.stft)
+        samples = 2 * BLOCK + more
+        stems = noise(2, 2, samples)
+        mixture = (stems.sum(axis=0) + noise(2, samples, seed=1)).astype(np.float32)
+        mixture[1] = stems[:, 1].sum(axis=0)  # nothing is left in this channel
+        found = baseline("oracle", mixture, list(stems), SPEC.stft, tmp_path)
+        for channel in range(2):
+            sources = [*stems[:, channel]]
+            if channel == 0:
+                sources.append(mixture[channel] - stems[:, channel].sum(axis=0))
+            magnitudes = [np.abs(transform.forward(source)) for source in sources]
+            total = np.sum(magnitudes, axis=0)
+            total[total == 0.0] = 1.0
+            for index in range(2):
+                whole = (magnitudes[index] / total * transform.forward(mixture[channel])).astype(np.complex64)
+                expected = transform.inverse(whole, samples)
+                np.testing.assert_array_equal(found[index][:, :][channel], expected)
 
 
 class TestScores:
