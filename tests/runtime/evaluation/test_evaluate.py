@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -499,8 +500,8 @@ class TestRealAudio:
                         assert (measure, seconds) in {("sir", 1), ("sar", 1)}
                         assert score.figures[name] is None
                         assert found.summaries[index].undefined_songs[name] == 1
-                        if measure == "sir":  # a part larger than the whole, whatever rounding makes of it
-                            assert median < (score.figures["sdr_c_db"] or 0) - 3
+                        why = r"cutting stems into windows changes its \w+ by [-+]\d+\.\d dB"
+                        assert re.fullmatch(why, score.undefined[name])
                         continue
                     within = AGREEMENT_DB if measure == "sdr" else ILL_CONDITIONED_DB
                     np.testing.assert_allclose(listed, values[index], rtol=0, atol=within)
