@@ -37,8 +37,11 @@ from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all they start.
+# `nohup` and a shell's background have the tests ignore signals, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 RATE = 8000
 STFT = StftSpec(n_fft=512, hop=128, sample_rate=RATE)

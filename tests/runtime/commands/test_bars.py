@@ -10,7 +10,7 @@ from tfswa.runtime.commands.evaluate import _Watch
 from tfswa.runtime.commands.parity_progress import ParityProgress
 from tfswa.runtime.commands.phases import Phases
 from tfswa.runtime.commands.separate import _Bar
-from tfswa.runtime.evaluation.evaluate import EvaluationProgress
+from tfswa.runtime.evaluation.choices import EvaluationProgress
 from tfswa.runtime.parity.pace import ParityStep
 
 NAME, TOLD = "a\x07b[bold]c", "a\\x07b[bold]c"
@@ -22,7 +22,7 @@ def separate() -> None:
 
 
 def evaluate() -> None:
-    with _Watch() as watch:
+    with _Watch(2) as watch:
         watch.report(EvaluationProgress(0, 2, NAME, 0.5))
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,18 +110,6 @@ class Place:
     def incomplete(self) -> list[str]:
         """What a kill left lying about: partial and temporary files."""
         return [name for name in self.names() if ".partial-" in name or name.startswith("tmp/")]
-
-
-@pytest.fixture(autouse=True)
-def signals_end_what_is_started() -> Iterator[None]:
-    """``nohup`` and a shell's background have signals ignored, by all that is started from there, too."""
-    before = {number: signal.getsignal(number) for number in SIGNALS[1:]}
-    for number, handler in before.items():
-        if handler is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

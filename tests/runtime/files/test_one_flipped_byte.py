@@ -261,7 +261,13 @@ def test_the_record_of_an_evaluated_song(
     path.parent.mkdir(parents=True)
     done = SongResult(song.name, song.split, 2.5, audio_sha256(song, [name]), scores)
     path.write_text(records.text(done))
-    found = flip(path, lambda: (records.find([song], {song.name: [name]})[song.name]).scores)
+
+    def read() -> list[Score]:
+        found = records.find(song, [name])
+        assert found is not None
+        return list(found.scores)
+
+    found = flip(path, read)
     assert found["refused"] + found["read as before"] == PLACES
     assert found["read as before"] <= PLACES // 4  # white space may become other white space
 
