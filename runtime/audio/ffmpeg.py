@@ -22,6 +22,7 @@ from tfswa.runtime.audio.decoders import (
     UnsuitableFile,
     check_stream,
     format_changed,
+    gathered,
     one_line,
 )
 from tfswa.runtime.audio.layouts import Block
@@ -155,17 +156,8 @@ class FFmpegDecoder:
 
     def blocks(self, block_samples: int) -> Iterator[Block]:
         """See ``Decoder``."""
-        held: list[Block] = []
-        count = 0
-        for whole in self._trimmed():
-            for block in _pieces(whole, block_samples):
-                if count and count + block.shape[1] > block_samples:
-                    yield np.concatenate(held, axis=1)
-                    held, count = [], 0
-                held.append(block)
-                count += block.shape[1]
-        if count:
-            yield np.concatenate(held, axis=1)
+        pieces = (block for whole in self._trimmed() for block in _pieces(whole, block_samples))
+        yield from gathered(None, pieces, block_samples)
 
     def _trimmed(self) -> Iterator[Block]:
         """The frames as arrays, gaps filled, the padding of the last MP4 frame cut off."""
