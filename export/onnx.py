@@ -29,7 +29,7 @@ from tfswa.export.quantize import CALIBRATION, count_quantized, layers, load_ran
 from tfswa.runtime.errors import ConfigError, ExportError, UsageError
 from tfswa.runtime.model import digest
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import INPUT, METADATA, OUTPUT, Model, embed
+from tfswa.runtime.model.opening import INPUT, METADATA, OUTPUT, BundleModel, Model, embed
 from tfswa.runtime.model.spec import ModelSpec
 
 NAME = "model.onnx"
@@ -314,7 +314,7 @@ def _calibrated(bundle: Bundle, opset: int, read: onnx.ModelProto | None) -> onn
         return None
     if read is not None:
         return read
-    graph = onnx.load(bundle.file(name))
+    graph = onnx.load(BundleModel(str(bundle.path), bundle).file(name))
     del graph.metadata_props[:]
     return graph
 

@@ -17,6 +17,7 @@ import torch
 
 from tfswa.runtime.errors import TrainingError, reason
 from tfswa.runtime.files.atomic import writing
+from tfswa.runtime.model.archive import check_archive
 
 FOLDER = "checkpoints"
 ENDING = ".ckpt"
@@ -74,6 +75,7 @@ def load_newest(run: Path) -> dict[str, Any]:
     for path, older in zip(reversed(found), [*reversed(found[:-1]), None], strict=True):
         try:
             _check(path)
+            check_archive(path)
             return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load has no error of its own for what it cannot read
             damage = f"{path} cannot be read ({reason(error)[:120]})"

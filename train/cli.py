@@ -18,6 +18,13 @@ from tfswa.runtime.commands import options
     help="Go on from the last checkpoint; without CONFIG as the run was configured.",
 )
 @click.option("--list", "listed", is_flag=True, help="List the configurations that have a name.")
+@click.option(
+    "--trust",
+    "trusted",
+    is_flag=True,
+    help="Run the TorchScript file that loss.perceptual_network names, though this machine did not make it: "
+    "it can do what you can. Remembered by hash; default: refuse it.",
+)
 @options.device
 @options.threads
 @options.as_json
@@ -26,6 +33,7 @@ def train(
     output: Path | None,
     resume: bool,
     listed: bool,
+    trusted: bool,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -51,7 +59,7 @@ def train(
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
         raise click.UsageError(f"one CONFIG, not {len(names)} ({', '.join(names)}); overrides are KEY=VALUE")
-    _train(names[0] if names else None, overrides, output, resume, device, threads, as_json)
+    _train(names[0] if names else None, overrides, output, resume, trusted, device, threads, as_json)
 
 
 def _train(
@@ -59,6 +67,7 @@ def _train(
     overrides: list[str],
     output: Path,
     resume: bool,
+    trusted: bool,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -77,12 +86,15 @@ def _train(
     from tfswa.train.bar import TrainingBar, scored
     from tfswa.train.config_files import load_config
     from tfswa.train.loop import train as run
+    from tfswa.train.perceptual import check_network
 
     if name is None:
         settings = load_run_config(output, overrides)
     else:
         path, base = find_config(name)
         settings = load_config(path, overrides, base=base)
+    if settings.loss.perceptual > 0:
+        check_network(settings.loss.perceptual_network, trusted=trusted)
     target = torch_device(device)
     if threads:
         torch.set_num_threads(threads)

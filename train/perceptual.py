@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.errors import BundleError, ConfigError
+from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.model import trust
+from tfswa.runtime.model.archive import check_archive
 from tfswa.train.strict import suggestion
 
 Features = Callable[[Tensor], list[Tensor]]
@@ -39,13 +42,11 @@ def perceptual_network(name: str, sample_rate: int, device: torch.device) -> Fea
 
     Raises:
         ConfigError: nothing of that name, or a network that cannot serve as a loss.
+        UntrustedError: a file that nobody vouches for.
     """
     if name == LOG_MEL:
         return LogMel(sample_rate, device)
-    if Path(name).exists() or not re.fullmatch(r"[\w.]+:[\w.]+", name):
-        network = _from_file(name, device)
-    else:
-        network = _from_module(name)
+    network = _from_file(name, device) if _is_file(name) else _from_module(name)
     try:
         # Not requires_grad_ of the network as a whole: TorchScript has none.
         for parameter in network.to(device).eval().parameters():
@@ -59,6 +60,38 @@ def perceptual_network(name: str, sample_rate: int, device: torch.device) -> Fea
 
     _probe(name, features, sample_rate, device)
     return features
+
+
+def check_network(name: str, *, trusted: bool = False) -> None:
+    """See that a feature extractor may be run, before anything opens it and before minutes of work.
+
+    A TorchScript file is a program. A module is code that the user has installed, as all of Python is.
+
+    Args:
+        name: see ``perceptual_network``.
+        trusted: run the file, and from now on, though this machine did not make it.
+
+    Raises:
+        ConfigError: no such file, or no archive of torch.
+        UntrustedError: nobody vouches for the file, see ``tfswa.runtime.model.trust``.
+    """
+    if name == LOG_MEL or not _is_file(name):
+        return
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"{_what(name)} is no file: write {LOG_MEL}, the path of a TorchScript file, "
+            "or package.module:attribute"
+        )
+    sha256 = sha256_of(Path(name))
+    if trusted:
+        trust.trust(sha256)
+    trust.check_trusted("torchscript", _what(name), sha256, instead=LOG_MEL)
+    try:
+        check_archive(Path(name))
+    except BundleError as error:
+        raise ConfigError(
+            f"{_what(name)} is not TorchScript ({error}): save it with torch.jit.save"
+        ) from error
 
 
 class LogMel:
@@ -110,12 +143,13 @@ def mel_bank(bands: int, n_fft: int, sample_rate: int) -> Tensor:
     return slopes.clamp_min(0).float()
 
 
+def _is_file(name: str) -> bool:
+    """Whether a name means a file: it is there, or it is no name of a module's."""
+    return Path(name).exists() or not re.fullmatch(r"[\w.]+:[\w.]+", name)
+
+
 def _from_file(name: str, device: torch.device) -> Any:
-    if not Path(name).is_file():
-        raise ConfigError(
-            f"{_what(name)} is no file: write {LOG_MEL}, the path of a TorchScript file, "
-            "or package.module:attribute"
-        )
+    check_network(name)
     with warnings.catch_warnings():
         # torch 2.13 deprecates all of torch.jit; it is still the format that needs no code beside it.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)

@@ -55,7 +55,9 @@ def who_vouches(kind: str, sha256: str, bundle: Bundle | None = None) -> str | N
     return None if signer is None else f"signed by {signer}"
 
 
-def check_trusted(kind: str, name: str, sha256: str, bundle: Bundle | None = None) -> None:
+def check_trusted(
+    kind: str, name: str, sha256: str, bundle: Bundle | None = None, *, instead: str = "--backend ort"
+) -> None:
     """See that a file may be run, before anything opens it.
 
     Args:
@@ -63,6 +65,7 @@ def check_trusted(kind: str, name: str, sha256: str, bundle: Bundle | None = Non
         name: of the file, for the message.
         sha256: of its content as it is now.
         bundle: that holds it.
+        instead: what can be asked for that needs no trust.
 
     Raises:
         UntrustedError: it may not.
@@ -70,7 +73,7 @@ def check_trusted(kind: str, name: str, sha256: str, bundle: Bundle | None = Non
     if who_vouches(kind, sha256, bundle) is None:
         raise UntrustedError(
             f"{name} is {CODE[kind]} that this machine did not make and no known key signed "
-            f"(SHA-256 {sha256[:12]}): --trust runs it, if you know who made it; --backend ort needs none"
+            f"(SHA-256 {sha256[:12]}): --trust runs it, if you know who made it; {instead} needs none"
         )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +215,19 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot be read"):
         load_newest(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_bomb_with_a_right_digest_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """Whoever sends a run can write its SHA-256."""
+    path = save(tmp_path, 1, {"w": torch.zeros(60 << 20, dtype=torch.uint8)}, keep=1)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info in stored.infolist():
+            content = stored.read(info)
+            for copy in ("", *("abcdefgh" if info.file_size > 1 << 20 else "")):
+                archive.writestr(info.filename + copy, content)
+    text = packed.getvalue()
+    assert len(text) < 1 << 20
+    path.write_bytes(text + checkpoint.MARK + hashlib.sha256(text).hexdigest().encode())
+    with pytest.raises(TrainingError, match=r"declares \d+ members of \d+"):
+        load_newest(tmp_path)

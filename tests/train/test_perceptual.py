@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Tfx
 
-from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.errors import ConfigError, UntrustedError
+from tfswa.runtime.files import seal
+from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.model.trust import trust
 
 torch = pytest.importorskip("torch", reason="torch is not installed: losses need it")
 
 from tfswa.train.config import LossConfig  # noqa: E402
+from tfswa.train.config_files import RUN_CONFIG, load_config  # noqa: E402
 from tfswa.train.losses import SeparationLoss  # noqa: E402
 from tfswa.train.perceptual import LogMel, mel_bank, perceptual_network  # noqa: E402
 
@@ -121,6 +128,7 @@ def save_script(network: Any, path: Path, *, trace: bool = False) -> Path:
             torch.jit.trace(network, example, check_trace=False) if trace else torch.jit.script(network)
         )
         scripted.save(str(path))
+    trust(sha256_of(path))
     return path
 
 
@@ -265,8 +273,10 @@ def test_files_that_are_missing_or_something_else(tmp_path: Path) -> None:
     refused("log_mell", "is no file: write log_mel")
     refused(tmp_path, "is no file")
     (tmp_path / "text.ts").write_text("hello")
+    trust(sha256_of(tmp_path / "text.ts"))
     refused(tmp_path / "text.ts", r"is not TorchScript \(.*zip.*\): save it with torch\.jit\.save")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "state.pt")
+    trust(sha256_of(tmp_path / "state.pt"))
     refused(tmp_path / "state.pt", "is not TorchScript")
 
 
@@ -320,3 +330,88 @@ def test_a_relative_file_with_a_colon_is_a_file(
     save_script(user_object(module("build"))(), tmp_path / "my:net")
     monkeypatch.chdir(tmp_path)
     assert len(perceptual_network("my:net", RATE, CPU)(noise(1, 2, 1000))) == 2
+
+
+class Writer(torch.nn.Module):
+    """TorchScript that creates a file wherever it is told, once it is run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = str(path)
+
+    def forward(self, wave: torch.Tensor) -> torch.Tensor:
+        torch.save(wave, self.path)
+        return wave.square()
+
+
+CONFIG = """
+[model]
+family = "tfswa_lite"
+[data]
+root = "{root}"
+[loss]
+perceptual = 1.0
+perceptual_network = "{network}"
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file from another machine that would write ``ran``."""
+    path = save_script(Writer(tmp_path / "ran"), tmp_path / "hostile.ts")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other state"))
+    monkeypatch.setattr(seal, "_here", set())
+    return path
+
+
+def test_a_script_from_elsewhere_is_refused_before_torch_opens_it(
+    hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(UntrustedError, match=r"is a program .* did not make .*: --trust runs it") as error:
+        perceptual_network(str(hostile), RATE, CPU)
+    message = str(error.value)
+    assert str(hostile) in message
+    assert message.endswith("log_mel needs none")
+    assert "\n" not in message
+    assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize("how", ["a configuration", "a run that somebody sent"])
+def test_train_refuses_a_script_before_anything_else_and_takes_it_with_trust(
+    hostile: Path, tmp_path: Path, song_root: Path, tfx: Tfx, how: str
+) -> None:
+    config, out = tmp_path / "c.toml", tmp_path / "run"
+    config.write_text(CONFIG.format(root=song_root, network=hostile))
+    if how == "a configuration":
+        asked: tuple[object, ...] = ("train", config, "-o", out)
+    else:
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "checkpoints" / "00000001.ckpt").write_bytes(b"")
+        (out / RUN_CONFIG).write_text(json.dumps(load_config(config).to_dict()))
+        asked = ("train", "-o", out, "--resume")
+    before = sorted(out.rglob("*"))
+    done = tfx(*asked)
+    assert (done.code, done.out) == (4, "")
+    assert f"loss.perceptual_network {str(hostile)!r} is a program" in done.err
+    assert "--trust runs it" in done.err
+    assert done.err.count("\n") == 1
+    assert sorted(out.rglob("*")) == before
+    assert not (tmp_path / "ran").exists()
+    done = tfx(*asked, "--trust", "data.root=/nowhere")  # what comes next is refused for what it is
+    assert "is a program" not in done.err
+    perceptual_network(str(hostile), RATE, CPU)
+    assert (tmp_path / "ran").exists()  # it would have
+    assert "is a program" not in tfx(*asked, "data.root=/nowhere").err  # remembered
+
+
+def test_what_an_archive_may_not_hold_is_refused_though_it_is_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.ts"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/constants/0", bytes(200 << 20))
+    trust(sha256_of(path))
+    refused(path, r"is not TorchScript \(.* declares 1 members of \d+ bytes, a file of \d+ bytes may have")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../x", b"")
+    trust(sha256_of(path))
+    refused(path, "leaves its folder")
