@@ -11,8 +11,8 @@ from keyword import iskeyword
 import click
 
 from tfswa.runtime.commands.examples import epilog
-from tfswa.runtime.errors import BackendUnavailable, TfxError, did_you_mean
-from tfswa.runtime.escape import escaped_output, shown
+from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError, did_you_mean
+from tfswa.runtime.escape import escaped_output, json_text, nothing_printed, shown
 
 # name -> (module, what it does): nothing is imported until a command runs.
 COMMANDS = {
@@ -113,11 +113,12 @@ def main() -> None:
 
 
 def _run() -> int:
-    """The command line to its exit code; whatever is raised is told on stderr."""
+    """The command line to its exit code; what is raised is told on stderr, with ``--json`` on stdout too."""
     try:
         return int(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:
-        return _tell(error, error.exit_code)
+        hint = _hint_of_dashes() if isinstance(error, UsageError) else ""
+        return _tell(f"{error}{hint}", error.exit_code)
     except ModuleNotFoundError as error:
         try:
             missing = _missing(next((w for w in sys.argv[1:] if w in COMMANDS), "this command"), error)
@@ -125,7 +126,9 @@ def _run() -> int:
             return report_bug(error)
         return _tell(missing, missing.exit_code)
     except click.ClickException as error:
+        error.message += _hint_of_dashes()
         error.show()
+        _tell_as_json(error.format_message())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _tell("interrupted", 130)
@@ -151,7 +154,28 @@ def report_bug(error: Exception) -> int:
 
 def _tell(what: object, code: int) -> int:
     click.echo(f"tfx: {shown(what)}", err=True)
+    _tell_as_json(what)
     return code
+
+
+def _tell_as_json(what: object) -> None:
+    """Print an object that holds nothing but an error, where ``--json`` was asked for and stdout is empty."""
+    if "--json" in _options() and nothing_printed():
+        click.echo(json_text({"errors": [{"input": None, "error": shown(what)}]}))
+
+
+def _options() -> list[str]:
+    """What stands on the command line before ``--``."""
+    words = sys.argv[1:]
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _hint_of_dashes() -> str:
+    """The end of a message where what was read as an option is also the name of a file."""
+    for word in _options():
+        if len(word) > 1 and word[0] == "-" and os.path.lexists(word):
+            return f" ({word} is a file here: say ./{word}, or put -- before it)"
+    return ""
 
 
 def _missing(what: str, error: ModuleNotFoundError) -> TfxError:

@@ -59,17 +59,24 @@ def escaped_output() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+def nothing_printed() -> bool:
+    """Whether stdout is there and ``escaped_output`` has let nothing through to it yet."""
+    return isinstance(sys.stdout, _Escaped) and sys.stdout.empty
+
+
 class _Escaped:
     """A text stream that escapes; it has no ``buffer``, or click would write past it."""
 
     def __init__(self, stream: IO[str]):
         self.rich_proxied_file = stream  # rich looks for this name, and writes to what it holds
+        self.empty = True
 
     def write(self, text: str) -> int:
         """Write text, escaped, in what the stream's encoding has."""
         safe = _UNSAFE.sub(_outside_layout, text)
         encoding = getattr(self.rich_proxied_file, "encoding", None) or "utf-8"
         self.rich_proxied_file.write(safe.encode(encoding, "backslashreplace").decode(encoding))
+        self.empty = self.empty and not text
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:

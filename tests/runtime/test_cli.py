@@ -228,6 +228,47 @@ class TestExitCodes:
         assert run(*arguments) == 2
         assert capsys.readouterr().err.startswith("Usage: tfx ")
 
+    @pytest.mark.parametrize(
+        ("command", "name"),
+        [
+            ("separate", "-dash.wav"),
+            ("separate", "-model.wav"),
+            ("separate", "-q.wav"),
+            ("inspect", "-d.tfx"),
+        ],
+    )
+    def test_a_file_whose_name_begins_with_a_dash_is_told_how_to_name_it(
+        self,
+        run: Run,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        command: str,
+        name: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        hint = f" ({name} is a file here: say ./{name}, or put -- before it)\n"
+        assert run(command, name) == 2
+        assert "is a file here" not in capsys.readouterr().err
+        (tmp_path / name).touch()
+        assert run(command, name) == 2
+        assert capsys.readouterr().err.endswith(hint)
+        for way in ([f"./{name}"], ["--", name]):
+            run(command, *way)
+            error = capsys.readouterr().err
+            assert name in error
+            assert "is a file here" not in error
+
+    def test_so_is_one_that_was_taken_for_a_value(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "-mixture.wav").touch()
+        assert run("separate", "-mixture.wav", "song.wav") == 2
+        assert capsys.readouterr().err.startswith("tfx: no model 'ixture.wav'")
+        run("separate", "-mixture.wav", "song.wav")
+        assert "say ./-mixture.wav, or put -- before it" in capsys.readouterr().err
+
     def test_nothing_asked_for_is_help(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         assert run() == 2
         assert "Commands:" in capsys.readouterr().err

