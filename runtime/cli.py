@@ -118,7 +118,7 @@ def _run() -> int:
         return int(tfx.main(standalone_mode=False, prog_name="tfx") or 0)
     except TfxError as error:
         hint = _hint_of_dashes() if isinstance(error, UsageError) else ""
-        return _tell(f"{error}{hint}", error.exit_code)
+        return _tell(f"{error} ({hint})" if hint else error, error.exit_code)
     except ModuleNotFoundError as error:
         try:
             missing = _missing(next((w for w in sys.argv[1:] if w in COMMANDS), "this command"), error)
@@ -126,9 +126,10 @@ def _run() -> int:
             return report_bug(error)
         return _tell(missing, missing.exit_code)
     except click.ClickException as error:
-        error.message += _hint_of_dashes()
         error.show()
-        _tell_as_json(error.format_message())
+        if hint := _hint_of_dashes():
+            click.echo(f"Hint: {shown(hint)}", err=True)
+        _tell_as_json(f"{error.format_message()} ({hint})" if hint else error.format_message())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _tell("interrupted", 130)
@@ -171,10 +172,10 @@ def _options() -> list[str]:
 
 
 def _hint_of_dashes() -> str:
-    """The end of a message where what was read as an option is also the name of a file."""
+    """What to do where something that was read as options is also the name of a file; else nothing."""
     for word in _options():
         if len(word) > 1 and word[0] == "-" and os.path.lexists(word):
-            return f" ({word} is a file here: say ./{word}, or put -- before it)"
+            return f"{word} is a file here: say ./{word}, or put -- before it"
     return ""
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends import backend_names, compiles, default_device, precisions_of
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
+from tfswa.runtime.failures import Failure
 from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.machine import cores, cpu_name
@@ -106,6 +107,17 @@ class Row:
     ceiling: float | None = None
     note: str = ""
     _times: list[float] = field(default_factory=list, repr=False)
+    _lost: str = ""
+
+    @property
+    def entry(self) -> str:
+        """As a user names it."""
+        return f"{self.backend}:{self.precision}"
+
+    def lose(self, why: Lost) -> None:
+        """Note that it cannot run, or runs no more."""
+        self._lost = str(why)
+        self.remark(self._lost)
 
     def remark(self, text: str) -> None:
         """Add to the note."""
@@ -127,6 +139,7 @@ class Benchmark:
         gflop_per_s_of_audio: cost of the network; None without torch.
         ceilings: billions of operations per second of a matrix product, by precision.
         rows: the first is what the others are compared with.
+        failures: those that were asked for by name and cannot run, and those that died.
     """
 
     model: str
@@ -135,18 +148,20 @@ class Benchmark:
     gflop_per_s_of_audio: float | None
     ceilings: Mapping[str, float]
     rows: Sequence[Row]
+    failures: Sequence[Failure] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         whole = {name: getattr(self, name) for name in ("model", "song", "gflop_per_s_of_audio")}
         mappings = {"machine": dict(self.machine), "ceilings": dict(self.ceilings)}
-        return {**whole, **mappings, "rows": [row.to_dict() for row in self.rows]}
+        rows = [row.to_dict() for row in self.rows]
+        return {**whole, **mappings, "rows": rows, "errors": [one.to_dict() for one in self.failures]}
 
 
 def bench(
     model: Model, song: Song, plan: Plan = Plan(), report: Callable[[str], None] = lambda line: None
 ) -> Benchmark:
-    """Measure backends side by side.
+    """Measure backends side by side; one that cannot run costs the others nothing.
 
     Args:
         model: what to run.
@@ -156,7 +171,7 @@ def bench(
 
     Raises:
         UsageError: a backend that is not registered, or no rounds.
-        BackendUnavailable: an entry that was asked for cannot run here, or none can.
+        BackendUnavailable: none can run here.
     """
     if plan.rounds < 1 or plan.batch < 1:
         raise UsageError(f"rounds {plan.rounds} and batch {plan.batch} must be at least 1")
@@ -178,10 +193,10 @@ def bench(
                 _opened(row, worker.ask())
                 workers[len(rows) - 1] = worker
             except Lost as error:
-                if plan.entries:
-                    raise BackendUnavailable(f"{backend} in {precision} cannot run here: {error}") from None
-                row.remark(str(error))
+                row.lose(error)
         if not workers:
+            if len(plan.entries) == 1:
+                raise _failures(rows, plan)[0].error
             raise BackendUnavailable(f"no backend can run {model.name}: {'; '.join(r.note for r in rows)}")
         ceilings = _ceilings(plan, report, stack)
         _take_turns(rows, workers, plan, report)
@@ -193,7 +208,19 @@ def bench(
         top = ceilings.get(row.precision)
         if cost and top and row.x_realtime:
             row.ceiling = cost * row.x_realtime / top
-    return Benchmark(model.name, _machine(), song.name, cost, ceilings, rows)
+    return Benchmark(model.name, _machine(), song.name, cost, ceilings, rows, _failures(rows, plan))
+
+
+def _failures(rows: Sequence[Row], plan: Plan) -> list[Failure]:
+    """Of all that is here, what cannot run is no failure."""
+    found: list[Failure] = []
+    for row in rows:
+        if row._lost and row.session:
+            found.append(Failure(row.entry, TfxError(f"{row.entry} {row._lost}")))
+        elif row._lost and plan.entries:
+            error = BackendUnavailable(f"{row.entry} cannot run here: {row._lost}")
+            found.append(Failure(row.entry, error))
+    return found
 
 
 def _machine() -> dict[str, str | int]:
@@ -257,7 +284,7 @@ def _take_turns(
             try:
                 answer = workers[index].ask(json.dumps(["run", min(TURN, plan.rounds - done)]))
             except Lost as error:
-                rows[index].remark(str(error))
+                rows[index].lose(error)
                 del workers[index]
                 continue
             rows[index]._times += answer["seconds"]
@@ -285,7 +312,7 @@ def _separate(
         try:
             rows[index].memory_mb = worker.ask(json.dumps(["song", str(source), str(target)]))["memory_mb"]
         except Lost as error:
-            rows[index].remark(str(error))
+            rows[index].lose(error)
             continue
         found[id(rows[index])] = np.load(target)
     return found

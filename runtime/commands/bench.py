@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.commands.ending import raise_for
+from tfswa.runtime.escape import json_text, shown
 from tfswa.runtime.limits import MOST_BATCH
 
 if TYPE_CHECKING:
@@ -96,8 +98,6 @@ def bench(
     Each runs in a process of its own, warm-up apart. SNR and drift are those of the worst stem, against the
     first row. The ceiling is a product of two large matrices in the same precision.
     """
-    import json
-
     from tfswa.runtime.backends.auto import record, table_of
     from tfswa.runtime.benchmark.bench import Plan
     from tfswa.runtime.benchmark.bench import bench as run
@@ -122,7 +122,9 @@ def bench(
     song = load_song(audio, opened.spec) if audio else synthetic_song(opened.spec)
     plan = Plan([_entry(entry) for entry in entries], rounds, batch, device, threads, compiled)
     found = run(opened, song, plan, report=lambda line: click.echo(line, err=True))
-    text = json.dumps(found.to_dict(), allow_nan=False)
+    for failure in found.failures:
+        click.echo(f"tfx: {shown(failure.told)}", err=True)
+    text = json_text(found.to_dict(), allow_nan=False)
     if files:
         _write(files, found, text, force=force)
     click.echo(text if as_json else _table(found))
@@ -130,6 +132,7 @@ def bench(
         click.echo(f"written: {path}", err=as_json)
     if auto:
         click.echo(f"--backend auto goes by {record(opened, plan, found)}", err=as_json)
+    raise_for(found.failures, len(found.rows), "backends")
 
 
 def _entry(text: str) -> tuple[str, str]:

@@ -247,7 +247,7 @@ class TestExitCodes:
         name: str,
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        hint = f" ({name} is a file here: say ./{name}, or put -- before it)\n"
+        hint = f"\nHint: {name} is a file here: say ./{name}, or put -- before it\n"
         assert run(command, name) == 2
         assert "is a file here" not in capsys.readouterr().err
         (tmp_path / name).touch()

@@ -125,9 +125,13 @@ def test_one_that_dies_is_said_and_the_others_go_on(fakes: Callable[..., Benchma
     assert found.rows[1].note == notes[when]
     assert found.rows[1].snr_db is None
     assert found.rows[0].median_ms == 100.0
+    assert found.to_dict()["errors"] == [{"input": "b:fp32", "error": "b:fp32 died, exit code -9"}]
+    assert found.failures[0].error.exit_code == 1
 
 
-def test_one_that_cannot_run_comes_last_unless_it_was_asked_for(fakes: Callable[..., Benchmark]) -> None:
+def test_one_that_cannot_run_comes_last_and_is_a_failure_where_it_was_asked_for(
+    fakes: Callable[..., Benchmark],
+) -> None:
     class Refuses(Fake):
         def ask(self, what: str = "", seconds: float | None = None) -> dict[str, Any]:
             raise Lost("no such artifact")
@@ -135,10 +139,17 @@ def test_one_that_cannot_run_comes_last_unless_it_was_asked_for(fakes: Callable[
     workers = {"a": Refuses([]), "b": Fake([0.1] * 3, halves())}
     found = fakes(workers, asked=False)
     assert [(row.backend, row.note) for row in found.rows] == [("b", ""), ("a", "no such artifact")]
-    with pytest.raises(BackendUnavailable, match="a in fp32 cannot run here: no such artifact"):
-        fakes(workers)
-    with pytest.raises(BackendUnavailable, match="no backend can run tiny: no such artifact"):
-        fakes({"a": Refuses([])}, asked=False)
+    assert not found.failures
+    found = fakes({"a": Refuses([]), "b": Fake([0.1] * 3, halves())})
+    assert [(row.backend, row.x_first) for row in found.rows] == [("b", 1.0), ("a", None)]
+    told = {"input": "a:fp32", "error": "a:fp32 cannot run here: no such artifact"}
+    assert found.to_dict()["errors"] == [told]
+    assert isinstance(found.failures[0].error, BackendUnavailable)
+    with pytest.raises(BackendUnavailable, match="a:fp32 cannot run here: no such artifact"):
+        fakes({"a": Refuses([])})
+    for workers in ({"a": Refuses([])}, {"a": Refuses([]), "c": Refuses([])}):
+        with pytest.raises(BackendUnavailable, match="no backend can run tiny: no such artifact"):
+            fakes(workers, asked=len(workers) > 1)
 
 
 def test_rounds_are_at_least_one(tiny_bundle: Bundle, song: Song) -> None:
@@ -184,8 +195,16 @@ def test_the_real_thing(network_bundle: Bundle, tmp_path: Path, monkeypatch: pyt
 def test_what_cannot_run_is_named_by_the_command(network_bundle: Bundle) -> None:
     result = CliRunner().invoke(command, [str(network_bundle.path), "--backend", "ort"])
     assert isinstance(result.exception, BackendUnavailable)
-    assert "ort in fp32 cannot run here: " in str(result.exception)
+    assert "ort:fp32 cannot run here: " in str(result.exception)
     assert "tfx export" in str(result.exception)
+    both = ["--backend", "ort", "--backend", "torch", "--rounds", "1", "--threads", "1", "--json"]
+    result = CliRunner().invoke(command, [str(network_bundle.path), *both])
+    assert isinstance(result.exception, BackendUnavailable)
+    assert str(result.exception) == "1 of 2 backends failed"
+    printed = json.loads(result.stdout)
+    assert [row["backend"] for row in printed["rows"] if row["median_ms"]] == ["torch"]
+    assert [error["input"] for error in printed["errors"]] == ["ort:fp32"]
+    assert f"tfx: {printed['errors'][0]['error']}\n" in result.stderr
     result = CliRunner().invoke(command, [str(network_bundle.path), "--backend", "nothing"])
     assert isinstance(result.exception, UsageError)
     assert "unknown backend 'nothing'" in str(result.exception)
