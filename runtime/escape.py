@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, cast
 
 # C0 and C1 controls, line separators, what turns the direction of writing around, halves of surrogate pairs.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
@@ -49,10 +49,10 @@ def json_text(value: Any, **options: Any) -> str:
 def escaped_output() -> Iterator[None]:
     """What is printed meanwhile, on stdout and stderr, reaches the terminal escaped; line breaks stay.
 
-    Bars of rich write past it: what they show of a name goes through ``shown``.
+    Bars of rich write past it (``bars.py``): what they show of a name goes through ``shown``.
     """
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (None if stream is None else _Escaped(stream) for stream in streams)
+    sys.stdout, sys.stderr = (None if stream is None else escaping(stream) for stream in streams)
     try:
         yield
     finally:
@@ -64,11 +64,16 @@ def nothing_printed() -> bool:
     return isinstance(sys.stdout, _Escaped) and sys.stdout.empty
 
 
+def escaping(stream: IO[str]) -> IO[str]:
+    """A stream that writes to this one, escaped."""
+    return cast("IO[str]", _Escaped(stream))
+
+
 class _Escaped:
     """A text stream that escapes; it has no ``buffer``, or click would write past it."""
 
     def __init__(self, stream: IO[str]):
-        self.rich_proxied_file = stream  # rich looks for this name, and writes to what it holds
+        self.rich_proxied_file = stream  # as rich calls what lies behind a stream, and looks for it
         self.empty = True
 
     def write(self, text: str) -> int:

@@ -25,19 +25,18 @@ class TrainingBar:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
-        self.live, self.clock = console.is_terminal, clock
-        self.bar = Progress(
+        from tfswa.runtime.bars import Bars
+
+        self.bar = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(),
-            console=console,
-            disable=not self.live,
+            transient=False,
         )
+        self.live, self.clock = self.bar.on_terminal, clock
         self.task = self.bar.add_task("starting", total=None, figures="")
         self._told = clock()
         self._began: tuple[float, int] | None = None  # when the first step of this run was done, and which

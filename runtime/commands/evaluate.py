@@ -196,21 +196,18 @@ class _Watch:
     def __init__(self, songs: int) -> None:
         import time
 
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
 
-        console = Console(stderr=True)
+        from tfswa.runtime.bars import Bars
+
         self.several = songs > 1
         self.clock, self.began, self.computed = time.monotonic, time.monotonic(), 0
-        self.on_terminal = console.is_terminal
-        self.bar = Progress(
+        self.bar = Bars(
             TextColumn("{task.fields[state]}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[songs]} songs  {task.fields[left]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
+        self.on_terminal = self.bar.on_terminal
         self.task = self.bar.add_task("", total=None, state="", songs="-", left="")
 
     def __enter__(self) -> _Watch:

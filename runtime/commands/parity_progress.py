@@ -19,17 +19,14 @@ class ParityProgress:
     """Tells on stderr what is measured, by what, and how long the rest takes; a context manager."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-        console = Console(stderr=True)
-        self._terminal = console.is_terminal
-        columns = (
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}", markup=False),
+        from tfswa.runtime.bars import Bars
+
+        self._bar = Bars(
+            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}", markup=False)
         )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not self._terminal)
+        self._terminal = self._bar.on_terminal
         self._task = self._bar.add_task("", total=1, visible=False)
         self._last, self._songs = -EVERY_SECONDS, 0
 

@@ -16,14 +16,13 @@ class Phases:
     """Bars on stderr; ``step`` is what work is given to tell how far it is."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
-        self._terminal = console.is_terminal
+        from tfswa.runtime.bars import Bars
+
         name = TextColumn("{task.description}", markup=False)
-        columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True, disable=not self._terminal)
+        self._bars = Bars(name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._terminal = self._bars.on_terminal
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Phases:

@@ -304,20 +304,17 @@ class _Bar:
     """A bar in audio seconds with speed and time left, on a terminal only."""
 
     def __init__(self, name: str, *, hidden: bool):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
+        from tfswa.runtime.bars import Bars
         from tfswa.runtime.escape import shown
 
-        console = Console(stderr=True)
-        self.bar = Progress(
+        self.bar = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.fields[seconds]} s  {task.fields[speed]} x real time"),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=hidden or not console.is_terminal,
+            hidden=hidden,
         )
         self.task = self.bar.add_task(shown(name), total=None, seconds="?", speed="-")
 

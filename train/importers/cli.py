@@ -202,18 +202,17 @@ def _spec(
 @contextmanager
 def _progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, on a terminal only, from the first block on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
+    from tfswa.runtime.bars import Bars
     from tfswa.runtime.escape import shown
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Bars(*columns, transient=False) as bar:
         task = bar.add_task(shown(what), total=size, visible=False)
         yield lambda count: bar.update(task, completed=count, visible=True)

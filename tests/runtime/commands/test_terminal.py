@@ -125,6 +125,7 @@ def test_a_command_on_a_terminal(
     done = shown(words(command), kind, monkeypatch)
     assert done.code == 0, done.out
     assert "Traceback" not in done.out
+    assert "\\x1b" not in done.out  # a bar that is spelled out
     if kind == "without colors":
         assert not COLORS.search(done.out)
 
