@@ -1,6 +1,7 @@
 """Graphs whose inner values can be looked at: ONNX in ONNX Runtime, TorchScript in torch.
 
-For ``tfx parity --localize``; what is done with the values is in ``runtime/parity/localize.py``.
+``tfx parity localize`` finds them in the entry-point group ``tfswa.instruments``; what is done with the
+values is in ``runtime/parity/localize.py``.
 """
 
 from __future__ import annotations
@@ -20,40 +21,41 @@ from tfswa.export.precision import rounded
 from tfswa.export.session import cpu_session
 from tfswa.export.torchscript import trace
 from tfswa.runtime.backends.torchscript import jit_allowed, load_traced
-from tfswa.runtime.errors import BundleError, UsageError, reason
+from tfswa.runtime.errors import BundleError, reason
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.graph import Graph, Node
-from tfswa.runtime.parity.localize import Instrument
 from tfswa.train.backend import load_network
 
-KINDS = {"ort": "onnx", "torchscript": "torchscript"}
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-PRECISIONS = ("fp32", "fp16", "bf16")
 # Neither list is in every trace of a network: a file that is loaded has one list a use.
 UNMATCHED = ("prim::Constant", "prim::ListConstruct")
 SCOPE = "__module."
 
 
-def open_instrument(model: Model, backend: str, precision: str) -> Instrument:
-    """Open a bundle's artifact.
+def open_onnx(model: Model, precision: str) -> OnnxInstrument:
+    """Open a bundle's ONNX graph.
 
     Raises:
-        UsageError: a backend whose values cannot be looked at, or no such precision.
-        BackendUnavailable: the bundle has no such artifact.
+        BackendUnavailable: the bundle has none in that precision.
         BundleError: the file cannot be read.
     """
-    if backend not in KINDS:
-        raise UsageError(f"--localize looks into {', '.join(KINDS)}, not into {backend}: name one of them")
-    if precision not in PRECISIONS:
-        raise UsageError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    name, _ = model.artifact(KINDS[backend], precision)
+    name, _ = model.artifact("onnx", precision)
     path = model.file(name)
-    if backend == "torchscript":
-        return ScriptInstrument.load(model, path)
     try:
         return OnnxInstrument(model, path.name, precision, onnx.load(path))
     except Exception as error:  # protobuf's errors share no public base
         raise BundleError(f"{path} cannot be read as ONNX: {reason(error)}") from error
+
+
+def open_torchscript(model: Model, precision: str) -> ScriptInstrument:
+    """Open a bundle's TorchScript file.
+
+    Raises:
+        BackendUnavailable: the bundle has none in that precision.
+        BundleError: it cannot be loaded, or is not a trace of this network by this torch.
+    """
+    name, _ = model.artifact("torchscript", precision)
+    return ScriptInstrument.load(model, model.file(name))
 
 
 class OnnxInstrument:

@@ -7,7 +7,6 @@ written plainly in float64 over the same chunk plan. A fault of the host therefo
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -17,15 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tfswa.runtime.backends.torchscript import torch_device
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.train.spectral import DifferentiableStft
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
-
-CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
-CEILING_ROUNDS = 6
 
 
 class _Enough(Exception):
@@ -47,7 +42,7 @@ class TorchReference:
 
         self.spec = model.spec
         self.network = load_network(model)
-        self.kind = torch.float32
+        self.kind, self.exact = torch.float32, False
         self.description = f"torch {torch.__version__} eager float32 on cpu"
 
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -69,34 +64,6 @@ class TorchReference:
             piece = torch.from_numpy(np.ascontiguousarray(mixture)).to(self.kind)
             stft = DifferentiableStft(self.spec.stft, dtype=self.kind)
             return _separate_chunk(self.network, self.spec, stft, piece).double().numpy()
-
-    @staticmethod
-    def ceiling(precision: str, threads: int | None = None, device: str = "cpu") -> float:
-        """What a device reaches at best: GFLOP/s of a product of two matrices, the best of several.
-
-        Raises:
-            BackendUnavailable: there is no such device.
-        """
-        if threads:
-            torch.set_num_threads(threads)
-        place = torch_device(device)
-        size = CEILING_SIZE[place.type]
-        kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        one = torch.randn(size, size).to(place, kind)
-        best = math.inf
-        for _ in range(CEILING_ROUNDS):
-            start = time.perf_counter()
-            one @ one
-            if place.type == "cuda":
-                torch.cuda.synchronize(place)
-            best = min(best, time.perf_counter() - start)
-        return 2 * size**3 / best / 1e9
-
-    def gflop_per_second(self) -> float:
-        """Billions of floating-point operations that a second of audio costs."""
-        from tfswa.train.families import count_costs
-
-        return count_costs(self.spec)[1]
 
     def attention_maps(self, planes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Attention weights by module, of one item ``[1, 2*C, T, F]``; see ``train.attention``."""
@@ -156,8 +123,7 @@ class Float64Reference(TorchReference):
     def __init__(self, model: Model):
         super().__init__(model)
         self.network = self.network.double()
-        self.exact = True
-        self.kind = torch.float64
+        self.kind, self.exact = torch.float64, True
         self.description = f"torch {torch.__version__} eager float64 on cpu"
 
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from torch import device as Device
 
     from tfswa.runtime.model.opening import Model
+
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of what a device's ceiling is measured with
+MATRIX_ROUNDS = 6
 
 
 class TorchScriptSession:
@@ -142,6 +147,34 @@ def jit_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
         yield
+
+
+def matrix_gflop_per_s(precision: str, threads: int | None, device: str) -> float:
+    """What a device reaches at best: GFLOP/s of a product of two matrices, the best of several.
+
+    Args:
+        precision: fp32, fp16 or bf16.
+        threads: of the CPU; None for all.
+        device: as for a backend.
+
+    Raises:
+        BackendUnavailable: torch is missing, or there is no such device.
+    """
+    torch = import_library("torch", backend="torch")
+    if threads:
+        torch.set_num_threads(threads)
+    place = torch_device(device)
+    size = MATRIX[place.type]
+    kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    one = torch.randn(size, size).to(place, kind)
+    best = math.inf
+    for _ in range(MATRIX_ROUNDS):
+        start = time.perf_counter()
+        one @ one
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
 
 
 def torch_device(name: str) -> Device:

@@ -30,7 +30,6 @@ from tfswa.runtime.gates import gate_for
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.parity.reference import load_reference
 from tfswa.runtime.songs.loading import Song
 
 TURN = 2  # timed calls before the next backend has its turn
@@ -136,7 +135,7 @@ class Benchmark:
         model: as it was named.
         machine: CPU, cores, version of tfx, date.
         song: what the dB are measured on.
-        gflop_per_s_of_audio: cost of the network; None without torch.
+        gflop_per_s_of_audio: cost of the network; None where the bundle does not know.
         ceilings: billions of operations per second of a matrix product, by precision.
         rows: the first is what the others are compared with.
         failures: those that were asked for by name and cannot run, and those that died.
@@ -203,7 +202,7 @@ def bench(
         outputs = _separate(rows, workers, song, folder, report)
     rows = sorted(rows, key=lambda row: row.median_ms is None)  # stable: what could not run comes last
     _compare(rows, outputs, song, plan, model)
-    cost = _cost(model)
+    cost = model.spec.gflop_per_second or None
     for row in rows:
         top = ceilings.get(row.precision)
         if cost and top and row.x_realtime:
@@ -352,12 +351,3 @@ def _compare(
         gate = gate_for(row.precision)
         near = row.identical or (row.snr_db is not None and row.snr_db >= gate.snr_db)
         row.passed = near and abs(row.drift_db or 0.0) <= gate.drift_db
-
-
-def _cost(model: Model) -> float | None:
-    """Billions of operations per second of audio; None where the eager network is not at hand."""
-    try:
-        reference: Any = load_reference("torch")(model)
-    except TfxError:
-        return None
-    return float(reference.gflop_per_second())

@@ -24,17 +24,17 @@ def work() -> None:
     import numpy as np
 
     from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.backends.torchscript import matrix_gflop_per_s
     from tfswa.runtime.errors import TfxError
     from tfswa.runtime.machine import gpu_memory_mb, peak_memory_mb
     from tfswa.runtime.model.opening import open_model
-    from tfswa.runtime.parity.reference import load_reference
     from tfswa.runtime.stream.separator import Separator
 
     given = json.loads(sys.argv[1])
     if "ceiling" in given:
         try:
-            reference: Any = load_reference("torch")
-            _say({"gflop_per_s": reference.ceiling(given["ceiling"], given["threads"], given["device"])})
+            ceiling = matrix_gflop_per_s(given["ceiling"], given["threads"], given["device"])
+            _say({"gflop_per_s": ceiling})
         except TfxError as error:
             _say({"error": str(error)})
         return

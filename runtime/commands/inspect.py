@@ -87,14 +87,20 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     """Return what is known of a model, JSON-ready; keys are documented in docs/json.md."""
     from importlib.metadata import entry_points
 
+    from tfswa.runtime.errors import BackendUnavailable
     from tfswa.runtime.model.opening import model_names, open_model
     from tfswa.runtime.model.trust import who_vouches
     from tfswa.runtime.parity.evidence import read_evidence
     from tfswa.runtime.parity.judge import passes
 
-    families = {point.name for point in entry_points(group="tfswa.families")}
+    families = {point.name: point for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():
-        return {"model": model, "kind": "family", **_describe_spec(_family_spec(model))}
+        try:
+            spec: ModelSpec = families[model].load().new_spec()
+        except ModuleNotFoundError as error:
+            library = error.name
+            raise BackendUnavailable(f"family {model} needs {library}: pip install 'tfswa[torch]'") from error
+        return {"model": model, "kind": "family", **_describe_spec(spec)}
     opened = open_model(model, trusted=trusted)
     if opened.bundle is None:
         vouched = who_vouches(opened.kind, opened.sha256)
@@ -126,19 +132,6 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
             for run in read_evidence(opened)
         ],
     }
-
-
-def _family_spec(family: str) -> ModelSpec:
-    # A family is made of torch modules; naming it by string keeps runtime free of torch.
-    from importlib import import_module
-
-    from tfswa.runtime.errors import BackendUnavailable
-
-    try:
-        spec: ModelSpec = import_module("tfswa.train.families").new_spec(family)
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(f"family {family} needs {error.name}: pip install 'tfswa[torch]'") from error
-    return spec
 
 
 def _describe_spec(spec: ModelSpec) -> dict[str, Any]:

@@ -56,8 +56,10 @@ def seams(
     from tfswa.runtime.errors import OutputExists, UsageError
     from tfswa.runtime.model.bundle import writable
     from tfswa.runtime.model.opening import open_model
+    from tfswa.runtime.parity.context import store_context
     from tfswa.runtime.parity.corpus import songs
-    from tfswa.runtime.parity.seams import LIMIT_DB, measure_seams, store_context
+    from tfswa.runtime.parity.report.curves import draw_seams
+    from tfswa.runtime.parity.seams import LIMIT_DB, measure_seams
     from tfswa.runtime.plots import pictures
 
     if output is not None and not store:
@@ -80,18 +82,19 @@ def seams(
     if picture is not None:
         with writable(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(_draw(found, Path(model).name), picture, named=True, force=force)
+            pictures.save_png(draw_seams(found, Path(model).name), picture, named=True, force=force)
     if not as_json:
         _print(found, model, store)
     stored = store_context(opened, found, output, force=force) if store else None
     if as_json:
-        click.echo(json_text({**_as_json(found, model), "stored": stored and str(stored)}))
+        click.echo(json_text({"model": model, **found.to_dict(), "stored": stored and str(stored)}))
     elif stored is not None:
         click.echo(f"stored: context {found.context} in {stored}")
 
 
 def _print(found: Seams, model: str, store: bool) -> None:
-    from tfswa.runtime.parity.seams import ASSUMED_DB, contexts_to_show, distances_to_show
+    from tfswa.runtime.metrics import finite_db
+    from tfswa.runtime.parity.seams import ASSUMED_DB, distances_to_show
     from tfswa.runtime.table import text_table
 
     chunk, curves = found.spec.chunk, found.curves
@@ -108,33 +111,22 @@ def _print(found: Seams, model: str, store: bool) -> None:
         "frames from the edge",
         *(f"{curve.stem} {what}" for curve in curves for what in ("SNR dB", "loss dB")),
     ]
-    rows: list[list[Any]] = [
-        [
-            str(d),
-            *(value for curve in curves for value in (_known(curve.snr_db[d]), _known(curve.loss_db[d]))),
-        ]
-        for d in distances_to_show(len(curves[0].snr_db))
-    ]
+    rows: list[list[Any]] = []
+    for d in distances_to_show(len(curves[0].snr_db)):
+        pairs = ((curve.snr_db[d], curve.loss_db[d]) for curve in curves)
+        rows.append([str(d), *(finite_db(value) for pair in pairs for value in pair)])
     rows.append(
-        ["middle", *(_known(v) for curve in curves for v in (curve.middle_snr_db, curve.middle_loss_db))]
+        ["middle", *(finite_db(v) for curve in curves for v in (curve.middle_snr_db, curve.middle_loss_db))]
     )
     click.echo(text_table(columns, rows))
     click.echo("")
     columns = ["context", "seam dB", "SNR dB", "kept share", "x speed", ""]
     rows = []
-    for context in contexts_to_show(found):
-        kept, speed = found.speed(context)
-        words = {"present": chunk.context, "asked for": found.context, "equal": found.exact}
-        rows.append(
-            [
-                str(context),
-                max(curve.seam_db(context) for curve in curves),
-                _known(min(curve.worst_snr_db(context) for curve in curves)),
-                kept,
-                speed,
-                ", ".join(word for word, value in words.items() if value == context),
-            ]
-        )
+    words = {"present": chunk.context, "asked for": found.context, "equal": found.exact}
+    for choice in found.choices():
+        said = ", ".join(word for word, value in words.items() if value == choice.context)
+        figures = (choice.seam_db, finite_db(choice.snr_db), choice.kept_share, choice.speed)
+        rows.append([str(choice.context), *figures, said])
     click.echo(text_table(columns, rows))
     click.echo(_answer(found))
     if found.context is not None and found.context != chunk.context and not store:
@@ -156,71 +148,3 @@ def _answer(found: Seams) -> str:
         f"{first}; nowhere does a chunk equal the long pass ({snr:.1f} dB SNR in the middle): "
         "its reach is as long as the chunk"
     )
-
-
-def _draw(found: Seams, name: str) -> Any:
-    from tfswa.runtime.plots.pictures import Panel, panels
-
-    marks = {"present context": float(found.spec.chunk.context)}
-    if found.context is not None:
-        marks["context asked for"] = float(found.context)
-    drawn = [
-        Panel("SNR against the long pass / dB", {curve.stem: curve.snr_db for curve in found.curves}),
-        Panel(
-            "loss of SDR / dB",
-            {curve.stem: curve.loss_db for curve in found.curves},
-            level=max(curve.middle_loss_db for curve in found.curves) + found.limit_db,
-        ),
-    ]
-    places = [float(d) for d in range(len(found.curves[0].snr_db))]
-    return panels(
-        places, drawn, title=f"{name}: seams", label="distance from the chunk's edge / frames", marks=marks
-    )
-
-
-def _as_json(found: Seams, model: str) -> dict[str, Any]:
-    from tfswa.runtime.parity.seams import contexts_to_show
-
-    chunk = found.spec.chunk
-    rows = []
-    for context in contexts_to_show(found):
-        kept, speed = found.speed(context)
-        rows.append(
-            {
-                "context": context,
-                "seam_db": _known(max(curve.seam_db(context) for curve in found.curves)),
-                "snr_db": _known(min(curve.worst_snr_db(context) for curve in found.curves)),
-                "kept_share": kept,
-                "speed": speed,
-            }
-        )
-    return {
-        "model": model,
-        "songs": list(found.songs),
-        "frames": chunk.frames,
-        "long_frames": found.long_frames,
-        "chunks": found.chunks,
-        "truth": found.truth,
-        "limit_db": found.limit_db,
-        "present": chunk.context,
-        "context": found.context,
-        "exact": found.exact,
-        "contexts": rows,
-        "stems": [
-            {
-                "stem": curve.stem,
-                "snr_db": [_known(value) for value in curve.snr_db],
-                "sdr_db": [_known(value) for value in curve.sdr_db],
-                "loss_db": [_known(value) for value in curve.loss_db],
-                "middle_snr_db": _known(curve.middle_snr_db),
-                "middle_loss_db": _known(curve.middle_loss_db),
-            }
-            for curve in found.curves
-        ],
-    }
-
-
-def _known(value: float) -> float | None:
-    from math import isfinite
-
-    return value if isfinite(value) else None

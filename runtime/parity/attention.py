@@ -19,10 +19,10 @@ from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, OutputExist
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.model.opening import open_model
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.parity.reference import load_reference
+from tfswa.runtime.parity.corpus import loudest_planes
+from tfswa.runtime.parity.reference import eager_network
 from tfswa.runtime.plots import pictures
-from tfswa.runtime.songs.loading import load_song, loudest_chunk
-from tfswa.runtime.stream.transform import Stft, pack
+from tfswa.runtime.songs.loading import load_song
 
 Audio = NDArray[np.float32]
 Maps = Mapping[str, NDArray[np.float32]]
@@ -82,10 +82,9 @@ def draw_attention(model: str, song: Path, folder: Path, *, force: bool = False)
             "name the bundle that it came from"
         )
     pictures.require_matplotlib()
-    reference: Any = load_reference("torch")(opened)
     found = load_song(song, opened.spec)
-    start, chunk = loudest_chunk(found.mixture, opened.spec)
-    maps = reference.attention_maps(pack(Stft(opened.spec.stft).forward(chunk))[None])
+    start, planes = loudest_planes(found.mixture, opened.spec)
+    maps = eager_network(opened).attention_maps(planes)
     _check(model, maps)
     planned = plan_pictures(maps, folder)
     start_seconds = start / opened.spec.stft.sample_rate

@@ -25,22 +25,18 @@ class Candidate:
 
 def candidates_of(
     entries: Sequence[str],
-    precision: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-    batch: int = 1,
 ) -> tuple[list[Candidate], bool]:
     """What to measure, and whether the user named it."""
     if entries:
-        pairs = [(name, kind or precision) for name, _, kind in (entry.partition(":") for entry in entries)]
+        pairs = [(name, kind or None) for name, _, kind in (entry.partition(":") for entry in entries)]
     else:
         names = [name for name in backend_names() if not compiles(name)]
-        wanted = [precision] if precision else None
-        pairs = [(name, kind) for name in names for kind in wanted or precisions_of(name)]
+        pairs = [(name, kind) for name in names for kind in precisions_of(name)]
     if any(name == "auto" for name, _ in pairs):
         raise UsageError("parity measures backends one by one: name them with --backend ort, openvino, ...")
     runs = [
-        Candidate(name, BackendOptions(kind, device or default_device(name), threads), batch)
-        for name, kind in pairs
+        Candidate(name, BackendOptions(kind, device or default_device(name), threads)) for name, kind in pairs
     ]
     return runs, bool(entries)

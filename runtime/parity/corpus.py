@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import find_songs
-from tfswa.runtime.songs.loading import Song, load
+from tfswa.runtime.songs.loading import Song, load, loudest_chunk
 from tfswa.runtime.songs.synthetic import difficult_signals, synthetic_song
 from tfswa.runtime.stream.overlap import ChunkPlan
+from tfswa.runtime.stream.transform import Stft, pack
 
 Kind = Literal["real", "adversarial", "tiny"]
 SEED = 20_261
@@ -68,6 +69,16 @@ def songs(path: Path | None, spec: ModelSpec) -> list[Item]:
         return [Item.of(synthetic_song(spec))]
     found = find_songs(path, names=spec.stems)
     return [Item(song.name, "real", lambda song=song: load(song, spec)) for song in found]  # type: ignore[misc]
+
+
+def loudest_planes(mixture: NDArray[np.float32], spec: ModelSpec) -> tuple[int, NDArray[np.float32]]:
+    """Where a song's loudest chunk begins, in samples, and the network's input for it, ``[1, 2*C, T, F]``.
+
+    Raises:
+        AudioError: the song is silent.
+    """
+    start, chunk = loudest_chunk(mixture, spec)
+    return start, pack(Stft(spec.stft).forward(chunk[np.newaxis]))
 
 
 def adversaries(spec: ModelSpec, seed: int = SEED) -> list[Item]:

@@ -24,17 +24,16 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, UsageError
-from tfswa.runtime.metrics import likeness_db
+from tfswa.runtime.metrics import finite_db, likeness_db
 from tfswa.runtime.parity.graph import Graph, Node, between, makers_of, module_values, sources
-from tfswa.runtime.parity.reference import Reference
-
-Array = NDArray[Any]
+from tfswa.runtime.parity.instrument import Instrument
+from tfswa.runtime.parity.reference import EagerNetwork
 
 THRESHOLD_DB = 10.0
 CEILING_DB = {
@@ -44,21 +43,6 @@ CEILING_DB = {
 }  # what sound graphs of a precision reach, less a few dB
 BUDGET_BYTES = 512 << 20  # of the values that are held at once, on either side
 NETWORK = "network"  # what the whole is called among its modules
-
-
-class Instrument(Protocol):
-    """A graph whose inner values can be looked at."""
-
-    artifact: str
-    precision: str
-    description: str
-    graph: Graph
-
-    def run(self, planes: NDArray[np.float32], values: Sequence[str]) -> dict[str, Array]:
-        """Compute on ``[1, 2*C, T, F]`` and return the values that are asked for, by name."""
-
-    def fresh(self) -> Instrument:
-        """The same network exported anew in float32; its nodes have the same names."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +71,20 @@ class Step:
     def loss_db(self) -> float:
         """What it lost; 0 where nothing was left to lose."""
         return 0.0 if self.before_db == -math.inf else max(0.0, self.before_db - self.snr_db)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; None for what is not finite."""
+        return {
+            "module": self.module,
+            "op": self.op,
+            "node": self.node,
+            "fed_db": finite_db(self.before_db),
+            "snr_db": finite_db(self.snr_db),
+            "loss_db": finite_db(self.loss_db),
+            "finite": self.snr_db != -math.inf,
+            "largest": finite_db(self.largest),
+            "eager_largest": finite_db(self.reference),
+        }
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,22 @@ class Located:
     within: Sequence[Step]
     operator: Step | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        names = ("artifact", "precision", "description", "threshold_db", "ceiling_db")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "compared": len(self.steps),
+            "skipped": list(self.skipped),
+            "culprit": self.culprit and self.culprit.to_dict(),
+            "operator": self.operator and self.operator.to_dict(),
+            "steps": [step.to_dict() for step in self.steps],
+        }
+
 
 def localize(
     instrument: Instrument,
-    reference: Reference,
+    reference: EagerNetwork,
     planes: NDArray[np.float32],
     *,
     threshold_db: float = THRESHOLD_DB,
@@ -187,7 +197,7 @@ class _Compared:
     reference: float
 
 
-def _compare(right: Array, found: Array, good_db: float) -> _Compared | None:
+def _compare(right: NDArray[Any], found: NDArray[Any], good_db: float) -> _Compared | None:
     """Compare two arrays, in whatever order of axes they are most alike; None where none fits."""
     if not np.isfinite(right).all():
         raise NonFiniteError("the eager network gives NaN or Inf: train it again")

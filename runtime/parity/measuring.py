@@ -17,14 +17,13 @@ from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.candidates import Candidate
 from tfswa.runtime.parity.certificate import AxisFigures, Certificate, GraphFigures
-from tfswa.runtime.parity.corpus import Kind
+from tfswa.runtime.parity.corpus import Kind, loudest_planes
 from tfswa.runtime.parity.evidence import versions_of
 from tfswa.runtime.parity.figures import Quality, graph_figures, signal_figures, worst_snr_db
 from tfswa.runtime.parity.kept import ItemFigures, Kept
 from tfswa.runtime.parity.reference import Reference, load_reference
-from tfswa.runtime.songs.loading import Song, loudest_chunk
+from tfswa.runtime.songs.loading import Song
 from tfswa.runtime.stream.separator import Separator
-from tfswa.runtime.stream.transform import Stft, pack
 
 Audio = NDArray[np.float32]
 
@@ -64,8 +63,7 @@ class Referee:
     def __init__(self, model: Model, name: str):
         self.name = f"reference {name}"
         self.reference: Reference = load_reference(name)(model)
-        exact = getattr(self.reference, "exact", False)
-        self._full: Reference | None = load_reference(FULL)(model) if exact else None
+        self._full: Reference | None = load_reference(FULL)(model) if self.reference.exact else None
         self.rounding_db: dict[str, float | None] = {}
         self._model = model
         self._planes: tuple[Audio, Audio] | None = None
@@ -86,7 +84,7 @@ class Referee:
     def graph(self, song: Song) -> tuple[Audio, Audio]:
         """Planes of the song's loudest chunk, and what the network makes of them."""
         if self._planes is None:
-            planes = _planes(self._model, song)
+            _, planes = loudest_planes(song.mixture, self._model.spec)
             self._planes = planes, self.reference.network_output(planes).astype(np.float32)
         return self._planes
 
@@ -241,12 +239,6 @@ class _Counting:
 
     def close(self) -> None:
         self._session.close()
-
-
-def _planes(model: Model, song: Song) -> Audio:
-    """Network input ``[1, 2*C, T, F]``: the loudest chunk of a song."""
-    _, chunk = loudest_chunk(song.mixture, model.spec)
-    return pack(Stft(model.spec.stft).forward(chunk[np.newaxis]))
 
 
 def _pushed(separator: Separator, mixture: Audio, samples: int) -> Audio:

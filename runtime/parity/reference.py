@@ -16,16 +16,18 @@ REFERENCES = "tfswa.references"
 
 
 class Reference(Protocol):
-    """A model's network on a host of its own.
+    """A model's network on a host of its own: what artifacts are measured against.
+
+    A package brings one by an entry point whose name is then a choice of ``tfx parity --reference``.
 
     Attributes:
         description: what it is, for certificates.
-
-    One that is more precise than float32 also says ``exact = True``: what the float32 reference differs by
-    from it is then told.
+        exact: whether it is more precise than float32; what the float32 reference differs by from it is then
+            told.
     """
 
     description: str
+    exact: bool
 
     def __init__(self, model: Model): ...
 
@@ -38,6 +40,10 @@ class Reference(Protocol):
     def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.floating]:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
 
+
+class EagerNetwork(Reference, Protocol):
+    """The reference ``torch``, whose modules can be looked into: for localizing, seams and attention maps."""
+
     def module_shapes(self, planes: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
         """Shapes of what its modules give, by path, in the order in which they end."""
 
@@ -45,6 +51,19 @@ class Reference(Protocol):
         self, planes: NDArray[np.float32], modules: Sequence[str]
     ) -> dict[str, NDArray[np.floating]]:
         """What some of them give."""
+
+    def attention_maps(self, planes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Attention weights by module, of one item ``[1, 2*C, T, F]``."""
+
+
+def eager_network(model: Model) -> EagerNetwork:
+    """A bundle's network in eager float32.
+
+    Raises:
+        BackendUnavailable: torch is missing.
+        BundleError: the weights are damaged or do not fit the family.
+    """
+    return cast(EagerNetwork, load_reference("torch")(model))
 
 
 def load_reference(name: str) -> type[Reference]:

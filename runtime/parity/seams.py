@@ -28,17 +28,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.errors import AudioError, BundleError, GateError, NonFiniteError, UsageError
-from tfswa.runtime.model.bundle import WEIGHTS, Bundle
+from tfswa.runtime.errors import AudioError, BundleError, NonFiniteError, UsageError
+from tfswa.runtime.metrics import finite_db
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
 from tfswa.runtime.parity.corpus import Item
-from tfswa.runtime.parity.reference import Reference, load_reference
+from tfswa.runtime.parity.reference import Reference, eager_network
 from tfswa.runtime.songs.loading import Song
 
 Audio = NDArray[np.float32]
@@ -84,6 +84,25 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A context that a model may have, and what it gives.
+
+    Attributes:
+        context: frames at either side.
+        seam_db: the largest loss that is left, less that of the middle.
+        snr_db: the lowest that is left; ``math.inf`` where equal.
+        kept_share: of a chunk, what is not computed twice.
+        speed: beside the present context.
+    """
+
+    context: int
+    seam_db: float
+    snr_db: float
+    kept_share: float
+    speed: float
+
+
+@dataclass(frozen=True)
 class Seams:
     """What was found.
 
@@ -114,6 +133,34 @@ class Seams:
         chunk = self.spec.chunk
         step = replace(chunk, context=context).step
         return step / (chunk.frames - 1), step / chunk.step
+
+    def choices(self) -> list[Choice]:
+        """The present context, what was found, and a few others that leave something of a chunk."""
+        wanted = {0, 2, 4, 8, 16, 32, 64, self.spec.chunk.context, self.context, self.exact}
+        contexts = sorted(c for c in wanted if c is not None and _leaves(self.spec.chunk, c))
+        return [
+            Choice(
+                context,
+                max(curve.seam_db(context) for curve in self.curves),
+                min(curve.worst_snr_db(context) for curve in self.curves),
+                *self.speed(context),
+            )
+            for context in contexts
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; None for what is not finite."""
+        measured = ("long_frames", "chunks", "truth", "limit_db")
+        return {
+            "songs": list(self.songs),
+            "frames": self.spec.chunk.frames,
+            **{name: getattr(self, name) for name in measured},
+            "present": self.spec.chunk.context,
+            "context": self.context,
+            "exact": self.exact,
+            "contexts": [_finite_figures(choice) for choice in self.choices()],
+            "stems": [_finite_figures(curve) for curve in self.curves],
+        }
 
 
 def measure_seams(
@@ -149,7 +196,7 @@ def measure_seams(
             f"a long pass of {long_frames} frames does not suit chunks of {frames}: give a multiple of "
             f"{multiple}, from {2 * frames} to {LONGEST * frames}"
         )
-    reference = load_reference("torch")(model)
+    reference = eager_network(model)
     total: Energies = np.zeros((5, len(spec.stems), frames - 1))
     chunks, truth, names = 0, True, []
     for item in corpus:
@@ -169,64 +216,6 @@ def measure_seams(
     context = _smallest(spec.chunk, lambda c: all(curve.seam_db(c) <= limit_db for curve in curves))
     exact = _smallest(spec.chunk, lambda c: all(curve.worst_snr_db(c) >= EQUAL_DB for curve in curves))
     return Seams(spec, names, long_frames, chunks, truth, limit_db, curves, context, exact)
-
-
-def store_context(model: Model, seams: Seams, output: Path | None = None, *, force: bool = False) -> Path:
-    """Write the context that was found into the manifest.
-
-    The spec is part of what artifacts, engines and evidence are bound to. So it is changed in place only
-    where there are none of them; otherwise a new bundle takes the weights and the documents along and
-    nothing else, and the rest is made again there.
-
-    Args:
-        model: what was measured.
-        seams: what was found.
-        output: a new bundle; default: the model's own.
-        force: replace what is at ``output``.
-
-    Returns:
-        The bundle that was written.
-
-    Raises:
-        GateError: no context was found.
-        UsageError: in place, and the bundle is sealed or holds what was made from it.
-        OutputExists: ``output`` is there.
-    """
-    bundle = model.bundle
-    assert bundle is not None
-    if seams.context is None:
-        raise GateError(
-            f"no context of {model.name} has seams within {seams.limit_db:g} dB: nothing was stored"
-        )
-    chunk = replace(bundle.spec.chunk, context=seams.context)
-    note = {
-        "seams": {
-            "context": seams.context,
-            "before": bundle.spec.chunk.context,
-            "limit_db": seams.limit_db,
-            "songs": list(seams.songs),
-            "truth": seams.truth,
-            "source": bundle.digest,
-        }
-    }
-    if output is None:
-        bundle.rechunk(chunk, note)
-        return bundle.path
-    spec, provenance = replace(bundle.spec, chunk=chunk), {**bundle.provenance, **note}
-    documents = {n: bundle.file(n).read_bytes() for n, e in bundle.files.items() if e.kind == "document"}
-    precision = bundle.files[WEIGHTS].precision
-    made = Bundle.create(
-        output, spec, bundle.weights(), provenance=provenance, precision=precision, force=force
-    )
-    for name, content in documents.items():
-        made.add(name, content, kind="document")
-    return output
-
-
-def contexts_to_show(seams: Seams) -> list[int]:
-    """The present context, what was found, and a few others that leave something of a chunk."""
-    wanted = {0, 2, 4, 8, 16, 32, 64, seams.spec.chunk.context, seams.context, seams.exact}
-    return sorted(c for c in wanted if c is not None and _leaves(seams.spec.chunk, c))
 
 
 def distances_to_show(count: int) -> list[int]:
@@ -308,6 +297,17 @@ def _smallest(chunk: ChunkSpec, enough: Callable[[int], bool]) -> int | None:
     """The smallest context that is enough and leaves something of a chunk."""
     found = next((c for c in range((chunk.frames - 1) // 2) if enough(c)), None)
     return found if found is not None and _leaves(chunk, found) else None
+
+
+def _finite_figures(figures: Curve | Choice) -> dict[str, Any]:
+    """Fields by name; None for numbers that are not finite."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(finite_db, value))
+        return finite_db(value) if isinstance(value, float) else value
+
+    return {name: known(value) for name, value in vars(figures).items()}
 
 
 def _leaves(chunk: ChunkSpec, context: int) -> bool:

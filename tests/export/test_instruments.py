@@ -18,8 +18,9 @@ from tfswa.runtime.cli import main
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import METADATA, BundleModel, embed, open_model, trust_code
+from tfswa.runtime.parity.instrument import open_instrument
 from tfswa.runtime.parity.localize import Located, Step, localize, worst_first
-from tfswa.runtime.parity.reference import load_reference
+from tfswa.runtime.parity.reference import eager_network
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.transform import Stft, pack
 
@@ -30,7 +31,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: graphs 
 
 
 from tfswa.export import instruments  # noqa: E402
-from tfswa.export.instruments import OnnxInstrument, open_instrument  # noqa: E402
+from tfswa.export.instruments import OnnxInstrument  # noqa: E402
 from tfswa.export.onnx import _checked, build_graph  # noqa: E402
 from tfswa.export.precision import typed  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
@@ -69,8 +70,8 @@ def planes_of(model: BundleModel) -> NDArray[np.float32]:
 
 
 def find(model: BundleModel, backend: str = "ort", precision: str = "fp32", **options: Any) -> Located:
-    reference = load_reference("torch")(model)
-    return localize(open_instrument(model, backend, precision), reference, planes_of(model), **options)
+    instrument = open_instrument(model, backend, precision)
+    return localize(instrument, eager_network(model), planes_of(model), **options)
 
 
 def perturb(model: BundleModel, module: str, factor: float = 1.5) -> None:

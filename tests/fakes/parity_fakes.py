@@ -63,6 +63,7 @@ class Itself:
     """A reference that is the separator around ``Fixed``: what is left of a difference is the session's."""
 
     description = "itself"
+    exact = False
 
     def __init__(self, model: Any):
         self.model = model

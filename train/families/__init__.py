@@ -75,6 +75,10 @@ class Family:
     chunk: ChunkSpec = ChunkSpec()
     stft: StftSpec = StftSpec()
 
+    def new_spec(self) -> ModelSpec:
+        """The spec of an untrained model, all as the family has it."""
+        return new_spec(self.name)
+
 
 def family_names() -> list[str]:
     """Names of all installed families, sorted."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tfswa.runtime.errors import BundleError, OutputExists, UsageError, did_you_mean, reason
+from tfswa.runtime.errors import BundleError, ConfigError, OutputExists, UsageError, did_you_mean, reason
 from tfswa.runtime.files.hashes import sha256_of
 from tfswa.runtime.model.archive import check_archive
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.spec import ModelSpec
-from tfswa.train.families import build_network
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.train.config import ModelConfig
+from tfswa.train.config_files import find_config, load_config, load_run_config
+from tfswa.train.families import build_network, get_family, new_spec
+from tfswa.train.strict import config_from_dict, parse_overrides
 
 SHOWN = 3  # names of a kind in a message
 State = dict[str, Tensor]
@@ -102,6 +105,59 @@ def import_checkpoint(
     arrays = {name: _array(source, name, value) for name, value in weights.items()}
     bundle = Bundle.create(output, spec, arrays, provenance=provenance, precision=precision, force=force)
     return bundle, Picked(weights, key, prefix, tuple(left_out))
+
+
+def spec_of(
+    family: str | None,
+    config: str | None,
+    *,
+    stems: tuple[str, ...] | None = None,
+    hyper: Sequence[str] = (),
+    stft: Sequence[str] = (),
+    chunk: Sequence[str] = (),
+    channels: int = 2,
+    license_: str | None = None,
+) -> ModelSpec:
+    """What weights are of: what is said here before the configuration, and that before the family's defaults.
+
+    Args:
+        family: its name; None: that of the configuration.
+        config: a file, a name, or the folder of a run.
+        stems: in order.
+        hyper: hyper-parameters, ``key=value`` in TOML, as are ``stft`` and ``chunk``.
+        stft: of the transform.
+        chunk: of the chunks.
+        channels: of the audio.
+        license_: of the weights.
+
+    Raises:
+        UsageError: neither family nor configuration is named.
+        ConfigError: an unknown key, or values that contradict each other.
+    """
+    model = ModelConfig()
+    if config is not None and Path(config).is_dir():
+        model = load_run_config(Path(config)).model
+    elif config is not None:
+        path, base = find_config(config)
+        model = load_config(path, base=base).model
+    elif family is None:
+        raise UsageError("--family is missing: name the network's family, or its --config")
+    entry = get_family(family or model.family)
+    try:
+        transform = config_from_dict(StftSpec, {**asdict(entry.stft), **parse_overrides(stft)}, "stft.")
+        chunks = config_from_dict(ChunkSpec, {**asdict(entry.chunk), **parse_overrides(chunk)}, "chunk.")
+    except BundleError as error:  # numbers that contradict each other
+        raise ConfigError(str(error)) from error
+    return new_spec(
+        entry.name,
+        stems=stems or model.stems,
+        channels=channels,
+        hyper={**model.hyper, **parse_overrides(hyper)},
+        stft=transform,
+        chunk=chunks,
+        residual_stem=model.residual_stem or None,
+        weights_licence=model.license if license_ is None else license_,
+    )
 
 
 def read_tensors(source: Path) -> Mapping[str, Any]:

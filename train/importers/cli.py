@@ -13,7 +13,6 @@ from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle
-    from tfswa.runtime.model.spec import ModelSpec
 
 
 @click.group("import")
@@ -108,12 +107,22 @@ def checkpoint(
 
     FILE is read as data: no code that a pickle holds is run. Names and shapes must be those of the network.
     """
-    from tfswa.train.importers.checkpoint import few, import_checkpoint
+    from tfswa.train.importers.checkpoint import few, import_checkpoint, spec_of
 
     if not source.is_file():
         raise click.UsageError(f"{source}: no such file")
     target = Path(f"{source.stem}.tfx") if output is None else output
-    spec = _spec(family, config, stems, hyper, stft, chunk, int(channels), license_)
+    names = None if stems is None else tuple(stem.strip() for stem in stems.split(","))
+    spec = spec_of(
+        family,
+        config,
+        stems=names,
+        hyper=hyper,
+        stft=stft,
+        chunk=chunk,
+        channels=int(channels),
+        license_=license_,
+    )
     bundle, picked = import_checkpoint(
         source, spec, target, key=key, prefix=prefix, drop=drop, precision=precision, force=force
     )
@@ -151,52 +160,6 @@ def _tell(
         "source_sha256": source_sha256,
     }
     click.echo(json_text({**made, **(more or {})}))
-
-
-def _spec(
-    family: str | None,
-    config: str | None,
-    stems: str | None,
-    hyper: tuple[str, ...],
-    stft: tuple[str, ...],
-    chunk: tuple[str, ...],
-    channels: int,
-    license_: str | None,
-) -> ModelSpec:
-    """What the weights are of: an option before the configuration, and that before the family's defaults."""
-    from dataclasses import asdict
-
-    from tfswa.runtime.errors import BundleError, ConfigError
-    from tfswa.runtime.model.spec import ChunkSpec, StftSpec
-    from tfswa.train.config import ModelConfig
-    from tfswa.train.config_files import find_config, load_config, load_run_config
-    from tfswa.train.families import get_family, new_spec
-    from tfswa.train.strict import config_from_dict, parse_overrides
-
-    model = ModelConfig()
-    if config is not None and Path(config).is_dir():
-        model = load_run_config(Path(config)).model
-    elif config is not None:
-        path, base = find_config(config)
-        model = load_config(path, base=base).model
-    elif family is None:
-        raise click.UsageError("--family is missing: name the network's family, or its --config")
-    entry = get_family(family or model.family)
-    try:
-        transform = config_from_dict(StftSpec, {**asdict(entry.stft), **parse_overrides(stft)}, "stft.")
-        chunks = config_from_dict(ChunkSpec, {**asdict(entry.chunk), **parse_overrides(chunk)}, "chunk.")
-    except BundleError as error:  # numbers that contradict each other
-        raise ConfigError(str(error)) from error
-    return new_spec(
-        entry.name,
-        stems=model.stems if stems is None else tuple(stem.strip() for stem in stems.split(",")),
-        channels=channels,
-        hyper={**model.hyper, **parse_overrides(hyper)},
-        stft=transform,
-        chunk=chunks,
-        residual_stem=model.residual_stem or None,
-        weights_licence=model.license if license_ is None else license_,
-    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from click.testing import CliRunner
 
 from tfswa.runtime.benchmark import bench as module
 from tfswa.runtime.benchmark.bench import Benchmark, Plan, Row, bench
+from tfswa.runtime.benchmark.page import benchmark_text
 from tfswa.runtime.benchmark.process import Lost, Worker
-from tfswa.runtime.commands.bench import _table as table
 from tfswa.runtime.commands.bench import bench as command
 from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
 from tfswa.runtime.model.bundle import Bundle
@@ -70,7 +71,8 @@ def song(tiny_spec: ModelSpec) -> Song:
 def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> Callable[..., Benchmark]:
     """``fakes({"a": Fake(...), ...}, rounds=3)``: a run of these."""
     monkeypatch.setattr(module, "_ceilings", lambda *_: {"fp32": 100.0})
-    monkeypatch.setattr(module, "_cost", lambda model: 2.0)
+    costly = dataclasses.replace(tiny_bundle.spec, gflop_per_second=2.0)
+    monkeypatch.setattr(tiny_bundle, "spec", costly)
 
     def run(workers: dict[str, Fake], rounds: int = 3, asked: bool = True) -> Benchmark:
         def start(given: list[str], extra: Any) -> Fake:
@@ -213,7 +215,7 @@ def test_what_cannot_run_is_named_by_the_command(network_bundle: Bundle) -> None
 def test_what_cannot_run_is_one_line_below_the_table() -> None:
     rows = [Row("a", "fp32", median_ms=1.0, session="a 1"), Row("b", "fp32"), Row("c", "int8")]
     rows[1].remark("a long reason " * 30)
-    lines = table(Benchmark("tiny", {}, "song", None, {}, rows)).splitlines()
+    lines = benchmark_text(Benchmark("tiny", {}, "song", None, {}, rows)).splitlines()
     assert lines[-1] == "cannot run here: b fp32, c int8; --json says why"
     assert sum("a " in line for line in lines[1:-1]) == 1
     assert not any("b " in line for line in lines[1:-1])

@@ -17,9 +17,10 @@ from tfswa.runtime.errors import AudioError, GateError, NonFiniteError, UsageErr
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.parity.context import store_context
 from tfswa.runtime.parity.corpus import Item, songs
 from tfswa.runtime.parity.reference import load_reference
-from tfswa.runtime.parity.seams import LIMIT_DB, Seams, distances_to_show, measure_seams, store_context
+from tfswa.runtime.parity.seams import LIMIT_DB, Seams, distances_to_show, measure_seams
 from tfswa.runtime.songs.loading import Song
 from tfswa.runtime.songs.synthetic import synthetic_song
 
