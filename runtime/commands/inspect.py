@@ -96,7 +96,8 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     families = {point.name: point for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():
         try:
-            spec: ModelSpec = families[model].load().new_spec()
+            point = families[model]
+            spec: ModelSpec = point.load().new_spec()
         except ModuleNotFoundError as error:
             library = error.name
             raise BackendUnavailable(f"family {model} needs {library}: pip install 'tfswa[torch]'") from error

@@ -61,7 +61,8 @@ def open_instrument(model: Model, backend: str, precision: str) -> Instrument:
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     try:
-        opens = known[backend].load()
+        point = known[backend]
+        opens = point.load()
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"localize needs {error.name}: pip install 'tfswa[export]'") from error
     return cast(Instrument, opens(model, precision))

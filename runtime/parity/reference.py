@@ -77,7 +77,8 @@ def load_reference(name: str) -> type[Reference]:
     if name not in known:
         raise UsageError(f"unknown reference {name!r}: choose one of {', '.join(sorted(known))}")
     try:
-        return cast(type[Reference], known[name].load())
+        point = known[name]
+        return cast(type[Reference], point.load())
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"reference {name} needs {error.name}: pip install 'tfswa[torch]'"
