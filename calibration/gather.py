@@ -197,7 +197,7 @@ def _check_request(
 def _find(paths: Iterable[Path], spec: ModelSpec) -> list[SongFiles]:
     """Every song once, however many of the paths lead to it, sorted by name."""
     songs = chain.from_iterable(find_songs(path, names=spec.stems) for path in paths)
-    once = {tuple((path.resolve(), i) for path, i in song.sources.values()): song for song in songs}
+    once = {(song.fault, *((path.resolve(), i) for path, i in song.sources.values())): song for song in songs}
     return sorted(once.values(), key=lambda song: (song.name, _names(song)))
 
 
@@ -264,8 +264,9 @@ def _sources(files: SongFiles, spec: ModelSpec) -> tuple[str, ...]:
     """Sources that sum to the mixture; empty where the mixture is all that is known.
 
     Raises:
-        AudioError: there is neither a mixture nor all of its sources.
+        AudioError: there is neither a mixture nor all of its sources, or the song has a fault.
     """
+    files.check()
     shared = [path for path, stream in files.sources.values() if stream > 0]
     if shared:
         with open_audio(shared[0]) as audio:

@@ -1,5 +1,7 @@
 """Songs on disk: which files hold which source. Names alone decide; nothing is opened.
 
+A song that has a fault is listed too, so that it costs the others nothing; see ``SongFiles``.
+
 root/train/*.stem.mp4, root/test/*.stem.mp4            MUSDB18
 root/train/SONG/{mixture,vocals,drums,bass,other}.wav  MUSDB18-HQ
 root/SONG/SOURCE.<audio>, root/*.stem.mp4              folders without splits; any source names
@@ -10,9 +12,10 @@ root/*.<audio>                                         songs without known sourc
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from tfswa.runtime.audio.listing import audio_files
@@ -35,15 +38,29 @@ class SongFiles:
         split: ``train`` or ``test``; empty where the folder has no splits.
         sources: file and audio stream by source name. ``mixture`` is what the disk holds as the mixture,
             which need not be the sum of the other sources.
+        fault: why the song cannot be taken; empty as a rule. ``sources`` are empty then.
     """
 
     name: str
     split: str
     sources: Mapping[str, tuple[Path, int]]
+    fault: str = ""
+
+    def check(self) -> None:
+        """Refuse a song that has a fault.
+
+        Raises:
+            AudioError: it has.
+        """
+        if self.fault:
+            raise AudioError(self.fault)
 
 
 def find_songs(root: Path, split: str | None = None, *, names: Collection[str] = ()) -> list[SongFiles]:
-    """List the songs below a folder, or the one that a file is.
+    """List the songs below a folder, or the one that a file is, those with a fault too.
+
+    Faults are a source that is there twice, several songs of one name in a split, and a folder that cannot be
+    listed.
 
     A ``.mp4`` that lies among songs is taken for a stem file; whether it has the streams is seen when it
     is opened. Hidden files and folders are left out.
@@ -57,7 +74,7 @@ def find_songs(root: Path, split: str | None = None, *, names: Collection[str] =
         Songs sorted by name; with several splits, ``train`` comes first.
 
     Raises:
-        AudioError: nothing there, no such split, two songs of one name in a split, or a source twice.
+        AudioError: nothing there, or no such split.
     """
     if not root.is_dir():
         if not root.is_file():
@@ -70,12 +87,7 @@ def find_songs(root: Path, split: str | None = None, *, names: Collection[str] =
     places = [(root / name, name) for name in there if split in (None, name)] or [(root, "")]
     songs = []
     for folder, name in places:
-        found = sorted(_songs_in(folder, name, usual), key=lambda song: song.name)
-        count = Counter(song.name for song in found)
-        if count and max(count.values()) > 1:
-            twice = count.most_common(1)[0][0]
-            raise AudioError(f"{folder} holds the song {twice!r} {count[twice]} times: rename all but one")
-        songs += found
+        songs += _once(sorted(_songs_in(folder, name, usual), key=lambda song: song.name), folder)
     if not songs:
         where = " or ".join(str(folder) for folder, _ in places)
         raise AudioError(f"{where} holds no audio: name an audio file, a song's folder, or a folder of songs")
@@ -143,11 +155,15 @@ def _songs_in(folder: Path, split: str, usual: Collection[str]) -> list[SongFile
     if len(_named(files, usual)) > 1:
         return [_song_of_folder(folder, split)]
     stem_files = [path for path in files if path.name.lower().endswith(STEM_FILE_ENDING)]
-    children = [child for child in sorted(folder.iterdir()) if _is_song_folder(child)]
-    # Beside loose audio, a folder of other names is an album or notes rather than a song.
-    if len(stem_files) < len(files):
-        children = [child for child in children if len(_named(audio_files(child), usual)) > 1]
-    songs = [_song_of_folder(child, split) for child in children]
+    least = 2 if len(stem_files) < len(files) else 0  # beside loose audio, other folders are albums or notes
+    songs = []
+    for child in sorted(folder.iterdir()):
+        try:
+            if _is_song_folder(child) and len(_named(audio_files(child), usual)) >= least:
+                songs.append(_song_of_folder(child, split))
+        except OSError as error:
+            fault = f"{child} cannot be listed ({error.strerror}): see to its permissions, or take it away"
+            songs.append(SongFiles(child.name, split, {}, fault))
     # Loose audio is material only where there is nothing with known sources.
     loose = stem_files if songs or stem_files else files
     return songs + [_song_of_file(path, split) for path in loose]
@@ -164,15 +180,24 @@ def _is_song_folder(folder: Path) -> bool:
     return bool(files) and not any(path.name.lower().endswith(STEM_FILE_ENDING) for path in files)
 
 
+def _once(songs: Sequence[SongFiles], folder: Path) -> Iterator[SongFiles]:
+    """Songs by name; those that share theirs are one with a fault."""
+    for name, group in groupby(songs, key=attrgetter("name")):
+        first, *others = group
+        fault = f"{folder} holds the song {name!r} {1 + len(others)} times: rename all but one"
+        yield SongFiles(name, first.split, {}, fault) if others else first
+
+
 def _song_of_folder(folder: Path, split: str) -> SongFiles:
+    name = folder.resolve().name if folder.name in ("", "..") else folder.name
     sources: dict[str, tuple[Path, int]] = {}
     for path in audio_files(folder):
         other = sources.setdefault(path.stem, (path, 0))[0]
         if other != path:
-            raise AudioError(
-                f"{folder} holds {path.stem} twice, {other.name} and {path.name}: take one of them away"
-            )
-    return SongFiles(folder.resolve().name if folder.name in ("", "..") else folder.name, split, sources)
+            both = f"{other.name} and {path.name}"
+            fault = f"{folder} holds {path.stem} twice, {both}: take one of them away"
+            return SongFiles(name, split, {}, fault)
+    return SongFiles(name, split, sources)
 
 
 def _song_of_file(path: Path, split: str) -> SongFiles:

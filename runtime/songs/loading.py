@@ -79,8 +79,9 @@ def load(song: SongFiles, spec: ModelSpec) -> Song:
     song without known sources is its mixture alone; so is an ``.mp4`` that has not a stem file's streams.
 
     Raises:
-        AudioError: a file that cannot be decoded, or a stem of the model that the song lacks.
+        AudioError: a file that cannot be decoded, a stem of the model that the song lacks, or a fault of it.
     """
+    song.check()
     names = true_sources(song, spec) if _has_streams(song) else []
     if not names:
         audio, notes = _decode(*song.sources[MIXTURE], spec)
@@ -96,6 +97,7 @@ def load_source(song: SongFiles, name: str, spec: ModelSpec) -> Audio:
     Raises:
         AudioError: a file that cannot be decoded.
     """
+    song.check()
     path, stream = song.sources[name]
     return _decode(path, stream, spec)[0]
 
@@ -104,8 +106,9 @@ def true_sources(song: SongFiles, spec: ModelSpec) -> list[str]:
     """Sources that sum to the mixture; empty where nothing but the mixture is known.
 
     Raises:
-        AudioError: a stem of the model is not among them.
+        AudioError: a stem of the model is not among them, or the song has a fault.
     """
+    song.check()
     names = [name for name in song.sources if name not in MIXTURES]
     if REST in names:  # beside its parts it would count twice
         twice = set(names) - set(spec.stems) if REST in spec.stems else {REST}

@@ -125,6 +125,10 @@ def check_songs(
     count = Counter(source for song in found for source in song.sources if source not in MIXTURES)
     for files in found:
         report(files.name)
+        if files.fault:
+            songs.append(SongFacts(files.name, files.split, (), None))
+            findings.append(DataFault(files.name, files.fault, fatal=True))
+            continue
         facts, wrong = _read(files)
         songs.append(facts)
         lacks = [source for source in count if source not in files.sources]

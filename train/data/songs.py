@@ -112,6 +112,8 @@ def _some(names: Iterable[str], most: int = 12) -> str:
 
 def _sources_of(song: SongFiles, sources: Sequence[str], partial: bool) -> list[str]:
     """Those of the wanted sources that a song has, or can give."""
+    if song.fault:
+        raise ConfigError(f"song {song.name!r}: {song.fault}")
     there = [source for source in sources if source in song.sources or (source == MIXTURE and song.sources)]
     lacks = [source for source in sources if source not in there]
     if lacks and not (there and partial):

@@ -8,8 +8,9 @@ import pytest
 
 from tfswa.runtime.errors import AudioError, UsageError
 from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.songs import finding
 from tfswa.runtime.songs.finding import STEM_FILE_STREAMS, find_songs, pick_songs
-from tfswa.runtime.songs.loading import example_stem_file, load_source
+from tfswa.runtime.songs.loading import example_stem_file, load, load_source
 
 STEMS = ("vocals", "accompaniment")
 HQ = ("bass", "drums", "mixture", "other", "vocals")
@@ -113,17 +114,46 @@ class TestRefusals:
 
     def test_two_songs_of_one_name(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.stem.mp4", "a/vocals.wav", "a/drums.wav")
+        touch(tmp_path, "b/vocals.wav", "b/drums.wav")
+        bad, good = find_songs(tmp_path)
+        assert (bad.name, bad.sources, good.name, good.fault) == ("a", {}, "b", "")
         with pytest.raises(AudioError, match="holds the song 'a' 2 times"):
-            find_songs(tmp_path)
+            bad.check()
 
     def test_one_name_in_two_splits_is_two_songs(self, tmp_path: Path) -> None:
         touch(tmp_path, "train/a.stem.mp4", "test/a.stem.mp4")
         assert [(song.split, song.name) for song in find_songs(tmp_path)] == [("train", "a"), ("test", "a")]
 
-    def test_a_source_twice(self, tmp_path: Path) -> None:
+    def test_a_source_twice(self, tmp_path: Path, tiny_spec: ModelSpec) -> None:
         touch(tmp_path, "a/vocals.wav", "a/vocals.flac", "a/drums.wav")
+        touch(tmp_path, "b/vocals.wav", "b/drums.wav")
+        bad, good = find_songs(tmp_path)
+        assert (bad.name, bad.sources, good.name, good.fault) == ("a", {}, "b", "")
         with pytest.raises(AudioError, match=r"vocals twice, vocals.flac and vocals.wav"):
-            find_songs(tmp_path)
+            bad.check()
+        (bad,) = find_songs(tmp_path / "a")
+        with pytest.raises(AudioError, match=r"vocals twice"):
+            load(bad, tiny_spec)
+        with pytest.raises(AudioError, match=r"vocals twice"):
+            load_source(bad, "drums", tiny_spec)
+
+    @pytest.mark.parametrize("beside", [(), ("loose.wav",)])
+    def test_a_folder_that_cannot_be_listed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: tuple[str, ...]
+    ) -> None:
+        """As root any folder can: the refusal is the system's, put in its place."""
+        touch(tmp_path, "a/vocals.wav", "a/drums.wav", "b/vocals.wav", "b/drums.wav", *beside)
+        listing = finding.audio_files
+
+        def refusing(folder: Path) -> list[Path]:
+            if folder.name == "a":
+                raise PermissionError(13, "Permission denied", str(folder))
+            return listing(folder)
+
+        monkeypatch.setattr(finding, "audio_files", refusing)
+        bad, good = find_songs(tmp_path)
+        assert (bad.name, bad.sources, good.name, good.fault) == ("a", {}, "b", "")
+        assert bad.fault.startswith(f"{tmp_path / 'a'} cannot be listed (Permission denied): ")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::SyntaxWarning")
