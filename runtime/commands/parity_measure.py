@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfswa.runtime.commands import options
-from tfswa.runtime.escape import json_text
+from tfswa.runtime.commands.ending import raise_for
+from tfswa.runtime.escape import json_text, shown
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -145,24 +146,48 @@ def measure(
 
 def _each(models: Sequence[str], task: Measurement, outputs: Outputs, *, trusted: bool, held: bool) -> None:
     """One model after the other: what one lacks costs the others nothing. Raises the worst error last."""
-    from tfswa.runtime.errors import TfxError
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.parity.verdict import judge_held
 
     teller = _Teller(outputs)
-    errors: list[TfxError] = []
+    errors: list[Exception] = []
     for name in models:
+        told = False
         try:
             model = open_model(name, trusted=trusted)
             found, showcase = (judge_held(model, task), None) if held else _measured(model, task, outputs)
             teller.tell(found, showcase)
+            told = True
+            raise_for(found.failures, found.items, "songs and backends")
             found.check()
-        except TfxError as error:
+        except BrokenPipeError:
+            raise
+        except Exception as error:
             errors.append(error)
-            if len(models) > 1:
-                click.echo(f"tfx: {name}: {error}", err=True)
+            if len(models) > 1:  # that of a single one is told at the end of the command
+                _tell_of(name, error, as_json=outputs.as_json and not told)
     if errors:
-        raise next((error for error in errors if error.exit_code != 3), errors[0])
+        raise _worst(errors)
+
+
+def _tell_of(model: str, error: Exception, *, as_json: bool) -> None:
+    from tfswa.runtime.errors import TfxError
+    from tfswa.runtime.failures import Failure
+
+    line = str(error) if isinstance(error, TfxError) else Failure(model, error).told
+    click.echo(f"tfx: {model}: {line}", err=True)
+    if as_json:
+        click.echo(json_text({"errors": [{"input": model, "error": line}]}))
+
+
+def _worst(errors: Sequence[Exception]) -> Exception:
+    """A fault of our own, else the first that is more than a gate, else the first."""
+    from tfswa.runtime.errors import GateError
+    from tfswa.runtime.failures import is_fault
+
+    faults = [error for error in errors if is_fault(error)]
+    others = [error for error in errors if not isinstance(error, GateError)]
+    return (faults or others or list(errors))[0]
 
 
 def _measured(model: Model, task: Measurement, outputs: Outputs) -> tuple[Verdict, Showcase | None]:
@@ -197,11 +222,14 @@ class _Teller:
             click.echo(json_text(found.to_dict(), allow_nan=False))
         else:
             _print(found)
-        formats.write(outputs.junit, formats.junit(model, judged), force=outputs.force)
+        for failure in found.failures:
+            click.echo(f"tfx: {shown(failure.told)}", err=True)
+        formats.write(outputs.junit, formats.junit(model, judged, found.failures), force=outputs.force)
         if outputs.report is not None:
             from tfswa.runtime.parity.report.page import page
 
-            written = page(model, judged, gates, showcase, missing=found.missing)
+            missing = {**found.missing, **{failure.item: failure.told for failure in found.failures}}
+            written = page(model, judged, gates, showcase, missing=missing)
             formats.write(outputs.report, written, force=outputs.force)
             click.echo(f"{outputs.report}: {outputs.report.stat().st_size / 1e6:.1f} MB", err=True)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfswa.runtime.errors import BackendUnavailable, GateError, UsageError
+from tfswa.runtime.failures import Failure
 from tfswa.runtime.gates import Gates
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.candidates import Candidate
@@ -54,6 +55,8 @@ class Verdict:
         judged: certificates, each with what does not reach its gate.
         gates: by which.
         missing: reasons why others were not measured, by name.
+        failures: songs, and candidates that were named, that are in no figures.
+        items: how many songs and candidates there were.
         evidence: where the certificates are kept; None where nothing was measured.
     """
 
@@ -61,6 +64,8 @@ class Verdict:
     judged: Sequence[tuple[Certificate, Sequence[Breach]]]
     gates: Gates
     missing: dict[str, str] = field(default_factory=dict)
+    failures: Sequence[Failure] = ()
+    items: int = 0
     evidence: Path | None = None
 
     def check(self) -> None:
@@ -101,6 +106,7 @@ class Verdict:
             "evidence": place,
             "certificates": rows,
             "missing": dict(self.missing),
+            "errors": [failure.to_dict() for failure in self.failures],
         }
 
 
@@ -113,6 +119,8 @@ def measure_and_judge(
 ) -> Verdict:
     """Measure a model's artifacts, keep the certificates in its bundle, and judge them.
 
+    A song that cannot be loaded and a candidate that fails cost the others nothing: they are in ``failures``.
+
     Args:
         model: a bundle's model.
         task: what is measured.
@@ -121,10 +129,12 @@ def measure_and_judge(
 
     Raises:
         UsageError: an exported file, or a candidate that was named has no gate.
-        BackendUnavailable: a candidate that was named is missing here, or all are.
+        BackendUnavailable: all candidates are missing here.
+        AudioError: no song can be loaded and holds sound.
     """
     candidates, missing = _with_gates(task)
-    corpus = [*songs(task.audio, model.spec), *([] if task.quick else adversaries(model.spec))]
+    heard, failures = songs(task.audio, model.spec), list[Failure]()
+    corpus = [*heard, *([] if task.quick else adversaries(model.spec))]
     certificates = certify(
         model,
         corpus,
@@ -132,15 +142,21 @@ def measure_and_judge(
         reference=task.reference,
         axes=not task.quick,
         missing=None if task.named else missing,
+        failures=failures,
         report=report,
         listener=None if showcase is None else showcase.listen,
         resume=True,
     )
     if not certificates:
-        reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
+        if len(failures) == 1 and not missing:
+            raise failures[0].error
+        reasons = "; ".join(
+            [*(f"{name}: {why}" for name, why in missing.items()), *(one.told for one in failures)]
+        )
         raise BackendUnavailable(f"no backend can run {model.name}: {reasons}")
     judged = [(found, judge(found, task.gates)) for found in certificates]
-    return Verdict(model, judged, task.gates, missing, store(model, certificates))
+    items = len(heard) + len(candidates)
+    return Verdict(model, judged, task.gates, missing, failures, items, store(model, certificates))
 
 
 def judge_held(model: Model, task: Measurement) -> Verdict:

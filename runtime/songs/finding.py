@@ -85,7 +85,7 @@ def find_songs(root: Path, split: str | None = None, *, names: Collection[str] =
     _refuse_split(root, split, there)
     usual = {*STEM_FILE_STREAMS, REST, *names}
     places = [(root / name, name) for name in there if split in (None, name)] or [(root, "")]
-    songs = []
+    songs: list[SongFiles] = []
     for folder, name in places:
         songs += _once(sorted(_songs_in(folder, name, usual), key=lambda song: song.name), folder)
     if not songs:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from tfswa.runtime.errors import UsageError
 from tfswa.runtime.escape import markdown_text, shown
+from tfswa.runtime.failures import Failure
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.gates import Gates
 from tfswa.runtime.parity.certificate import Certificate, QualityFigures, SignalFigures
@@ -59,8 +60,11 @@ def markdown(model: str, judged: Judged, gates: Gates) -> str:
     return "\n".join(lines) + "\n"
 
 
-def junit(model: str, judged: Judged) -> str:
-    """JUnit XML: a suite for each artifact, a case for each stem of each item, and one for each axis."""
+def junit(model: str, judged: Judged, failures: Sequence[Failure] = ()) -> str:
+    """JUnit XML: a suite for each artifact, a case for each stem of each item, and one for each axis.
+
+    What could not be measured, a song or an artifact, is a case with an error in a suite of its own.
+    """
     suites = ElementTree.Element("testsuites", name=f"tfx parity {model}")
     for certificate, breaches in judged:
         cases: dict[str, list[Breach]] = {}
@@ -71,15 +75,21 @@ def junit(model: str, judged: Judged) -> str:
         for breach in breaches:
             name = f"{breach.item}: {breach.stem}" if breach.stem else breach.item
             cases.setdefault(name, []).append(breach)
-        failures = sum(bool(found) for found in cases.values())
+        failed = sum(bool(found) for found in cases.values())
         suite = ElementTree.SubElement(
-            suites, "testsuite", name=certificate.name, tests=str(len(cases)), failures=str(failures)
+            suites, "testsuite", name=certificate.name, tests=str(len(cases)), failures=str(failed)
         )
         for name, found in cases.items():
             case = ElementTree.SubElement(suite, "testcase", classname=certificate.name, name=name)
             if found:
                 message = "; ".join(map(str, found))
                 ElementTree.SubElement(case, "failure", message=message).text = message
+    if failures:
+        count = str(len(failures))
+        suite = ElementTree.SubElement(suites, "testsuite", name="not measured", tests=count, errors=count)
+    for failure in failures:
+        case = ElementTree.SubElement(suite, "testcase", classname="not measured", name=failure.item)
+        ElementTree.SubElement(case, "error", message=failure.told).text = failure.told
     for element in suites.iter():  # XML has no control characters, and no surrogates
         element.attrib = {name: shown(value) for name, value in element.attrib.items()}
         element.text = None if element.text is None else shown(element.text)

@@ -746,6 +746,32 @@ class TestParity:
         assert f"# Parity of {made.path}" in Path("m.md").read_text().replace("\\", "")
         assert Bundle.open(made.path).files["parity.json"].kind == "evidence"
 
+    def test_a_bad_song_and_a_backend_that_cannot_run_cost_the_others_nothing(
+        self, tfx: Tfx, bundle: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("torch", reason="torch is not installed: the reference needs it")
+        from tfswa.train.backend import new_bundle
+
+        hyper: dict[str, Any] = {"dims": [8, 16], "depths": [1, 1], "decoder_depths": [1], "heads": [1, 2]}
+        hyper |= {"window": 4, "fold": 4}
+        spec = Bundle.open(bundle).spec
+        made = new_bundle("tfswa_lite", tmp_path / "net.tfx", hyper=hyper, stft=spec.stft, chunk=spec.chunk)
+        write("songs/a.wav")
+        Path("songs/broken.wav").write_text("no audio")
+        measuring = ("parity", made.path, "--audio", "songs", "--quick", "--junit", "out.xml", "--force")
+        done = tfx(*measuring, "--backend", "torch", "--json")
+        assert (done.code, done.lines[-1]) == (1, "tfx: 1 of 3 songs and backends failed")
+        found = json.loads(done.out)
+        assert [list(one["corpus"]) for one in found["certificates"]] == [["a.wav"]]
+        assert [error["input"] for error in found["errors"]] == ["broken.wav"]
+        assert f"tfx: {found['errors'][0]['error']}" in done.lines
+        assert "<error " in Path("out.xml").read_text()
+        Path("songs/broken.wav").unlink()
+        done = tfx(*measuring, "--backend", "torch", "--backend", "ort")
+        assert (done.code, done.lines[-1]) == (4, "tfx: 1 of 3 songs and backends failed")
+        assert "torch fp32 on cpu against " in done.out
+        assert any(line.startswith("tfx: ort fp32: ") for line in done.lines)
+
     def test_missing_and_silent_audio(self, tfx: Tfx, bundle: Path) -> None:
         write("silent.wav", 0)
         for name, words in (("none.wav", "cannot be opened"), ("silent.wav", "holds no sound")):

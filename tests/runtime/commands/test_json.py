@@ -146,7 +146,7 @@ def test_separate_of_one_bad_file_prints_its_object_too(ask: Ask, bundle: Bundle
 
 def test_parity_and_the_evidence_it_stores(ask: Ask, bundle: Bundle) -> None:
     printed = ask("parity", bundle.path, "--backend", "torch", "--reference", "float64")
-    check(printed, "tfx parity", may_be_empty=("missing", "certificates[].breaches[]"))
+    check(printed, "tfx parity", may_be_empty=("missing", "certificates[].breaches[]", "errors[]"))
     (run,) = json.loads(Path(printed["evidence"]).read_text())["certificates"]
     (shown,) = printed["certificates"]
     assert {key: shown[key] for key in run} == run

@@ -49,6 +49,23 @@ def measure(
     return run
 
 
+@pytest.fixture
+def measured(
+    model: BundleModel, monkeypatch: pytest.MonkeyPatch, register: Callable[..., None]
+) -> Callable[..., Any]:
+    """``measured(corpus, sessions)``: certificates, and what failed."""
+    register(reference_module, "itself", Itself)
+
+    def run(corpus: list[Item], sessions: list[Fixed], **options: Any) -> tuple[list[Certificate], Any]:
+        by_name = {session.name: session for session in sessions}
+        monkeypatch.setattr(separator, "open_session", lambda name, *_: by_name[name])
+        options = {"failures": [], **options}
+        runs = [Candidate(name) for name in by_name]
+        return certify(model, corpus, runs, reference="itself", axes=False, **options), options["failures"]
+
+    return run
+
+
 def breaches(certificate: Certificate) -> list[Any]:
     return judge(certificate, default_gates())
 
@@ -113,6 +130,44 @@ class TestTheRealReference:
         assert full > 100 > 60 > low
         with pytest.raises(BackendUnavailable, match="holds no onnx artifact"):
             certify(network, [Item.of(synthetic_song(network.spec, 0.5))], runs)
+
+
+class TestWhatFails:
+    """A song or an artifact that fails costs the others nothing."""
+
+    @staticmethod
+    def bad(name: str = "bad") -> Item:
+        def load() -> Song:
+            raise AudioError(f"{name} cannot be decoded: use another")
+
+        return Item(name, "real", load)
+
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_a_song_that_cannot_be_loaded_is_in_no_figures(
+        self, measured: Callable[..., Any], song: Song, place: int
+    ) -> None:
+        corpus = [Item.of(song), Item.of(dataclasses.replace(song, name="other"))]
+        corpus.insert(place, self.bad())
+        (found,), failures = measured(corpus, [Fixed()])
+        assert list(found.corpus) == [song.name, "other"]
+        assert [failure.told for failure in failures] == ["bad cannot be decoded: use another"]
+        assert breaches(found) == []
+        with pytest.raises(AudioError, match="bad cannot be decoded"):
+            measured(corpus, [Fixed()], failures=None)
+
+    def test_of_bad_songs_alone_there_is_no_certificate(self, measured: Callable[..., Any]) -> None:
+        with pytest.raises(AudioError, match=r"^bad cannot be decoded: use another \(and 1 more\)$"):
+            measured([self.bad(), self.bad("worse")], [Fixed()])
+
+    def test_an_artifact_that_fails_on_the_way(self, measured: Callable[..., Any], song: Song) -> None:
+        def full(out: Planes) -> Planes:
+            raise MemoryError
+
+        (found,), failures = measured([Item.of(song)], [Fixed(full, "weak"), Fixed()])
+        assert found.backend == "fixed"
+        assert [(failure.item, failure.told) for failure in failures] == [
+            ("weak fp32", "weak fp32: out of memory: use a smaller --batch, or close other programs")
+        ]
 
 
 class TestFigures:
