@@ -18,7 +18,10 @@ from tfswa.runtime.documents import from_json
 from tfswa.runtime.errors import BundleError
 from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE, STEMS
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
+WINDOWS = ("hann", "none")
+PADDINGS = ("zero", "reflect")
+LEAST_SUM = 0.01  # of squared windows; dividing by less lifts rounding and what a network adds by more than 40 dB
 
 
 def _positive(spec: object, *names: str, kinds: tuple[type, ...] = (int,)) -> None:
@@ -26,6 +29,17 @@ def _positive(spec: object, *names: str, kinds: tuple[type, ...] = (int,)) -> No
         value: float = getattr(spec, name)
         if not isinstance(value, kinds) or not 0 < value < math.inf:
             raise BundleError(f"{name} {value!r} must be {kinds[0].__name__}, above 0")
+
+
+def _integers(spec: object, *names: str) -> None:
+    for name in names:
+        if type(getattr(spec, name)) is not int:
+            raise BundleError(f"{name} {getattr(spec, name)!r} must be an integer")
+
+
+def _one_of(spec: object, name: str, known: tuple[str, ...]) -> None:
+    if getattr(spec, name) not in known:
+        raise BundleError(f"{name} {getattr(spec, name)!r} is not {' or '.join(known)}")
 
 
 def _at_most(name: str, value: int, limit: int) -> None:
@@ -37,48 +51,102 @@ def _at_most(name: str, value: int, limit: int) -> None:
 class StftSpec:
     """How the host turns samples into frames and back.
 
-    Frame t covers samples ``[t*hop - n_fft/2, t*hop + n_fft/2)``; what lies outside the signal is zero::
+    Frame t is centered on sample ``offset + t*hop`` and n_fft samples long::
 
-              0        hop      2*hop              samples
-        ......|---------|---------|------- ...
+           offset  offset+hop                        samples
+        0....|.........|.........|.........|......
         [--- frame 0 ---]
-                  [--- frame 1 ---]                each n_fft long, centered on t*hop
+                  [--- frame 1 ---]
 
-    The window is the periodic Hann window, at analysis and at synthesis; the overlap-add is divided by
-    the sum of squared windows, so the round trip is exact.
+    The window is used at analysis and at synthesis; the overlap-add is divided by the sum of squared windows,
+    so the round trip is exact.
 
     Attributes:
         n_fft: window length in samples, even.
-        hop: distance of frames in samples; n_fft must be a multiple of it, at least 2 * hop.
+        hop: distance of frames in samples, 1 to n_fft.
         sample_rate: in Hz.
         scale: spectra are multiplied by it. The default, 1/32, keeps a full-scale sine at 32 for
-            n_fft 4096, so that squares stay far below the largest float16, 65504.
+            n_fft 4096, so that squares stay far below the largest float16, 65504. ``normalized`` transforms
+            of other toolkits have 1 / sqrt(n_fft).
+        window: ``hann``, periodic, or ``none``.
+        padding: what lies outside the signal: ``zero``, or ``reflect``, the signal mirrored at its first and
+            last sample; a signal shorter than that is mirrored again and again.
+        offset: center of frame 0, at most hop / 2.
+        seen: first and number of the bins that the network sees; None: all but the Nyquist bin.
+        zero_below: of the bins that the network gives, those below this one are zero.
     """
 
     n_fft: int = 4096
     hop: int = 1024
     sample_rate: int = 44_100
     scale: float = 1.0 / 32.0
+    window: str = "hann"
+    padding: str = "zero"
+    offset: int = 0
+    seen: tuple[int, int] | None = None
+    zero_below: int = 0
 
     def __post_init__(self) -> None:
         _positive(self, "n_fft", "hop", "sample_rate")
         _positive(self, "scale", kinds=(float, int))
         _at_most("n_fft", self.n_fft, N_FFT)
         _at_most("sample_rate", self.sample_rate, SAMPLE_RATE)
-        if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
+        _one_of(self, "window", WINDOWS)
+        _one_of(self, "padding", PADDINGS)
+        _integers(self, "offset", "zero_below")
+        if self.n_fft % 2 or self.hop > self.n_fft:
+            raise BundleError(f"n_fft {self.n_fft} and hop {self.hop}: n_fft must be even, hop at most n_fft")
+        if not 0 <= 2 * self.offset <= self.hop:
+            raise BundleError(f"offset {self.offset} of the first frame must be 0 to half of hop {self.hop}")
+        if self.least_sum < LEAST_SUM:
             raise BundleError(
-                f"n_fft {self.n_fft} does not suit hop {self.hop}: "
-                "n_fft must be even and a multiple of hop, at least twice as long"
+                f"hop {self.hop} of n_fft {self.n_fft}: the sum of squared windows falls to "
+                f"{self.least_sum:.2g}, below {LEAST_SUM}, too small to divide by: lower hop"
+            )
+        self._check_bins()
+
+    def _check_bins(self) -> None:
+        if self.seen is not None:
+            pair = tuple(self.seen) if isinstance(self.seen, list | tuple) else ()
+            if len(pair) != 2 or not all(type(number) is int for number in pair):
+                raise BundleError(f"seen {self.seen!r} must be two integers, the first bin and their number")
+            object.__setattr__(self, "seen", pair)
+        first, count = self.first_bin, self.bins
+        if first < 0 or count < 1 or first + count > self.all_bins:
+            raise BundleError(
+                f"seen bins {first} to {first + count - 1} are not among the {self.all_bins} of n_fft {self.n_fft}"
+            )
+        if not 0 <= self.zero_below < first + count:
+            raise BundleError(
+                f"zero_below {self.zero_below} must be 0 to {first + count - 1}, the last bin that is seen"
             )
 
     @property
+    def first_bin(self) -> int:
+        """The first bin that the network sees."""
+        return 0 if self.seen is None else self.seen[0]
+
+    @property
     def bins(self) -> int:
-        """F, the bins a network sees; the host also has the Nyquist bin, F + 1 in all."""
-        return self.n_fft // 2
+        """F, the number of bins that the network sees."""
+        return self.n_fft // 2 if self.seen is None else self.seen[1]
+
+    @property
+    def all_bins(self) -> int:
+        """K, the bins that the host has, n_fft / 2 + 1."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def least_sum(self) -> float:
+        """The least sum of squared windows within a signal: between two frames, or before the first one."""
+        if self.window == "none":
+            return 1.0
+        between = 2.0 * math.cos(math.pi * self.hop / (2 * self.n_fft)) ** 4
+        return min(between, math.cos(math.pi * self.offset / self.n_fft) ** 4)
 
     def frames(self, samples: int) -> int:
-        """Frames that cover a signal so that its samples come back exactly; 0 for an empty one."""
-        return 0 if samples == 0 else 1 + math.ceil(samples / self.hop)
+        """T, frames that cover a signal so that its samples come back exactly; 0 for an empty one."""
+        return 0 if samples == 0 else 1 + math.ceil(max(0, samples - 2 * self.offset) / self.hop)
 
 
 @dataclass(frozen=True)

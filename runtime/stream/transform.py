@@ -25,10 +25,10 @@ _BLOCK_SAMPLES = 1 << 18
 class Stft:
     """The transform of a ``StftSpec``, in float32.
 
-    Frames are centered on multiples of the hop, and what lies outside the signal is zero. A signal of N
-    samples has T = ``spec.frames(N)`` frames. With n_fft = 4 * hop and N a little above 3 * hop, T = 5::
+    A signal of N samples has T = ``spec.frames(N)`` frames; what lies outside it is zero, or the signal mirrored.
+    With n_fft = 4 * hop and N a little above 3 * hop, T = 5::
 
-        zeros          |<------- signal, N ------->| zeros
+        outside        |<------- signal, N ------->| outside
         ...............|-------|-------|-------|---+...|...............    one tick a hop
         [----------- frame 0 ----------]
                 [----------- frame 1 ----------]
@@ -36,8 +36,8 @@ class Stft:
                                         [----------- frame 4 ----------]
         |<-- n_fft/2 ->|                               |<-- n_fft/2 ->|
 
-    Every sample of the signal lies at or between two frame centers, where the sum of squared windows is
-    at least 1/2; dividing the overlap-add by that sum is therefore well conditioned up to both ends.
+    The overlap-add is divided by the sum of squared windows, which a ``StftSpec`` keeps from being too small
+    anywhere within the signal.
 
     Results do not depend on how signals are grouped: each row of ``[..., N]`` and each frame is
     transformed by the same operations in the same order, whatever else is in the call and however many
@@ -45,7 +45,7 @@ class Stft:
     which the tests assert for the installed SciPy.
 
     Args:
-        spec: lengths, scaling.
+        spec: lengths, window, padding, scaling.
         workers: threads per transform. 1 suits a pipeline that is already busy elsewhere.
 
     Attributes:
@@ -57,10 +57,11 @@ class Stft:
         self.spec = spec
         self.block_frames = max(1, _BLOCK_SAMPLES // spec.n_fft)
         self.workers = workers
-        window = _hann(spec.n_fft)
+        window = window_of(spec)
         # Scaling rides on the windows: no pass of its own.
         self._analysis = (window * spec.scale).astype(np.float32)
         self._synthesis = (window / spec.scale).astype(np.float32)
+        self._before = spec.n_fft // 2 - spec.offset  # samples before the signal that frame 0 covers
 
     @property
     def place(self) -> str:
@@ -74,16 +75,21 @@ class Stft:
             signal: ``[..., N]`` samples, N >= 0; computed in float32 whatever the type. Not modified.
 
         Returns:
-            complex64 ``[..., T, F + 1]``, Nyquist bin included, multiplied by ``spec.scale``; new memory.
+            complex64 ``[..., T, K]``, all K = n_fft / 2 + 1 bins, multiplied by ``spec.scale``; new memory.
         """
         n_fft, hop = self.spec.n_fft, self.spec.hop
         lead, samples = signal.shape[:-1], signal.shape[-1]
         frames = self.spec.frames(samples)
-        spectrum = np.empty((*lead, frames, self.spec.bins + 1), np.complex64)
+        spectrum = np.empty((*lead, frames, self.spec.all_bins), np.complex64)
         if spectrum.size == 0:
             return spectrum
-        padded = np.zeros((*lead, (frames - 1) * hop + n_fft), np.float32)
-        padded[..., n_fft // 2 : n_fft // 2 + samples] = signal
+        length = (frames - 1) * hop + n_fft
+        if self.spec.padding == "reflect":
+            width = (self._before, length - self._before - samples)
+            padded = np.pad(signal.astype(np.float32, copy=False), [(0, 0)] * len(lead) + [width], "reflect")
+        else:
+            padded = np.zeros((*lead, length), np.float32)
+            padded[..., self._before : self._before + samples] = signal
         self._forward(padded, spectrum)
         return spectrum
 
@@ -95,35 +101,34 @@ class Stft:
         IEEE TASSP 32(2), 1984, equation 6.
 
         Args:
-            spectrum: complex64 ``[..., T, F + 1]``, scaled as ``forward`` does. Not modified.
+            spectrum: complex64 ``[..., T, K]``, scaled as ``forward`` does. Not modified.
             samples: N, the length wanted; T must be ``spec.frames(N)``.
 
         Returns:
             float32 ``[..., N]``, new memory.
 
         Raises:
-            TfxError: T or F + 1 do not suit the specification.
+            TfxError: T or K do not suit the specification.
         """
-        n_fft, hop = self.spec.n_fft, self.spec.hop
-        expected = (self.spec.frames(samples), self.spec.bins + 1)
+        hop = self.spec.hop
+        expected = (self.spec.frames(samples), self.spec.all_bins)
         if spectrum.shape[-2:] != expected:
             raise TfxError(
-                f"a spectrum of [T, F + 1] = {list(spectrum.shape[-2:])} is not the {list(expected)} that "
+                f"a spectrum of [T, K] = {list(spectrum.shape[-2:])} is not the {list(expected)} that "
                 f"{samples} samples have: pass the length that the spectrum was made from"
             )
         lead, frames = spectrum.shape[:-2], expected[0]
         if spectrum.size == 0:
             return np.zeros((*lead, samples), np.float32)
-        overlap = n_fft // hop
-        # Frame t adds its part j, of one hop, to row t + j.
-        rows = np.zeros((*lead, frames - 1 + overlap, hop), np.float32)
+        # Frame t adds its part j, of one hop, to row t + j; the last part is shorter where hop does not divide n_fft.
+        rows = np.zeros((*lead, frames - 1 + _parts(self.spec), hop), np.float32)
         self._inverse(spectrum, rows)
-        inside = slice(n_fft // 2, n_fft // 2 + samples)
-        signal: NDArray[np.float32] = rows.reshape(*lead, -1)[..., inside] * _gain(n_fft, hop, frames)[inside]
+        inside = slice(self._before, self._before + samples)
+        signal: NDArray[np.float32] = rows.reshape(*lead, -1)[..., inside] * _gain(self.spec, frames)[inside]
         return signal
 
     def _forward(self, padded: NDArray[np.float32], spectrum: NDArray[np.complex64]) -> None:
-        """Fill in spectra ``[..., T, F + 1]`` of a signal ``[..., (T - 1) * hop + n_fft]``."""
+        """Fill in spectra ``[..., T, K]`` of a signal ``[..., (T - 1) * hop + n_fft]``."""
         windows = sliding_window_view(padded, self.spec.n_fft, axis=-1)  # [..., samples, n_fft], a view
         windows = windows[..., :: self.spec.hop, :]  # [..., T, n_fft]
         for index in np.ndindex(spectrum.shape[:-2]):
@@ -133,63 +138,68 @@ class Stft:
                 )
 
     def _inverse(self, spectrum: NDArray[np.complex64], rows: NDArray[np.float32]) -> None:
-        """Overlap-add spectra ``[..., T, F + 1]`` into zeros ``[..., T - 1 + n_fft / hop, hop]``."""
-        overlap, hop = self.spec.n_fft // self.spec.hop, self.spec.hop
+        """Overlap-add spectra ``[..., T, K]`` into zeros ``[..., T - 1 + ceil(n_fft / hop), hop]``."""
+        hop = self.spec.hop
         for index in np.ndindex(spectrum.shape[:-2]):
             for block in self._blocks(spectrum.shape[-2]):
                 pieces = scipy.fft.irfft(spectrum[index][block], self.spec.n_fft, workers=self.workers)
                 pieces *= self._synthesis
-                pieces = pieces.reshape(-1, overlap, hop)  # [t, n_fft] -> [t, j, hop]
-                for j in range(overlap):
-                    rows[index][block.start + j : block.stop + j] += pieces[:, j]
+                for j in range(_parts(self.spec)):
+                    part = pieces[:, j * hop : (j + 1) * hop]
+                    rows[index][block.start + j : block.stop + j, : part.shape[1]] += part
 
     def _blocks(self, frames: int) -> Iterator[slice]:
         for start in range(0, frames, self.block_frames):
             yield slice(start, min(start + self.block_frames, frames))
 
 
-def pack(spectrum: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Lay spectra out as a network wants them; the Nyquist bin is left behind.
+def pack(spectrum: NDArray[np.complex64], spec: StftSpec) -> NDArray[np.float32]:
+    """Lay spectra out as a network wants them; bins that it does not see are left behind.
 
     Args:
-        spectrum: complex64 ``[..., C, T, F + 1]``.
+        spectrum: complex64 ``[..., C, T, K]``.
+        spec: says which F bins the network sees.
 
     Returns:
         float32 ``[..., 2*C, T, F]``, planes re(0), im(0), re(1), im(1), ...; new memory.
     """
-    *lead, channels, frames, bins = spectrum.shape
-    planes = np.empty((*lead, channels, 2, frames, bins - 1), np.float32)
-    planes[..., 0, :, :] = spectrum.real[..., :-1]
-    planes[..., 1, :, :] = spectrum.imag[..., :-1]
-    return planes.reshape(*lead, 2 * channels, frames, bins - 1)  # [..., C, 2, T, F] -> [..., 2*C, T, F]
+    *lead, channels, frames, _ = spectrum.shape
+    seen = spectrum[..., spec.first_bin : spec.first_bin + spec.bins]
+    planes = np.empty((*lead, channels, 2, frames, spec.bins), np.float32)
+    planes[..., 0, :, :] = seen.real
+    planes[..., 1, :, :] = seen.imag
+    return planes.reshape(*lead, 2 * channels, frames, spec.bins)  # [..., C, 2, T, F] -> [..., 2*C, T, F]
 
 
-def unpack(planes: NDArray[np.float32], nyquist: NDArray[np.complex64]) -> NDArray[np.complex64]:
-    """Undo ``pack``.
+def unpack(planes: NDArray[np.float32], spectrum: NDArray[np.complex64], spec: StftSpec) -> None:
+    """Undo ``pack``: fill in the bins that the network sees.
 
     Args:
         planes: float32 or float16 ``[..., 2*C, T, F]``.
-        nyquist: complex64 ``[..., C, T]``, the bin that ``pack`` left behind (or zeros).
-
-    Returns:
-        complex64 ``[..., C, T, F + 1]``, new memory.
+        spectrum: complex64 ``[..., C, T, K]``; its other bins are left alone, but for those below ``zero_below``.
+        spec: says which F bins the network sees.
 
     Raises:
         TfxError: the two shapes do not belong together.
     """
     *lead, doubled, frames, bins = planes.shape
     channels = doubled // 2
-    if doubled % 2 or nyquist.shape != (*lead, channels, frames):
+    expected = (*lead, channels, frames, spec.all_bins)
+    if doubled % 2 or bins != spec.bins or spectrum.shape != expected:
         raise TfxError(
-            f"planes {list(planes.shape)} and Nyquist bins {list(nyquist.shape)} do not belong together: "
-            "they must be [..., 2*C, T, F] and [..., C, T]"
+            f"planes {list(planes.shape)} and spectra {list(spectrum.shape)} do not belong together: "
+            f"they must be [..., 2*C, T, {spec.bins}] and [..., C, T, {spec.all_bins}]"
         )
     pairs = planes.reshape(*lead, channels, 2, frames, bins)  # [..., 2*C, T, F] -> [..., C, 2, T, F]
-    spectrum = np.empty((*lead, channels, frames, bins + 1), np.complex64)
-    spectrum.real[..., :-1] = pairs[..., 0, :, :]
-    spectrum.imag[..., :-1] = pairs[..., 1, :, :]
-    spectrum[..., -1] = nyquist
-    return spectrum
+    seen = slice(spec.first_bin, spec.first_bin + bins)
+    spectrum.real[..., seen] = pairs[..., 0, :, :]
+    spectrum.imag[..., seen] = pairs[..., 1, :, :]
+    spectrum[..., spec.first_bin : max(spec.first_bin, spec.zero_below)] = 0.0
+
+
+def window_of(spec: StftSpec) -> NDArray[np.float64]:
+    """The window of a specification, float64 ``[n_fft]``."""
+    return _hann(spec.n_fft) if spec.window == "hann" else np.ones(spec.n_fft)
 
 
 def _hann(length: int) -> NDArray[np.float64]:
@@ -198,16 +208,21 @@ def _hann(length: int) -> NDArray[np.float64]:
     return window
 
 
-@lru_cache(maxsize=4)  # a stream asks for one length again and again; four songs' worth is bounded
-def _gain(n_fft: int, hop: int, frames: int) -> NDArray[np.float32]:
-    """1 / (sum of squared windows of ``frames`` frames), ``[(frames - 1) * hop + n_fft]``; 1 where it is 0.
+def _parts(spec: StftSpec) -> int:
+    """Hops that a frame reaches over."""
+    return -(-spec.n_fft // spec.hop)
 
-    It is 0 on the first sample only, which lies outside the signal.
+
+@lru_cache(maxsize=4)  # a stream asks for one length again and again; four songs' worth is bounded
+def _gain(spec: StftSpec, frames: int) -> NDArray[np.float32]:
+    """1 / (sum of squared windows of ``frames`` frames), ``[(frames - 1 + parts) * hop]``; 1 where it is 0.
+
+    It is 0 outside the signal only.
     """
-    overlap = n_fft // hop
-    squares = (_hann(n_fft) ** 2).reshape(overlap, hop)
-    rows = np.zeros((frames - 1 + overlap, hop))
-    for j in range(overlap):
-        rows[j : j + frames] += squares[j]
+    squares = np.zeros(_parts(spec) * spec.hop)
+    squares[: spec.n_fft] = window_of(spec) ** 2
+    rows = np.zeros((frames - 1 + _parts(spec), spec.hop))
+    for j, part in enumerate(squares.reshape(-1, spec.hop)):
+        rows[j : j + frames] += part
     total = rows.reshape(-1)
     return (1.0 / np.where(total == 0.0, 1.0, total)).astype(np.float32)

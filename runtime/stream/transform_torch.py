@@ -65,12 +65,12 @@ class TorchStft(Stft):
             spectrum[...] = found.cpu().numpy()
 
     def _inverse(self, spectrum: NDArray[np.complex64], rows: NDArray[np.float32]) -> None:
-        overlap, frames = self.spec.n_fft // self.spec.hop, spectrum.shape[-2]
+        hop, frames = self.spec.hop, spectrum.shape[-2]
         with self._torch.inference_mode():
             pieces = self._torch.from_numpy(np.ascontiguousarray(spectrum)).to(self._device)
             pieces = self._torch.fft.irfft(pieces, self.spec.n_fft) * self._windows["synthesis"]
-            pieces = pieces.reshape(*pieces.shape[:-1], overlap, self.spec.hop)
             total = self._torch.zeros(rows.shape, device=self._device)
-            for j in range(overlap):
-                total[..., j : j + frames, :] += pieces[..., j, :]
+            for j in range(-(-self.spec.n_fft // hop)):
+                part = pieces[..., j * hop : (j + 1) * hop]
+                total[..., j : j + frames, : part.shape[-1]] += part
             rows[...] = total.cpu().numpy()
