@@ -33,7 +33,7 @@ from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.machine import cores, cpu_name, user_cache
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import Model, open_model
-from tfswa.runtime.stream.transform import Stft, pack
+from tfswa.runtime.stream.transform import Stft
 
 SCHEMA = 1
 LOSSES = 2  # version of what the cache holds of a plan
@@ -184,7 +184,7 @@ class Calibration:
         for number, chunk in enumerate(self.corpus.calibration()):
             if number >= collector.chunks:
                 self._step("ranges", number, len(self.corpus))
-                collector.add(pack(stft.forward(chunk.mixture[None])))
+                collector.add(stft.planes(chunk.mixture[None]))
                 if collector.chunks % SAVE_EVERY == 0 or collector.chunks == len(self.corpus):
                     collector.save(place)
         self._step("ranges", len(self.corpus), len(self.corpus))
@@ -299,7 +299,7 @@ def _compared_on(corpus: Corpus, model: Model) -> Compared:
     chunks = [chunk.mixture for chunk in heapq.nlargest(2, corpus.held_out(), key=sounds)]
     if len(chunks) == 1:
         chunks.append(chunks[0][:, ::-1])
-    return pack(Stft(model.spec.stft).forward(np.stack(chunks))), "held-out chunks"
+    return Stft(model.spec.stft).planes(np.stack(chunks)), "held-out chunks"
 
 
 def _with(simulator: Simulator, precision: Mapping[str, str]) -> Callable[[Any], Any]:

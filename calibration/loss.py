@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.files.partial import new_temporary
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.stream.transform import Stft, pack
+from tfswa.runtime.stream.transform import Stft
 
 if TYPE_CHECKING:
     from tfswa.calibration.corpus import Chunk
@@ -144,7 +144,7 @@ class HeldOut:
         return self._folder / f"{number}.npy"
 
     def _planes(self, audio: NDArray[np.float32]) -> Planes:
-        return pack(self._stft.forward(audio[None]))
+        return self._stft.planes(audio[None])
 
 
 def _energies(stems: Planes) -> Energies:

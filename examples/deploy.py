@@ -34,7 +34,7 @@ def separate_chunk(piece):  # [C, length] -> [S, C, length]
     out = out.reshape(len(stems), -1, 2, *bins.shape[1:])  # [S, 2*C, T, F] -> [S, C, 2, T, F]
     full = np.zeros((len(stems), *spectrum.shape), complex)
     full[..., :-1] = out[:, :, 0] + 1j * out[:, :, 1]
-    full[stems.index(spec["nyquist_stem"]), ..., -1] = spectrum[..., -1]
+    full[stems.index(spec["unseen_stem"]), ..., -1] = spectrum[..., -1]
     pieces = np.fft.irfft(full, n_fft) * window / stft["scale"]
     total, weight = np.zeros((*pieces.shape[:2], padded.shape[1])), np.zeros(padded.shape[1])
     for t in range(pieces.shape[2]):

@@ -27,7 +27,7 @@ from tfswa.runtime.model.opening import FileModel
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.corpus import adversarial_chunks
 from tfswa.runtime.songs.synthetic import synthetic_song
-from tfswa.runtime.stream.transform import Stft, pack
+from tfswa.runtime.stream.transform import Stft
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -55,7 +55,7 @@ def check_planes(spec: ModelSpec, audio: Path | None = None) -> NDArray[np.float
         chunks = np.split(song.mixture[:, :samples], ITEMS, axis=-1)
     else:
         chunks = _loud_chunks(spec, audio)
-    return pack(Stft(spec.stft).forward(np.stack(chunks)))
+    return Stft(spec.stft).planes(np.stack(chunks))
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Rounding:
 def adversarial_planes(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
     """Signals that break low precision, one chunk each ``[1, 2*C, T, F]``, by name."""
     transform = Stft(spec.stft)
-    return {name: pack(transform.forward(chunk[np.newaxis])) for name, chunk in adversarial_chunks(spec)}
+    return {name: transform.planes(chunk[np.newaxis]) for name, chunk in adversarial_chunks(spec)}
 
 
 def _loud_chunks(spec: ModelSpec, audio: Path) -> list[NDArray[np.float32]]:

@@ -153,15 +153,16 @@ def separate_whole(
         Stems ``[S, C, N]`` float64.
     """
     stft = DifferentiableStft(spec.stft, device, mixture.dtype)
-    chunk, context, fade = spec.chunk_samples, spec.context_samples, spec.fade_samples
-    kept = chunk - 2 * context
+    chunk, fade = spec.chunk_samples, spec.fade_samples
+    context, after = spec.context_samples, spec.context_after_samples
+    kept = chunk - context - after
     step = kept - fade
     samples = mixture.shape[1]
     stems = torch.zeros(len(spec.stems), spec.channels, samples, dtype=torch.float64)
     if samples == 0:
         return stems
     count = 1 + max(0, math.ceil((samples - kept) / step))
-    padded = torch.zeros(spec.channels, context + (count - 1) * step + kept + context, dtype=mixture.dtype)
+    padded = torch.zeros(spec.channels, context + (count - 1) * step + kept + after, dtype=mixture.dtype)
     padded[:, context : context + samples] = mixture
     rise = (torch.arange(fade, dtype=torch.float64) + 0.5) / max(fade, 1)
     for k in range(count):
@@ -179,12 +180,15 @@ def separate_whole(
 
 def _separate_chunk(network: nn.Module, spec: ModelSpec, stft: DifferentiableStft, piece: Tensor) -> Tensor:
     """``[C, N] -> [S, C, N]``."""
-    planes, nyquist = stft.forward(piece[None])
-    out = network(planes)[0]
-    top = torch.zeros(len(spec.stems), *nyquist.shape[1:], dtype=nyquist.dtype, device=piece.device)
-    top[spec.stems.index(spec.nyquist_stem)] = nyquist[0]
-    stems = stft.inverse(out, top, piece.shape[-1])
+    planes, spectrum = stft.forward(piece[None])
+    given = dict(zip(spec.outputs, network(planes)[0], strict=True))
+    stems = torch.zeros(len(spec.stems), *piece.shape, dtype=piece.dtype, device=piece.device)
+    for index, name in enumerate(spec.stems):
+        if name in given:
+            others = spectrum if name == spec.unseen_stem else torch.zeros_like(spectrum)
+            stems[index] = stft.inverse(given[name][None], others, piece.shape[-1])[0]
     if spec.residual_stem is not None:
         index = spec.stems.index(spec.residual_stem)
-        stems[index] = stems[index] + (piece - stems.sum(dim=0))
+        others = stems.sum(dim=0) - stems[index]
+        stems[index] = piece - spec.residual_gain * others
     return stems

@@ -81,17 +81,18 @@ class Separation:
         self.groups = [config.data.sources[stem] for stem in spec.stems]
         self.seconds = config.run.validation_seconds or math.inf
         self.stft = DifferentiableStft(spec.stft, device)
+        self.given = [spec.stems.index(stem) for stem in spec.outputs]
         self.terms = SeparationLoss(config.loss, spec.stft.sample_rate, device)
 
     def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of true stems ``[B, S, C, N]``; see ``Task``."""
-        true_planes, nyquist = self.stft.forward(signals)
+        true_planes, _ = self.stft.forward(signals)
         planes = network(true_planes.sum(dim=1))
         wave = None
         if self.terms.needs_waveform:
-            # Of music there is nothing at the Nyquist frequency that a loss would notice.
-            wave = self.stft.inverse(planes, torch.zeros_like(nyquist), signals.shape[-1])
-        return self.terms(planes, true_planes, wave, signals)
+            # Of what the network does not see there is nothing that a loss would teach it.
+            wave = self.stft.inverse(planes, None, signals.shape[-1])
+        return self.terms(planes, true_planes[:, self.given], wave, signals[:, self.given])
 
     def leave_out(self, terms: Collection[str]) -> None:
         """Let these terms be 0; see ``Task``."""

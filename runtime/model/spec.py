@@ -1,8 +1,8 @@
 """The contract: the frozen dataclasses that every stage shares, and the source of every shape.
 
 A network maps ``mixture [B, 2*C, T, F]`` to ``stems [B, S, 2*C, T, F]``. Planes are the real and the
-imaginary part per audio channel, in the order ``re(0), im(0), re(1), im(1), ...``; F = n_fft / 2 bins,
-because the host keeps the Nyquist bin to itself. STFT and iSTFT belong to the host, masks and
+imaginary part per audio channel, in the order ``re(0), im(0), re(1), im(1), ...``; of the bins the
+network sees F, by default all but the Nyquist bin. STFT and iSTFT belong to the host, masks and
 normalization to the network, so that a backend knows nothing of families.
 """
 
@@ -21,7 +21,9 @@ from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE, 
 SPEC_VERSION = 2
 WINDOWS = ("hann", "none")
 PADDINGS = ("zero", "reflect")
-LEAST_SUM = 0.01  # of squared windows; dividing by less lifts rounding and what a network adds by more than 40 dB
+LEAST_SUM = (
+    0.01  # of squared windows; dividing by less lifts rounding and what a network adds by more than 40 dB
+)
 
 
 def _positive(spec: object, *names: str, kinds: tuple[type, ...] = (int,)) -> None:
@@ -114,7 +116,8 @@ class StftSpec:
         first, count = self.first_bin, self.bins
         if first < 0 or count < 1 or first + count > self.all_bins:
             raise BundleError(
-                f"seen bins {first} to {first + count - 1} are not among the {self.all_bins} of n_fft {self.n_fft}"
+                f"seen {self.seen}, first bin and number, must be among the {self.all_bins} bins "
+                f"of n_fft {self.n_fft}"
             )
         if not 0 <= self.zero_below < first + count:
             raise BundleError(
@@ -153,25 +156,27 @@ class StftSpec:
 class ChunkSpec:
     """How a long signal is cut for a network with a fixed number of frames.
 
-    Of each chunk the outer ``context`` frames on both sides are discarded; what remains overlaps its
-    neighbor by ``fade`` frames, cross-faded linearly::
+    Of each chunk the first ``context`` and the last ``context_after`` frames are discarded; what remains
+    overlaps its neighbor by ``fade`` frames, cross-faded linearly::
 
-        chunk k    |context|<------- kept -------->|context|
-        chunk k+1                        |context|<------- kept -------->|context|
-                                                  |fade|
-        distance of chunks = frames - 1 - 2*context - fade   (in hops)
+        chunk k    |context|<------- kept -------->|after|
+        chunk k+1                      |context|<------- kept -------->|after|
+                                                |fade|
+        distance of chunks = frames - 1 - context - after - fade   (in hops)
 
     Attributes:
-        frames: T, frames per chunk, a multiple of ``multiple``. A chunk has (T - 1) * hop samples.
-        context: frames discarded at each side.
+        frames: T, frames per chunk, a multiple of ``multiple``.
+        context: frames discarded before what is kept.
         fade: frames over which neighbors are cross-faded.
         multiple: T must be divisible by it, a property of the network.
+        context_after: frames discarded after it; None: as many as before. Live use waits for them.
     """
 
     frames: int = 256
     context: int = 16
     fade: int = 8
     multiple: int = 64
+    context_after: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "frames", "multiple")
@@ -181,16 +186,23 @@ class ChunkSpec:
                 f"chunk of {self.frames} frames is not a multiple of {self.multiple}: "
                 f"use {math.ceil(self.frames / self.multiple) * self.multiple}"
             )
-        if self.context < 0 or self.fade < 0 or self.step < max(self.fade, 1):
+        _integers(self, "context", "fade", *(() if self.context_after is None else ("context_after",)))
+        if min(self.context, self.after, self.fade) < 0 or self.step < max(self.fade, 1):
+            context = self.context if self.context_after is None else f"{self.context} + {self.after}"
             raise BundleError(
-                f"context {self.context} and fade {self.fade} leave {self.step} of {self.frames} frames "
+                f"context {context} and fade {self.fade} leave {self.step} of {self.frames} frames "
                 "between chunks: lower them"
             )
 
     @property
+    def after(self) -> int:
+        """Frames discarded at the end of a chunk."""
+        return self.context if self.context_after is None else self.context_after
+
+    @property
     def step(self) -> int:
-        """Distance of chunks, in hops."""
-        return self.frames - 1 - 2 * self.context - self.fade
+        """Distance of chunks, in hops; with an ``offset`` of the transform it is that much longer twice."""
+        return self.frames - 1 - self.context - self.after - self.fade
 
 
 @dataclass(frozen=True)
@@ -204,8 +216,11 @@ class ModelSpec:
         channels: C, audio channels.
         stft: the host's transform.
         chunk: the chunking that the model was made for.
-        nyquist_stem: the stem that receives the mixture's Nyquist bin, so that stems sum to the mixture.
-        residual_stem: the stem that is replaced by mixture minus all others, or None.
+        unseen_stem: the stem that receives those bins of the mixture that the network does not see, so that
+            stems sum to the mixture; the last one by default. None: they are zero in what the network gives.
+        residual_stem: the stem that is replaced by mixture minus ``residual_gain`` times all others, or None.
+        residual_gain: see there; 1 makes the sum of stems the mixture.
+        network_stems: what the network gives, in its order; None: all stems. It may lack the residual one.
         weights_licence: license of the weights, SPDX where there is one.
         parameters: number of weights.
         gflop_per_second: billions of floating-point operations per second of audio, chunk overlap left out.
@@ -217,8 +232,10 @@ class ModelSpec:
     channels: int = 2
     stft: StftSpec = StftSpec()
     chunk: ChunkSpec = ChunkSpec()
-    nyquist_stem: str = ""
+    unseen_stem: str | None = ""
     residual_stem: str | None = None
+    residual_gain: float = 1.0
+    network_stems: tuple[str, ...] | None = None
     weights_licence: str = "unknown"
     parameters: int = 0
     gflop_per_second: float = 0.0
@@ -234,12 +251,13 @@ class ModelSpec:
             raise BundleError(f"stems {list(self.stems)} must be distinct names, at least one")
         if self.channels not in (1, 2):
             raise BundleError(f"channels {self.channels!r}: a model has 1 or 2 audio channels")
-        if not self.nyquist_stem:
-            object.__setattr__(self, "nyquist_stem", self.stems[-1])
-        for role in ("nyquist_stem", "residual_stem"):
+        if self.unseen_stem == "":
+            object.__setattr__(self, "unseen_stem", self.stems[-1])
+        for role in ("unseen_stem", "residual_stem"):
             name = getattr(self, role)
             if name is not None and name not in self.stems:
                 raise BundleError(f"{role} {name!r} is not one of the stems {list(self.stems)}")
+        self._check_network_stems()
         numbers = math.prod(self.input_shape(1)) + math.prod(self.output_shape(1))
         if 4 * numbers > CHUNK_BYTES:
             raise BundleError(
@@ -247,15 +265,40 @@ class ModelSpec:
                 f"{self.stft.bins} bins are {4 * numbers} bytes a chunk, at most {CHUNK_BYTES} are allowed"
             )
 
+    def _check_network_stems(self) -> None:
+        """What the network gives are stems, and all but the residual one."""
+        _positive(self, "residual_gain", kinds=(float, int))
+        given = self.outputs
+        if not isinstance(given, tuple) or len(set(given)) != len(given) or not set(given) <= set(self.stems):
+            raise BundleError(
+                f"network_stems {given!r} must be distinct ones of the stems {list(self.stems)}"
+            )
+        for name in self.stems:
+            if name not in given and name != self.residual_stem:
+                raise BundleError(
+                    f"stem {name!r} is neither one of network_stems {list(given)} "
+                    f"nor the residual_stem {self.residual_stem!r}"
+                )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The stems that the network gives, in its order."""
+        return self.stems if self.network_stems is None else self.network_stems
+
     @property
     def chunk_samples(self) -> int:
         """N, samples of one chunk."""
-        return (self.chunk.frames - 1) * self.stft.hop
+        return (self.chunk.frames - 1) * self.stft.hop + 2 * self.stft.offset
 
     @property
     def context_samples(self) -> int:
-        """Samples discarded at each side of a chunk."""
+        """Samples discarded at the start of a chunk."""
         return self.chunk.context * self.stft.hop
+
+    @property
+    def context_after_samples(self) -> int:
+        """Samples discarded at the end of a chunk."""
+        return self.chunk.after * self.stft.hop
 
     @property
     def fade_samples(self) -> int:
@@ -267,12 +310,13 @@ class ModelSpec:
         return (batch, 2 * self.channels, self.chunk.frames, self.stft.bins)
 
     def output_shape(self, batch: int) -> tuple[int, int, int, int, int]:
-        """[B, S, 2*C, T, F]."""
-        return (batch, len(self.stems), 2 * self.channels, self.chunk.frames, self.stft.bins)
+        """[B, S, 2*C, T, F], S the number of ``outputs``."""
+        return (batch, len(self.outputs), 2 * self.channels, self.chunk.frames, self.stft.bins)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; ``from_dict`` reads it back."""
-        return {"spec_version": SPEC_VERSION, **dataclasses.asdict(self), "stems": list(self.stems)}
+        fields = dataclasses.asdict(self)
+        return {"spec_version": SPEC_VERSION, **_as_json_reads(fields)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -285,16 +329,19 @@ class ModelSpec:
             raise BundleError(f"the model's spec is {data!r}, not a table: export the model again")
         fields = dict(data)
         version = fields.pop("spec_version", None)
-        if version != SPEC_VERSION:
+        if version == 1 and "nyquist_stem" in fields:  # the transform saw all bins but the Nyquist bin
+            fields["unseen_stem"] = fields.pop("nyquist_stem")
+        elif version not in (1, SPEC_VERSION):
             raise BundleError(
-                f"spec version {version} is not {SPEC_VERSION}, the one this tfx reads: "
+                f"spec version {version} is not 1 to {SPEC_VERSION}, what this tfx reads: "
                 "export the model again, or install the tfx that made it"
             )
         try:
             fields["stft"] = from_json(StftSpec, fields["stft"], "stft")
             fields["chunk"] = from_json(ChunkSpec, fields["chunk"], "chunk")
-            if isinstance(fields["stems"], list):
-                fields["stems"] = tuple(fields["stems"])
+            for name in ("stems", "network_stems"):
+                if isinstance(fields.get(name), list):
+                    fields[name] = tuple(fields[name])
             return from_json(cls, fields, "spec")
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())

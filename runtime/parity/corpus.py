@@ -19,7 +19,7 @@ from tfswa.runtime.songs.finding import find_songs
 from tfswa.runtime.songs.loading import Song, load, loudest_chunk
 from tfswa.runtime.songs.synthetic import difficult_signals, synthetic_song
 from tfswa.runtime.stream.overlap import ChunkPlan
-from tfswa.runtime.stream.transform import Stft, pack
+from tfswa.runtime.stream.transform import Stft
 
 Kind = Literal["real", "adversarial", "tiny"]
 SEED = 20_261
@@ -78,7 +78,7 @@ def loudest_planes(mixture: NDArray[np.float32], spec: ModelSpec) -> tuple[int, 
         AudioError: the song is silent.
     """
     start, chunk = loudest_chunk(mixture, spec)
-    return start, pack(Stft(spec.stft).forward(chunk[np.newaxis]))
+    return start, Stft(spec.stft).planes(chunk[np.newaxis])
 
 
 def adversaries(spec: ModelSpec, seed: int = SEED) -> list[Item]:
@@ -112,5 +112,5 @@ def seam_samples(spec: ModelSpec) -> tuple[int, int]:
         chunk 1            |<------ kept ------>|
                  |<-step-->|
     """
-    plan = ChunkPlan(spec.chunk_samples, spec.context_samples, spec.fade_samples)
+    plan = ChunkPlan.of(spec)
     return plan.kept, plan.step

@@ -242,7 +242,7 @@ def _song_energies(reference: Reference, spec: ModelSpec, song: Song, long_frame
             chunk, right = _finite(reference.separate_once(mixture[:, place])), whole[..., place]
             true = truth[..., place].astype(np.float64)
             parts = np.stack([right, right - chunk, true, true - right, true - chunk])  # [5, S, C, N]
-            by_hop = np.square(parts).reshape(*parts.shape[:3], frames - 1, hop)
+            by_hop = np.square(parts[..., : (frames - 1) * hop]).reshape(*parts.shape[:3], frames - 1, hop)
             yield by_hop.sum(axis=(2, 4))
 
 

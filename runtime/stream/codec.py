@@ -13,7 +13,7 @@ from tfswa.runtime.stream.transform_torch import transform_for
 
 Audio = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
-"""Of one chunk: ``[C, T, F + 1]``."""
+"""Of one chunk: ``[C, T, K]``."""
 
 
 class Codec:
@@ -39,15 +39,24 @@ class Codec:
 
     def planes(self, spectra: Sequence[Spectrum]) -> NDArray[np.float32]:
         """What the network takes: ``[B, 2*C, T, F]``."""
-        return np.stack([pack(spectrum) for spectrum in spectra])
+        return np.stack([pack(spectrum, self.spec.stft) for spectrum in spectra])
 
     def stems(self, chunk: Audio, spectrum: Spectrum, out: NDArray[np.float32]) -> Audio:
-        """One chunk's network output ``[S, 2*C, T, F]`` to stems ``[S, C, N]``."""
-        spec = self.spec
-        nyquist = np.zeros((len(spec.stems), *spectrum.shape[:2]), np.complex64)  # [S, C, T]
-        nyquist[spec.stems.index(spec.nyquist_stem)] = spectrum[..., -1]
+        """One chunk's network output ``[S, 2*C, T, F]`` to all stems ``[S, C, N]``."""
+        spec, given = self.spec, self.spec.outputs
+        spectra = np.zeros((len(given), *spectrum.shape), np.complex64)  # [S, C, T, K]
+        if spec.unseen_stem in given:
+            spectra[given.index(spec.unseen_stem)] = spectrum
         with np.errstate(invalid="ignore", over="ignore"):  # the stream engine says it, with chunk and stem
-            stems = self._stft.inverse(unpack(out, nyquist), chunk.shape[-1])
+            unpack(out, spectra, spec.stft)
+            stems = self._stft.inverse(spectra, chunk.shape[-1])
+            if given != spec.stems:
+                silent = np.zeros_like(chunk)
+                stems = np.stack([stems[given.index(s)] if s in given else silent for s in spec.stems])
             if spec.residual_stem is not None:
-                stems[spec.stems.index(spec.residual_stem)] += chunk - stems.sum(axis=0)
+                residual = stems[spec.stems.index(spec.residual_stem)]
+                total = stems.sum(axis=0)
+                if spec.residual_gain != 1.0:
+                    total += np.float32(spec.residual_gain - 1.0) * (total - residual)
+                residual += chunk - total
         return stems

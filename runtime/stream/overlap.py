@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
 from tfswa.runtime.stream.samples import all_finite, check_samples
+
+if TYPE_CHECKING:
+    from tfswa.runtime.model.spec import ModelSpec
 
 ABSURD = 1e4  # peaks of an input that no full scale explains, 80 dB above it
 
@@ -37,36 +41,44 @@ NonFiniteError with the reason and the advice; the engine puts chunk and stem be
 class ChunkPlan:
     """Which samples each chunk covers and which of them it keeps.
 
-    Of a chunk the context at both sides is discarded; outside the signal it is zero::
+    Of a chunk the context before and after is discarded; outside the signal it is zero::
 
                        0 = start of the signal
-        chunk 0   [ctx |<------- kept ------->|ctx ]
-        chunk 1                     [ctx |<------- kept ------->|ctx ]
-        chunk 2                                       [ctx |<------- kept ------->|ctx ]
+        chunk 0   [ctx |<------- kept ------->|after]
+        chunk 1                     [ctx |<------- kept ------->|after]
+        chunk 2                                       [ctx |<------- kept ------->|after]
                                          |fade|            |fade|
                        |       step      |       step      |
 
     Attributes:
         chunk_samples: length of a chunk.
-        context_samples: discarded at each side of a chunk.
+        context_samples: discarded at the start of a chunk.
         fade_samples: overlap of neighboring kept parts, at most ``step``, so that only two ever meet.
+        after_samples: discarded at its end.
     """
 
     chunk_samples: int
     context_samples: int
     fade_samples: int
+    after_samples: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Self:
+        """The plan of a model."""
+        return cls(spec.chunk_samples, spec.context_samples, spec.fade_samples, spec.context_after_samples)
 
     def __post_init__(self) -> None:
-        if self.context_samples < 0 or self.fade_samples < 0 or self.step < max(self.fade_samples, 1):
+        least = min(self.context_samples, self.after_samples, self.fade_samples)
+        if least < 0 or self.step < max(self.fade_samples, 1):
             raise UsageError(
-                f"context {self.context_samples} and fade {self.fade_samples} leave {self.step} of "
-                f"{self.chunk_samples} samples between chunks: lower them"
+                f"context {self.context_samples} + {self.after_samples} and fade {self.fade_samples} leave "
+                f"{self.step} of {self.chunk_samples} samples between chunks: lower them"
             )
 
     @property
     def kept(self) -> int:
         """Samples of a chunk that are kept."""
-        return self.chunk_samples - 2 * self.context_samples
+        return self.chunk_samples - self.context_samples - self.after_samples
 
     @property
     def step(self) -> int:
@@ -114,9 +126,7 @@ class OverlapAdd:
         process: separates a batch of chunks; B is ``batch``, or fewer once ``flush`` is called.
         channels: C.
         stems: names in the order of ``process``'s output.
-        chunk_samples: length of a chunk.
-        context_samples: discarded at each side of a chunk.
-        fade_samples: overlap of neighboring kept parts, cross-faded linearly.
+        plan: where the chunks lie; kept parts that overlap are cross-faded linearly.
         batch: chunks per call of ``process``.
         redo: computes a chunk again, in float32, that came back with NaN or Inf from ``process``; None
             raises at once.
@@ -126,7 +136,7 @@ class OverlapAdd:
         redone: the chunks that went through ``redo``, in order.
 
     Raises:
-        UsageError: the lengths do not fit together, or there is no channel, stem or batch.
+        UsageError: there is no channel, stem or batch.
     """
 
     def __init__(
@@ -135,9 +145,7 @@ class OverlapAdd:
         *,
         channels: int,
         stems: Sequence[str],
-        chunk_samples: int,
-        context_samples: int,
-        fade_samples: int,
+        plan: ChunkPlan,
         batch: int = 1,
         redo: Redo | None = None,
     ) -> None:
@@ -145,15 +153,15 @@ class OverlapAdd:
             raise UsageError(
                 f"channels {channels}, batch {batch}, stems {list(stems)}: need at least one each"
             )
-        self.plan = ChunkPlan(chunk_samples, context_samples, fade_samples)
+        self.plan = plan
         self.redone: list[Redone] = []
         self._process, self._redo = process, redo
         self._channels, self._stems, self._batch = channels, tuple(stems), batch
         # What is missing before the first sample is chunk 0's left context: zeros.
-        self._buffer = np.zeros((channels, chunk_samples + (batch - 1) * self.plan.step), np.float32)
-        self._filled = context_samples
+        self._buffer = np.zeros((channels, plan.chunk_samples + (batch - 1) * plan.step), np.float32)
+        self._filled = plan.context_samples
         self._tail: NDArray[np.float32] | None = None  # [S, C, fade], the last chunk's, unweighted
-        newer = (np.arange(fade_samples) + 0.5) / max(fade_samples, 1)
+        newer = (np.arange(plan.fade_samples) + 0.5) / max(plan.fade_samples, 1)
         self._fade_in: NDArray[np.float32] = newer.astype(np.float32)
         self._next = 0  # number of the chunk at the buffer's start
         self._received = 0
@@ -162,7 +170,7 @@ class OverlapAdd:
     @property
     def latency_samples(self) -> int:
         """The most samples that can have been pushed and are not yet returned."""
-        return self.plan.kept + self.plan.context_samples + (self._batch - 1) * self.plan.step - 1
+        return self.plan.kept + self.plan.after_samples + (self._batch - 1) * self.plan.step - 1
 
     def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the next samples of the signal.

@@ -26,7 +26,7 @@ from tfswa.runtime.limits import MOST_BATCH, check_number
 from tfswa.runtime.model.opening import Model, open_model
 from tfswa.runtime.stream.codec import Codec, Spectrum
 from tfswa.runtime.stream.fallback import Fallback
-from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
 from tfswa.runtime.stream.samples import all_finite
 
 if TYPE_CHECKING:
@@ -239,9 +239,7 @@ class Stream(OverlapAdd):
             self._separate_chunks,
             channels=spec.channels,
             stems=spec.stems,
-            chunk_samples=spec.chunk_samples,
-            context_samples=spec.context_samples,
-            fade_samples=spec.fade_samples,
+            plan=ChunkPlan.of(spec),
             batch=separator.batch,
             redo=None if separator.fallback is None else self._recompute,
         )

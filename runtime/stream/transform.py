@@ -25,7 +25,7 @@ _BLOCK_SAMPLES = 1 << 18
 class Stft:
     """The transform of a ``StftSpec``, in float32.
 
-    A signal of N samples has T = ``spec.frames(N)`` frames; what lies outside it is zero, or the signal mirrored.
+    A signal of N samples has T = ``spec.frames(N)`` frames; what lies outside is zero, or mirrored.
     With n_fft = 4 * hop and N a little above 3 * hop, T = 5::
 
         outside        |<------- signal, N ------->| outside
@@ -93,6 +93,10 @@ class Stft:
         self._forward(padded, spectrum)
         return spectrum
 
+    def planes(self, signal: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What a network sees of a signal: ``[..., C, N] -> [..., 2*C, T, F]``; see ``pack``."""
+        return pack(self.forward(signal), self.spec)
+
     def inverse(self, spectrum: NDArray[np.complex64], samples: int) -> NDArray[np.float32]:
         """The signal that has these spectra; the least-squares one if none has them exactly.
 
@@ -120,7 +124,7 @@ class Stft:
         lead, frames = spectrum.shape[:-2], expected[0]
         if spectrum.size == 0:
             return np.zeros((*lead, samples), np.float32)
-        # Frame t adds its part j, of one hop, to row t + j; the last part is shorter where hop does not divide n_fft.
+        # Frame t adds its part j, of one hop, to row t + j; the last part may be shorter.
         rows = np.zeros((*lead, frames - 1 + _parts(self.spec), hop), np.float32)
         self._inverse(spectrum, rows)
         inside = slice(self._before, self._before + samples)
@@ -176,7 +180,7 @@ def unpack(planes: NDArray[np.float32], spectrum: NDArray[np.complex64], spec: S
 
     Args:
         planes: float32 or float16 ``[..., 2*C, T, F]``.
-        spectrum: complex64 ``[..., C, T, K]``; its other bins are left alone, but for those below ``zero_below``.
+        spectrum: complex64 ``[..., C, T, K]``; bins that the network does not see are left alone.
         spec: says which F bins the network sees.
 
     Raises:

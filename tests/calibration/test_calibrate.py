@@ -559,7 +559,7 @@ class TestRefusals:
     def test_a_corpus_of_another_contract(
         self, refused: Any, exported: BundleModel, song_root: Path, tmp_path: Path
     ) -> None:
-        other = replace(exported.spec, stems=("vocals", "drums"), nyquist_stem="drums")
+        other = replace(exported.spec, stems=("vocals", "drums"), unseen_stem="drums")
         gather([song_root], other, tmp_path / "other.npz", chunks=4, held_out=2)
         said = refused(2, exported.name, "--corpus", tmp_path / "other.npz")
         assert "was gathered for stems" in said

@@ -36,7 +36,7 @@ RATE, LENGTH = 8000, 1920  # Hz; samples of a chunk: 15 hops
 SPEC = ModelSpec(
     "none", ("vocals", "accompaniment"), stft=StftSpec(512, 128, RATE), chunk=ChunkSpec(16, 2, 2, 8)
 )
-FOUR = replace(SPEC, stems=("drums", "bass", "other", "vocals"), nyquist_stem="other")
+FOUR = replace(SPEC, stems=("drums", "bass", "other", "vocals"), unseen_stem="other")
 
 
 def noise(chunks: float, seed: int, level_db: float = -23.0) -> Audio:

@@ -34,7 +34,7 @@ from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError 
 from tfswa.runtime.files import caches  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec  # noqa: E402
-from tfswa.runtime.stream.transform import Stft, pack  # noqa: E402
+from tfswa.runtime.stream.transform import Stft  # noqa: E402
 
 Planes = NDArray[np.float32]
 
@@ -192,7 +192,7 @@ def chunk(seed: int, level: float = 1.0, known: bool = True, **stems: Any) -> Ch
 
 
 def planes_of(audio: Any) -> Planes:
-    planes: Planes = pack(Stft(SPEC.stft).forward(audio[None]))
+    planes: Planes = Stft(SPEC.stft).planes(audio[None])
     return planes
 
 

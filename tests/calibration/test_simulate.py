@@ -22,7 +22,7 @@ from tfswa.export.precision import rounded, typed  # noqa: E402
 from tfswa.export.quantize import KINDS, layers, quantize_graph  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import open_model  # noqa: E402
-from tfswa.runtime.stream.transform import Stft, pack  # noqa: E402
+from tfswa.runtime.stream.transform import Stft  # noqa: E402
 
 Planes = NDArray[np.float32]
 
@@ -50,7 +50,7 @@ def planes(exported_bundle: Path) -> Planes:
         signal[:, start : start + burst] += 3.0 * decay * random.standard_normal((spec.channels, burst))
     signal *= 0.2 / np.sqrt(np.mean(signal**2))
     chunks = np.stack(np.split(signal.astype(np.float32), 2, axis=-1))
-    return pack(Stft(spec.stft).forward(chunks))
+    return Stft(spec.stft).planes(chunks)
 
 
 @pytest.fixture(scope="module")

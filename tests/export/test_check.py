@@ -17,7 +17,7 @@ from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError  # noqa
 from tfswa.runtime.model.opening import FileModel  # noqa: E402
 from tfswa.runtime.model.spec import ModelSpec  # noqa: E402
 from tfswa.runtime.songs.synthetic import synthetic_song  # noqa: E402
-from tfswa.runtime.stream.transform import Stft, pack  # noqa: E402
+from tfswa.runtime.stream.transform import Stft  # noqa: E402
 
 Planes = NDArray[np.float32]
 
@@ -150,7 +150,7 @@ def test_chunks_of_a_file_are_its_first_loud_ones(tiny_spec: ModelSpec, tmp_path
     signal = np.concatenate((quiet, loud[:, :size], quiet, loud[:, size:]), axis=1)
     path = tmp_path / "song.wav"
     soundfile.write(path, signal.T, rate, subtype="FLOAT")
-    wanted = pack(Stft(tiny_spec.stft).forward(np.stack((loud[:, :size], loud[:, size : 2 * size]))))
+    wanted = Stft(tiny_spec.stft).planes(np.stack((loud[:, :size], loud[:, size : 2 * size])))
     np.testing.assert_array_equal(check.check_planes(tiny_spec, path), wanted)
 
 

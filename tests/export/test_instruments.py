@@ -22,7 +22,7 @@ from tfswa.runtime.parity.instrument import open_instrument
 from tfswa.runtime.parity.localize import Located, Step, localize, worst_first
 from tfswa.runtime.parity.reference import eager_network
 from tfswa.runtime.songs.synthetic import synthetic_song
-from tfswa.runtime.stream.transform import Stft, pack
+from tfswa.runtime.stream.transform import Stft
 
 torch = pytest.importorskip("torch", reason="torch is not installed: networks need it")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: graphs are looked into with it")
@@ -66,7 +66,7 @@ def _key(network: Any, opset: int) -> str:
 def planes_of(model: BundleModel) -> NDArray[np.float32]:
     spec = model.spec
     chunk = synthetic_song(spec, seconds=1.0).mixture[:, : spec.chunk_samples]
-    return pack(Stft(spec.stft).forward(chunk[None]))
+    return Stft(spec.stft).planes(chunk[None])
 
 
 def find(model: BundleModel, backend: str = "ort", precision: str = "fp32", **options: Any) -> Located:

@@ -140,7 +140,7 @@ def one_seam(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_nyquist(real: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda planes, nyquist: real(planes, np.zeros_like(nyquist))
+    return lambda planes, spectra, spec: [spectra.fill(0), real(planes, spectra, spec)]
 
 
 def symmetric(length: int) -> Any:

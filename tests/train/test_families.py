@@ -147,7 +147,7 @@ def test_items_of_a_batch_never_meet(
 def test_channels_and_stems_are_the_specs(
     tiny_spec: ModelSpec, channels: int, stems: tuple[str, ...]
 ) -> None:
-    spec = dataclasses.replace(tiny_spec, channels=channels, stems=stems, nyquist_stem="")
+    spec = dataclasses.replace(tiny_spec, channels=channels, stems=stems, unseen_stem="")
     for mask in ("complex", "magnitude", "direct"):
         assert build(spec, mask=mask)(noise(spec)).shape == spec.output_shape(1)
 

@@ -153,7 +153,7 @@ def test_masks_of_any_logits_are_finite_in_half_precision(
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("stems", [("a", "b"), ("a", "b", "c")])
 def test_channels_and_stems_are_the_specs(spec: ModelSpec, channels: int, stems: tuple[str, ...]) -> None:
-    spec = dataclasses.replace(spec, channels=channels, stems=stems, nyquist_stem="")
+    spec = dataclasses.replace(spec, channels=channels, stems=stems, unseen_stem="")
     assert build(spec)(noise(spec, 2)).shape == spec.output_shape(2)
 
 
@@ -255,7 +255,7 @@ def test_the_published_size() -> None:
 @pytest.mark.parametrize(
     ("changes", "hyper", "match"),
     [
-        ({"stems": ("a",), "nyquist_stem": "a"}, {}, r"between its stems, \['a'\] is 1: name 2 or more"),
+        ({"stems": ("a",), "unseen_stem": "a"}, {}, r"between its stems, \['a'\] is 1: name 2 or more"),
         ({"chunk": ChunkSpec(12, 0, 0, 4)}, {}, "12 frames of a chunk are not a multiple of 8, 3 filters"),
         ({}, {"bins": 100}, "100 bins are not a multiple of 8"),
         ({}, {"bins": 320}, "bins 320 are more than the 256"),

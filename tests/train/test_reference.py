@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import open_model
-from tfswa.runtime.model.spec import ModelSpec
-from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.model.spec import ModelSpec, StftSpec
+from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
 from tfswa.runtime.stream.transform import Stft, pack, unpack
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the reference is torch's")
@@ -49,10 +49,11 @@ def by_the_runtime(network: Any, spec: ModelSpec, mixture: NDArray[np.float32]) 
     def process(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
         spectrum = stft.forward(chunks)  # [B, C, T, F + 1]
         with torch.inference_mode():
-            planes = network(torch.from_numpy(pack(spectrum))).numpy()  # [B, S, 2*C, T, F]
-        top = np.zeros((*planes.shape[:2], *spectrum.shape[1:3]), np.complex64)
-        top[:, spec.stems.index(spec.nyquist_stem)] = spectrum[..., -1]
-        stems = stft.inverse(unpack(planes, top), chunks.shape[-1])
+            planes = network(torch.from_numpy(pack(spectrum, spec.stft))).numpy()  # [B, S, 2*C, T, F]
+        spectra = np.zeros((*planes.shape[:2], *spectrum.shape[1:]), np.complex64)
+        spectra[:, spec.stems.index(spec.unseen_stem)] = spectrum
+        unpack(planes, spectra, spec.stft)
+        stems = stft.inverse(spectra, chunks.shape[-1])
         if spec.residual_stem is not None:
             index = spec.stems.index(spec.residual_stem)
             others = [stem for stem in range(len(spec.stems)) if stem != index]
@@ -63,9 +64,7 @@ def by_the_runtime(network: Any, spec: ModelSpec, mixture: NDArray[np.float32]) 
         process,
         channels=spec.channels,
         stems=spec.stems,
-        chunk_samples=spec.chunk_samples,
-        context_samples=spec.context_samples,
-        fade_samples=spec.fade_samples,
+        plan=ChunkPlan.of(spec),
         batch=2,
     )
     return np.concatenate((engine.push(mixture), engine.flush()), axis=-1)
@@ -73,7 +72,7 @@ def by_the_runtime(network: Any, spec: ModelSpec, mixture: NDArray[np.float32]) 
 
 @pytest.mark.parametrize("samples", LENGTHS)
 def test_an_identity_returns_its_input(tiny_spec: ModelSpec, samples: int) -> None:
-    spec = dataclasses.replace(tiny_spec, stems=("all",), nyquist_stem="")
+    spec = dataclasses.replace(tiny_spec, stems=("all",), unseen_stem="")
     mixture = noise(samples)
     stems = separate_whole(Identity(1.0), spec, torch.from_numpy(mixture))
     assert stems.shape == (1, 2, samples)
@@ -83,11 +82,11 @@ def test_an_identity_returns_its_input(tiny_spec: ModelSpec, samples: int) -> No
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("nyquist_stem", ["a", "b"])
+@pytest.mark.parametrize("unseen_stem", ["a", "b"])
 def test_stems_that_share_the_mixture_sum_to_it(
-    tiny_spec: ModelSpec, nyquist_stem: str, channels: int
+    tiny_spec: ModelSpec, unseen_stem: str, channels: int
 ) -> None:
-    spec = dataclasses.replace(tiny_spec, stems=("a", "b"), nyquist_stem=nyquist_stem, channels=channels)
+    spec = dataclasses.replace(tiny_spec, stems=("a", "b"), unseen_stem=unseen_stem, channels=channels)
     mixture = noise(5000, channels)
     stems = separate_whole(Identity(0.25, 0.75), spec, torch.from_numpy(mixture)).numpy()
     assert np.abs(stems.sum(axis=0) - mixture).max() < 1e-6
@@ -96,7 +95,7 @@ def test_stems_that_share_the_mixture_sum_to_it(
 def test_the_nyquist_bin_goes_to_its_stem_alone(tiny_spec: ModelSpec) -> None:
     buzz = np.tile(np.array([0.5, -0.5], np.float32), (2, 3000))  # a tone at the Nyquist frequency
     for index, name in enumerate(("a", "b")):
-        spec = dataclasses.replace(tiny_spec, stems=("a", "b"), nyquist_stem=name)
+        spec = dataclasses.replace(tiny_spec, stems=("a", "b"), unseen_stem=name)
         stems = separate_whole(Identity(0.0, 0.0), spec, torch.from_numpy(buzz)).numpy()
         inner = np.abs(stems[..., 600:-600]).max(axis=(1, 2))
         assert inner[index] > 0.2  # the window leaves half of it in the bin below
@@ -115,7 +114,7 @@ def test_the_residual_stem_is_what_the_others_leave(tiny_spec: ModelSpec) -> Non
 @pytest.mark.parametrize("residual", [None, "vocals"])
 def test_the_runtime_agrees(tiny_spec: ModelSpec, mask: str, residual: str | None) -> None:
     spec = dataclasses.replace(
-        tiny_spec, hyper={**tiny_spec.hyper, "mask": mask}, residual_stem=residual, nyquist_stem="vocals"
+        tiny_spec, hyper={**tiny_spec.hyper, "mask": mask}, residual_stem=residual, unseen_stem="vocals"
     )
     torch.manual_seed(0)
     network = build_network(spec).eval()
@@ -136,7 +135,7 @@ def test_a_fault_of_one_host_shows(tiny_spec: ModelSpec, monkeypatch: pytest.Mon
     network = Identity(0.3, 0.7)
     other = dataclasses.replace(tiny_spec, chunk=dataclasses.replace(tiny_spec.chunk, fade=1))
     reference = separate_whole(network, tiny_spec, torch.from_numpy(mixture)).numpy()
-    swapped = dataclasses.replace(tiny_spec, nyquist_stem="vocals")
+    swapped = dataclasses.replace(tiny_spec, unseen_stem="vocals")
     drift = snr_db(reference[0], by_the_runtime(network, swapped, mixture)[0].astype(np.float64))
     assert drift is not None
     assert drift < 60
@@ -163,19 +162,40 @@ def test_the_reference_of_a_bundle(network_bundle: Bundle) -> None:
 def test_the_transform_inverts_and_equals_the_runtimes(tiny_spec: ModelSpec, lead: tuple[int, ...]) -> None:
     signal = np.random.default_rng(0).uniform(-1, 1, (*lead, 2, 1920)).astype(np.float32)
     ours = DifferentiableStft(tiny_spec.stft)
-    planes, nyquist = ours.forward(torch.from_numpy(signal))
+    planes, spectrum = ours.forward(torch.from_numpy(signal))
     assert planes.shape == (*lead, 4, 16, 256)
-    assert nyquist.shape == (*lead, 2, 16)
-    spectrum = Stft(tiny_spec.stft).forward(signal)
-    np.testing.assert_allclose(planes.numpy(), pack(spectrum), atol=1e-5)
-    np.testing.assert_allclose(nyquist.numpy(), spectrum[..., -1], atol=1e-5)
-    np.testing.assert_allclose(ours.inverse(planes, nyquist, 1920).numpy(), signal, atol=1e-6)
+    wanted = Stft(tiny_spec.stft).forward(signal)
+    np.testing.assert_allclose(planes.numpy(), pack(wanted, tiny_spec.stft), atol=1e-5)
+    np.testing.assert_allclose(spectrum.numpy(), wanted, atol=1e-5)
+    np.testing.assert_allclose(ours.inverse(planes, spectrum, 1920).numpy(), signal, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        StftSpec(2048, 441, padding="reflect", scale=1.0, seen=(0, 1025), zero_below=1),
+        StftSpec(768, 100, padding="reflect", seen=(3, 200), offset=50),
+        StftSpec(512, 128, window="none", scale=512**-0.5),
+    ],
+)
+def test_any_transform_equals_the_runtimes(spec: StftSpec) -> None:
+    samples = 20 * spec.hop + 2 * spec.offset
+    signal = noise(samples)
+    ours, theirs = DifferentiableStft(spec), Stft(spec)
+    planes, spectrum = ours.forward(torch.from_numpy(signal))
+    np.testing.assert_allclose(planes.numpy(), theirs.planes(signal), atol=1e-4)
+    changed = np.random.default_rng(1).standard_normal(planes.shape).astype(np.float32)
+    for others in (None, spectrum):
+        wanted = np.zeros(spectrum.shape, np.complex64) if others is None else theirs.forward(signal)
+        unpack(changed, wanted, spec)
+        back = ours.inverse(torch.from_numpy(changed), others, samples).numpy()
+        np.testing.assert_allclose(back, theirs.inverse(wanted, samples), atol=1e-4)
 
 
 def test_gradients_flow_through_the_transform(tiny_spec: ModelSpec) -> None:
     stft = DifferentiableStft(tiny_spec.stft)
     planes = torch.zeros(1, 4, 16, 256, requires_grad=True)
-    stft.inverse(planes, torch.zeros(1, 2, 16, dtype=torch.complex64), 1920).sum().backward()
+    stft.inverse(planes, None, 1920).sum().backward()
     assert torch.isfinite(planes.grad).all()
     assert planes.grad.abs().max() > 0
 

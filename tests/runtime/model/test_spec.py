@@ -37,7 +37,7 @@ def test_derived_sizes(tiny_spec: ModelSpec) -> None:
     assert tiny_spec.fade_samples == 256
     assert tiny_spec.input_shape(3) == (3, 4, 16, 256)
     assert tiny_spec.output_shape(3) == (3, 2, 4, 16, 256)
-    mono = dataclasses.replace(tiny_spec, channels=1, stems=("a", "b", "c"), nyquist_stem="")
+    mono = dataclasses.replace(tiny_spec, channels=1, stems=("a", "b", "c"), unseen_stem="")
     assert mono.input_shape(1) == (1, 2, 16, 256)
     assert mono.output_shape(1) == (1, 3, 2, 16, 256)
 
@@ -53,8 +53,8 @@ def test_a_chunk_has_as_many_frames_as_the_transform_gives_it(tiny_spec: ModelSp
 
 
 def test_nyquist_goes_to_the_last_stem_unless_named() -> None:
-    assert ModelSpec(family="x", stems=("a", "b")).nyquist_stem == "b"
-    assert ModelSpec(family="x", stems=("a", "b"), nyquist_stem="a").nyquist_stem == "a"
+    assert ModelSpec(family="x", stems=("a", "b")).unseen_stem == "b"
+    assert ModelSpec(family="x", stems=("a", "b"), unseen_stem="a").unseen_stem == "a"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,18 @@ def test_nyquist_goes_to_the_last_stem_unless_named() -> None:
         {"scale": math.nan},
         {"scale": math.inf},
         {"n_fft": 4095, "hop": 1365},
-        {"n_fft": 4096, "hop": 1000},
+        {"n_fft": 4096, "hop": 4097},
+        {"n_fft": 4096, "hop": 3600},
+        {"window": "hamming"},
+        {"padding": "constant"},
+        {"offset": -1},
+        {"hop": 441, "offset": 221},
+        {"offset": 1.0},
+        {"seen": (0, 2050)},
+        {"seen": (-1, 5)},
+        {"seen": (3, 0)},
+        {"zero_below": -1},
+        {"zero_below": 2048},
         {"n_fft": 1024, "hop": 1024},
         {"n_fft": 4096.0},
         {"sample_rate": "44100"},
@@ -79,6 +90,79 @@ def test_impossible_transforms_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(BundleError) as error:
         StftSpec(**values)
     refusal(error, *(name for name in values if len(values) == 1), *values.values())
+
+
+def test_a_hop_is_refused_where_the_windows_leave_gaps() -> None:
+    with pytest.raises(BundleError, match=r"hop 3600 of n_fft 4096: .* falls to 0.0026, below 0.01"):
+        StftSpec(4096, 3600)
+    assert StftSpec(4096, 3600, window="none").least_sum == 1.0
+    assert StftSpec(4096, 2048).least_sum == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("n_fft", "hop"), [(2048, 441), (7680, 1024), (4096, 1000), (4096, 1), (6, 4)])
+def test_any_hop_that_covers_the_signal_is_taken(n_fft: int, hop: int) -> None:
+    assert StftSpec(n_fft, hop).frames(10 * hop) == 11
+
+
+def test_bins_that_the_network_sees() -> None:
+    assert (StftSpec().first_bin, StftSpec().bins, StftSpec().all_bins) == (0, 2048, 2049)
+    some = StftSpec(n_fft=6144, seen=(3, 2048), zero_below=4)
+    assert (some.first_bin, some.bins, some.all_bins) == (3, 2048, 3073)
+    assert StftSpec(seen=(0, 2049)).bins == 2049
+
+
+def test_the_first_frame_may_be_centered_later() -> None:
+    spec = StftSpec(4096, 1024, padding="reflect", offset=512)
+    assert spec.frames(336 * 1024) == 336
+    assert spec.frames(1) == 1
+    model = ModelSpec(family="x", stems=("a",), stft=spec, chunk=ChunkSpec(frames=336, multiple=1))
+    assert model.chunk_samples == 336 * 1024
+    assert spec.frames(model.chunk_samples) == 336
+
+
+def test_context_after_a_chunk_may_differ() -> None:
+    chunk = ChunkSpec(frames=64, context=16, context_after=2, fade=4)
+    assert (chunk.after, chunk.step) == (2, 64 - 1 - 16 - 2 - 4)
+    assert ChunkSpec(context=5).after == 5
+    with pytest.raises(BundleError, match=r"context 16 \+ -1 and fade 4"):
+        ChunkSpec(frames=64, context=16, context_after=-1, fade=4)
+
+
+def test_a_network_of_one_stem_makes_two() -> None:
+    spec = ModelSpec(family="x", stems=("vocals", "rest"), network_stems=("vocals",), residual_stem="rest")
+    assert spec.output_shape(3) == (3, 1, 4, 256, 2048)
+    for wrong, parts in (
+        ({"network_stems": ("vocals",)}, ("rest", "None")),
+        ({"network_stems": ("drums",), "residual_stem": "rest"}, ("drums", "['vocals', 'rest']")),
+        ({"network_stems": ("vocals", "vocals"), "residual_stem": "rest"}, ("vocals",)),
+        ({"network_stems": (), "residual_stem": "rest"}, ("vocals",)),
+        ({"residual_stem": "rest", "residual_gain": 0.0}, ("residual_gain", 0.0)),
+    ):
+        with pytest.raises(BundleError) as error:
+            ModelSpec(family="x", stems=("vocals", "rest"), **wrong)
+        refusal(error, *parts)
+
+
+def test_a_spec_of_version_1_means_what_it_meant(tiny_spec: ModelSpec) -> None:
+    old = {
+        "spec_version": 1,
+        "family": "tfswa_lite",
+        "stems": ["vocals", "accompaniment"],
+        "hyper": {"dims": [8, 16]},
+        "channels": 2,
+        "stft": {"n_fft": 512, "hop": 128, "sample_rate": 44100, "scale": 0.03125},
+        "chunk": {"frames": 16, "context": 2, "fade": 2, "multiple": 8},
+        "nyquist_stem": "vocals",
+        "residual_stem": None,
+        "weights_licence": "MIT",
+        "parameters": 5,
+        "gflop_per_second": 0.5,
+    }
+    spec = ModelSpec.from_dict(old)
+    assert (spec.unseen_stem, spec.outputs, spec.residual_gain) == ("vocals", spec.stems, 1.0)
+    assert (spec.stft.window, spec.stft.padding, spec.stft.seen) == ("hann", "zero", None)
+    assert spec.chunk.after == spec.chunk.context == 2
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 @pytest.mark.parametrize(
@@ -119,7 +203,7 @@ def test_the_longest_fade_that_fits_is_accepted() -> None:
         ({"stems": ("a", "b\nc")}, ("b\\nc",)),
         ({"channels": 0}, (0,)),
         ({"channels": 3}, (3,)),
-        ({"nyquist_stem": "drums"}, ("nyquist_stem", "drums", "['a', 'b']")),
+        ({"unseen_stem": "drums"}, ("unseen_stem", "drums", "['a', 'b']")),
         ({"residual_stem": "drums"}, ("residual_stem", "drums", "['a', 'b']")),
         ({"residual_stem": ""}, ("residual_stem",)),
     ],
@@ -134,7 +218,7 @@ def test_round_trip_through_json(tiny_spec: ModelSpec) -> None:
     full = dataclasses.replace(
         tiny_spec,
         stems=("x", "y", "z"),
-        nyquist_stem="x",
+        unseen_stem="x",
         residual_stem="y",
         channels=1,
         weights_licence="CC0-1.0",
@@ -159,7 +243,7 @@ def test_writing_down_does_not_share_memory(tiny_spec: ModelSpec) -> None:
 
 @pytest.mark.parametrize("version", [None, 0, SPEC_VERSION + 1, "1"])
 def test_another_version_is_refused(tiny_spec: ModelSpec, version: object) -> None:
-    with pytest.raises(BundleError, match=f"spec version {version} is not {SPEC_VERSION}") as error:
+    with pytest.raises(BundleError, match=f"spec version {version} is not 1 to {SPEC_VERSION}") as error:
         ModelSpec.from_dict({**tiny_spec.to_dict(), "spec_version": version})
     refusal(error)
 

@@ -100,7 +100,7 @@ def pushed(engine: OverlapAdd, song: Audio, samples: int) -> Audio:
 
 
 def plan_of(spec: ModelSpec) -> ChunkPlan:
-    return ChunkPlan(spec.chunk_samples, spec.context_samples, spec.fade_samples)
+    return ChunkPlan.of(spec)
 
 
 def places(spec: ModelSpec, chunk: int) -> tuple[slice, slice]:

@@ -31,19 +31,18 @@ class Layout:
     step: int
     fade: int
     context: int
+    after: int
 
     @property
     def chunk(self) -> int:
-        return self.step + self.fade + 2 * self.context
+        return self.step + self.fade + self.context + self.after
 
     def engine(self, process: Process, batch: int = 1, redo: Redo | None = None) -> OverlapAdd:
         return OverlapAdd(
             process,
             channels=2,
             stems=STEMS,
-            chunk_samples=self.chunk,
-            context_samples=self.context,
-            fade_samples=self.fade,
+            plan=ChunkPlan(self.chunk, self.context, self.fade, self.after),
             batch=batch,
             redo=redo,
         )
@@ -52,7 +51,7 @@ class Layout:
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
     step = draw(st.integers(1, 40))
-    return Layout(step, draw(st.integers(0, step)), draw(st.integers(0, 60)))
+    return Layout(step, draw(st.integers(0, step)), draw(st.integers(0, 60)), draw(st.integers(0, 60)))
 
 
 lengths = st.integers(0, 500)
@@ -98,7 +97,7 @@ def at_once(engine: OverlapAdd, signal: NDArray[np.float32]) -> NDArray[np.float
 
 def plain_reference(process: Process, layout: Layout, signal: NDArray[np.float32]) -> NDArray[np.float64]:
     """Overlap-add with the whole signal in hand, sample by sample weights, in float64."""
-    length, kept = signal.shape[1], layout.chunk - 2 * layout.context
+    length, kept = signal.shape[1], layout.chunk - layout.context - layout.after
     count = 0
     while length > 0 and (count == 0 or (count - 1) * layout.step + kept < length):
         count += 1
@@ -139,14 +138,14 @@ def test_law_2_pushes_and_batches_change_no_bit(
 
 
 def test_law_2_single_samples() -> None:
-    layout, signal = Layout(step=300, fade=40, context=50), noise(5000)
+    layout, signal = Layout(step=300, fade=40, context=50, after=50), noise(5000)
     ones = separate(layout.engine(awkward, batch=3), signal, iter([1] * 5000))
     np.testing.assert_array_equal(ones, at_once(layout.engine(awkward), signal))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_law_3_memory_is_bounded(batch: int) -> None:
-    layout = Layout(step=4000, fade=500, context=600)
+    layout = Layout(step=4000, fade=500, context=600, after=600)
     signal = noise(200 * layout.step)
     one_push = at_once(layout.engine(identity, batch), signal)
     # In samples of one channel: the buffer and the copy handed to process; then the stems' chunks, their
@@ -203,7 +202,7 @@ def test_agrees_with_a_plain_float64_reference(layout: Layout, samples: int, bat
 
 
 def test_reference_notices_wrong_fade_weights() -> None:
-    layout, signal = Layout(step=30, fade=10, context=5), noise(300)
+    layout, signal = Layout(step=30, fade=10, context=5, after=5), noise(300)
     engine = layout.engine(awkward)
     engine._fade_in = np.arange(10, dtype=np.float32) / 10  # half a sample early
     assert np.abs(at_once(engine, signal) - plain_reference(awkward, layout, signal)).max() > 100 * TOLERANCE
@@ -215,7 +214,7 @@ def test_context_is_discarded(layout: Layout, samples: int, batch: int) -> None:
     def dirty(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
         stems = awkward(chunks)
         stems[..., : layout.context] = 1e6
-        stems[..., layout.chunk - layout.context :] = -1e6
+        stems[..., layout.chunk - layout.after :] = -1e6
         return stems
 
     signal = noise(samples)
@@ -224,7 +223,7 @@ def test_context_is_discarded(layout: Layout, samples: int, batch: int) -> None:
 
 
 def test_chunks_hold_the_real_neighborhood() -> None:
-    layout = Layout(step=10, fade=2, context=3)
+    layout = Layout(step=10, fade=2, context=3, after=3)
     seen: list[NDArray[np.float32]] = []
 
     def spy(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -242,7 +241,7 @@ def test_chunks_hold_the_real_neighborhood() -> None:
 
 
 def test_a_process_may_reuse_its_output_and_keep_or_spoil_its_input() -> None:
-    layout, signal = Layout(step=50, fade=20, context=7), noise(777)
+    layout, signal = Layout(step=50, fade=20, context=7, after=7), noise(777)
     output = np.empty((1, 2, 2, layout.chunk), np.float32)
 
     def careless(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -272,7 +271,7 @@ def spoil(value: float, chunk: int, stem: int) -> Process:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_law_6_a_bad_value_raises_with_its_place(value: float, batch: int) -> None:
-    layout = Layout(step=50, fade=10, context=5)
+    layout = Layout(step=50, fade=10, context=5, after=5)
     engine = layout.engine(spoil(value, chunk=3, stem=1), batch)
     with pytest.raises(NonFiniteError, match=r"chunk 3 \(samples 145 to 215\) of other holds NaN or Inf: "):
         at_once(engine, noise(500))
@@ -281,14 +280,14 @@ def test_law_6_a_bad_value_raises_with_its_place(value: float, batch: int) -> No
 
 
 def test_law_6_the_range_of_the_first_and_the_last_chunk_lies_in_the_signal() -> None:
-    layout = Layout(step=50, fade=10, context=5)
+    layout = Layout(step=50, fade=10, context=5, after=5)
     with pytest.raises(NonFiniteError, match=r"chunk 0 \(samples 0 to 40\) of vocals holds"):
         at_once(layout.engine(spoil(math.nan, chunk=0, stem=0)), noise(40))
 
 
 @pytest.mark.parametrize(("batch", "place"), [(1, 0), (2, 1), (4, 3)])
 def test_law_6_a_bad_chunk_is_redone_and_reported(batch: int, place: int) -> None:
-    layout, signal = Layout(step=50, fade=10, context=5), noise(500)
+    layout, signal = Layout(step=50, fade=10, context=5, after=5), noise(500)
     again: list[tuple[tuple[int, ...], int]] = []
 
     def redo(chunk: NDArray[np.float32], at: int) -> NDArray[np.float32]:
@@ -302,7 +301,7 @@ def test_law_6_a_bad_chunk_is_redone_and_reported(batch: int, place: int) -> Non
 
 
 def test_law_6_a_chunk_that_stays_bad_raises() -> None:
-    layout = Layout(step=50, fade=10, context=5)
+    layout = Layout(step=50, fade=10, context=5, after=5)
     still_bad = spoil(math.inf, 0, 0)
     engine = layout.engine(spoil(math.nan, 3, 1), 2, lambda chunk, _: still_bad(chunk))
     with pytest.raises(NonFiniteError, match=r"chunk 3 \(samples 145 to 215\) of other .* in float32 too: "):
@@ -314,7 +313,7 @@ def test_law_6_a_redo_that_would_not_help_gives_its_reason() -> None:
     def redo(*_: object) -> NDArray[np.float32]:
         raise NonFiniteError("it is not the network: look elsewhere")
 
-    layout = Layout(step=50, fade=10, context=5)
+    layout = Layout(step=50, fade=10, context=5, after=5)
     engine = layout.engine(spoil(math.nan, 3, 1), 2, redo)
     with pytest.raises(
         NonFiniteError, match=r"^chunk 3 \(samples .*\) of other holds NaN or Inf: it is not .* elsewhere$"
@@ -327,12 +326,12 @@ def test_large_finite_values_are_not_mistaken_for_inf() -> None:
     def loud(chunks: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.full((len(chunks), 2, *chunks.shape[1:]), 3e38, np.float32)
 
-    stems = at_once(Layout(step=50, fade=10, context=5).engine(loud), noise(200))
+    stems = at_once(Layout(step=50, fade=10, context=5, after=5).engine(loud), noise(200))
     np.testing.assert_array_equal(stems, np.float32(3e38))
 
 
 def test_wrong_output_of_process_is_named() -> None:
-    layout = Layout(step=50, fade=10, context=5)
+    layout = Layout(step=50, fade=10, context=5, after=5)
     with pytest.raises(TfxError, match=r"float32 \[1, 2, 70\], not float32 .* \[1, 2, 2, 70\]"):
         at_once(layout.engine(lambda chunks: chunks), noise(200))
     with pytest.raises(TfxError, match="returned float64"):
@@ -340,7 +339,7 @@ def test_wrong_output_of_process_is_named() -> None:
 
 
 def test_wrong_input_and_use_after_the_end() -> None:
-    engine = Layout(step=50, fade=10, context=5).engine(identity)
+    engine = Layout(step=50, fade=10, context=5, after=5).engine(identity)
     for wrong in (np.zeros((3, 10), np.float32), np.zeros(10, np.float32)):
         with pytest.raises(TfxError, match="with C = 2"):
             engine.push(wrong)
@@ -354,7 +353,9 @@ def test_wrong_input_and_use_after_the_end() -> None:
 def test_impossible_lengths_are_refused() -> None:
     for chunk, context, fade in ((10, 5, 0), (10, 0, 6), (10, -1, 2), (10, 1, -1), (0, 0, 0)):
         with pytest.raises(UsageError, match="lower them"):
-            ChunkPlan(chunk, context, fade)
-    ChunkPlan(10, 0, 5)
+            ChunkPlan(chunk, context, fade, context)
+    with pytest.raises(UsageError, match=r"context 0 \+ -1 and fade 0"):
+        ChunkPlan(10, 0, 0, -1)
+    ChunkPlan(10, 0, 5, 0)
     with pytest.raises(UsageError, match="at least one"):
-        OverlapAdd(identity, channels=2, stems=(), chunk_samples=9, context_samples=0, fade_samples=0)
+        OverlapAdd(identity, channels=2, stems=(), plan=ChunkPlan(9, 0, 0, 0))

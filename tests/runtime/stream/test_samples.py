@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfswa.runtime.errors import AudioError, NonFiniteError, UsageError
-from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
 from tfswa.runtime.stream.samples import check_samples
 
 
@@ -51,9 +51,7 @@ def test_what_is_not_finite_is_said_to_be_the_inputs(value: float, name: str) ->
         lambda chunks: chunks[:, np.newaxis],
         channels=2,
         stems=("all",),
-        chunk_samples=8,
-        context_samples=0,
-        fade_samples=0,
+        plan=ChunkPlan(8, 0, 0, 0),
     )
     engine.push(np.zeros((2, 100)))
     with pytest.raises(AudioError, match=rf"^the input holds {name} at sample 104 of channel 2 of 2"):
@@ -67,9 +65,7 @@ def test_an_input_beyond_all_scale_is_not_the_networks_fault() -> None:
         lambda chunks: chunks[:, np.newaxis] * np.float32(1e20),
         channels=1,
         stems=("all",),
-        chunk_samples=8,
-        context_samples=0,
-        fade_samples=0,
+        plan=ChunkPlan(8, 0, 0, 0),
     )
     with (
         np.errstate(over="ignore"),

@@ -179,7 +179,7 @@ class TestMemory:
     @pytest.mark.parametrize("stem", STEMS)
     def test_the_nyquist_bin_goes_to_its_stem(self, use: Use, stem: str) -> None:
         mixture = np.tile(np.float32([0.5, -0.5]), (2, 4000))  # all of it at the Nyquist frequency
-        with use(nyquist_stem=stem) as separator:
+        with use(unseen_stem=stem) as separator:
             stems = separator.separate(mixture)
         middle = np.abs(stems[..., 1000:7000]).max(axis=(1, 2))
         strongest = STEMS[int(middle.argmax())]

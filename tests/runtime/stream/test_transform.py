@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import TfxError
-from tfswa.runtime.model.spec import StftSpec
+from tfswa.runtime.model.spec import PADDINGS, WINDOWS, StftSpec
 from tfswa.runtime.stream import transform as stft_module
 from tfswa.runtime.stream.transform import Stft, pack, unpack
 
@@ -32,9 +34,11 @@ def torch_forward(spec: StftSpec, signal: NDArray[np.float32]) -> NDArray[np.com
         torch.from_numpy(signal),
         spec.n_fft,
         spec.hop,
-        window=torch.hann_window(spec.n_fft, periodic=True),
+        window=torch.hann_window(spec.n_fft, periodic=True)
+        if spec.window == "hann"
+        else torch.ones(spec.n_fft),
         center=True,
-        pad_mode="constant",
+        pad_mode="constant" if spec.padding == "zero" else "reflect",
         normalized=False,
         return_complex=True,
     )
@@ -122,6 +126,76 @@ def test_round_trip_of_almost_nothing(n_fft: int, hop: int, samples: int) -> Non
     np.testing.assert_allclose(back, signal, rtol=0, atol=ROUND_TRIP_TOLERANCE)
 
 
+@st.composite
+def specs(draw: st.DrawFn) -> StftSpec:
+    """Any specification that is taken, drawn by its parts so that few are rejected."""
+    n_fft = 2 * draw(st.integers(1, 150))
+    window = draw(st.sampled_from(WINDOWS))
+    hop = draw(st.integers(1, n_fft if window == "none" else max(1, int(0.8 * n_fft))))
+    return StftSpec(
+        n_fft,
+        hop,
+        scale=draw(st.sampled_from([1.0, 1 / 32, n_fft**-0.5])),
+        window=window,
+        padding=draw(st.sampled_from(PADDINGS)),
+        offset=draw(st.integers(0, hop // 2)),
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(spec=specs(), samples=st.integers(0, 2000), seed=st.integers(0, 2**32 - 1))
+def test_round_trip_of_any_specification(spec: StftSpec, samples: int, seed: int) -> None:
+    signal = noise(2, samples, seed=seed)
+    transform = Stft(spec)
+    spectrum = transform.forward(signal)
+    assert spectrum.shape == (2, spec.frames(samples), spec.all_bins)
+    # A sum of m terms of one sign rounds by m / 2^24 of it at most; where windows sum to little, that is divided
+    # by as little.
+    terms = -(-spec.n_fft // spec.hop)
+    tolerance = (ROUND_TRIP_TOLERANCE + terms * 2.0**-23) / spec.least_sum
+    np.testing.assert_allclose(transform.inverse(spectrum, samples), signal, rtol=0, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=100)
+@given(spec=specs(), hops=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
+def test_any_specification_without_offset_agrees_with_torch(spec: StftSpec, hops: int, seed: int) -> None:
+    spec = dataclasses.replace(spec, offset=0)
+    samples = hops * spec.hop
+    assume(spec.padding == "zero" or samples > spec.n_fft // 2)  # torch mirrors once, and refuses the rest
+    signal = noise(2, samples, seed=seed)
+    theirs = torch_forward(spec, signal)
+    ours = Stft(spec).forward(signal) / spec.scale
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= TORCH_TOLERANCE * max(1.0, np.abs(theirs).max())
+
+
+def test_a_short_signal_is_mirrored_again_and_again() -> None:
+    spec = StftSpec(16, 4, window="none", padding="reflect", scale=1.0)
+    ramp = np.array([1.0, 2.0, 3.0], np.float32)  # ... 3 2 1 2 3 2 1 2 3 ...
+    endless = np.tile([1.0, 2.0, 3.0, 2.0], 9)
+    found = Stft(spec).forward(ramp)
+    for frame in range(spec.frames(3)):
+        first = 16 + 4 * frame - 8  # sample 16 of it is the signal's first
+        np.testing.assert_allclose(found[frame], np.fft.rfft(endless[first : first + 16]), atol=1e-5)
+    assert np.isfinite(Stft(spec).forward(ramp[:1])).all()
+
+
+def test_an_offset_moves_the_frames_and_nothing_else() -> None:
+    signal = noise(2, 40 * 128)
+    later = Stft(StftSpec(512, 128, offset=64)).forward(signal)
+    moved = Stft(StftSpec(512, 128)).forward(signal[:, 64:])
+    np.testing.assert_allclose(later[:, 4:36], moved[:, 4:36], rtol=0, atol=1e-6)
+
+
+def test_bins_below_the_bound_are_zero() -> None:
+    spec = StftSpec(16, 4, seen=(2, 5), zero_below=4)
+    planes = np.ones((2, 3, 5), np.float32)
+    spectrum = np.full((1, 3, 9), 7.0, np.complex64)
+    unpack(planes, spectrum, spec)
+    np.testing.assert_array_equal(spectrum[0, 0], [7, 7, 0, 0, 1 + 1j, 1 + 1j, 1 + 1j, 7, 7])
+    np.testing.assert_array_equal(pack(spectrum, spec)[0, 0], [0, 0, 1, 1, 1])
+
+
 def test_a_signal_without_leading_axes_and_one_with_none_of_them() -> None:
     transform = Stft(StftSpec(512, 128))
     assert transform.forward(noise(1000)).shape == (9, 257)
@@ -181,18 +255,22 @@ def test_inputs_are_left_alone() -> None:
 
 def test_pack_orders_planes_as_the_contract_says() -> None:
     spectrum = (noise(3, 2, 5, 9) + 1j * noise(3, 2, 5, 9, seed=1)).astype(np.complex64)
-    planes = pack(spectrum)
+    spec = StftSpec(16, 4)
+    planes = pack(spectrum, spec)
     assert planes.shape == (3, 4, 5, 8)
     assert planes.dtype == np.float32
     for channel in range(2):
         np.testing.assert_array_equal(planes[:, 2 * channel], spectrum[:, channel, :, :8].real)
         np.testing.assert_array_equal(planes[:, 2 * channel + 1], spectrum[:, channel, :, :8].imag)
-    np.testing.assert_array_equal(unpack(planes, spectrum[..., -1]), spectrum)
+    back = np.full_like(spectrum, 7.0)
+    unpack(planes, back, spec)
+    np.testing.assert_array_equal(back[..., :-1], spectrum[..., :-1])
+    assert (back[..., -1] == 7.0).all(), "what the network does not see is left alone"
 
 
 def test_unpack_takes_half_precision() -> None:
-    spectrum = unpack(np.full((2, 3, 4), 0.5, np.float16), np.zeros((1, 3), np.complex64))
-    assert spectrum.dtype == np.complex64
+    spectrum = np.zeros((1, 3, 5), np.complex64)
+    unpack(np.full((2, 3, 4), 0.5, np.float16), spectrum, StftSpec(8, 4))
     np.testing.assert_array_equal(spectrum[..., :-1], np.full((1, 3, 4), 0.5 + 0.5j))
 
 
@@ -200,11 +278,13 @@ def test_nyquist_survives_the_way_through_the_planes() -> None:
     transform = Stft(StftSpec(512, 128))
     signal = np.tile(np.array([1.0, -1.0], np.float32), (2, 2500))
     spectrum = transform.forward(signal)
-    nyquist = spectrum[..., -1]
-    back = transform.inverse(unpack(pack(spectrum), nyquist), 5000)
+    with_it, without = spectrum.copy(), np.zeros_like(spectrum)
+    for target in (with_it, without):
+        unpack(pack(spectrum, transform.spec), target, transform.spec)
+    back = transform.inverse(with_it, 5000)
     np.testing.assert_allclose(back, signal, rtol=0, atol=ROUND_TRIP_TOLERANCE)
-    without = transform.inverse(unpack(pack(spectrum), np.zeros_like(nyquist)), 5000)
-    assert np.abs(without - signal).max() > 0.5, "the signal of this test must need the Nyquist bin"
+    heard = np.abs(transform.inverse(without, 5000) - signal).max()
+    assert heard > 0.5, "the signal of this test must need the Nyquist bin"
 
 
 def test_wrong_shapes_are_named() -> None:
@@ -212,6 +292,8 @@ def test_wrong_shapes_are_named() -> None:
     with pytest.raises(TfxError, match=r"\[9, 257\] is not the \[10, 257\]"):
         transform.inverse(transform.forward(noise(2, 1000)), 1100)
     with pytest.raises(TfxError, match="do not belong together"):
-        unpack(np.zeros((3, 5, 8), np.float32), np.zeros((1, 5), np.complex64))
+        unpack(np.zeros((3, 5, 8), np.float32), np.zeros((1, 5, 9), np.complex64), StftSpec(16, 4))
     with pytest.raises(TfxError, match="do not belong together"):
-        unpack(np.zeros((4, 5, 8), np.float32), np.zeros((1, 5), np.complex64))
+        unpack(np.zeros((4, 5, 8), np.float32), np.zeros((1, 5, 9), np.complex64), StftSpec(16, 4))
+    with pytest.raises(TfxError, match="do not belong together"):
+        unpack(np.zeros((2, 5, 7), np.float32), np.zeros((1, 5, 9), np.complex64), StftSpec(16, 4))
