@@ -15,47 +15,59 @@ import soundfile
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 spec = json.loads(session.get_modelmeta().custom_metadata_map["tfx"])["spec"]
-stft, chunk, stems = spec["stft"], spec["chunk"], spec["stems"]
-n_fft, hop = stft["n_fft"], stft["hop"]
-window = np.sin(np.pi * np.arange(n_fft) / n_fft) ** 2  # periodic Hann
-length, context, fade = ((chunk["frames"] - 1) * hop, chunk["context"] * hop, chunk["fade"] * hop)
-kept = length - 2 * context  # samples of a chunk that are used
+# What a file of spec version 1 does not say has these values.
+spec = {"network_stems": None, "residual_gain": 1, "unseen_stem": spec.get("nyquist_stem")} | spec
+stft = {"window": "hann", "padding": "zero", "offset": 0, "seen": None, "zero_below": 0} | spec["stft"]
+chunk, stems, given = spec["chunk"], spec["stems"], spec["network_stems"] or spec["stems"]
+n_fft, hop, offset, scale = stft["n_fft"], stft["hop"], stft["offset"], stft["scale"]
+first, count = stft["seen"] or (0, n_fft // 2)  # the bins that the network sees
+window = np.sin(np.pi * np.arange(n_fft) / n_fft) ** 2 if stft["window"] == "hann" else np.ones(n_fft)
+length = (chunk["frames"] - 1) * hop + 2 * offset
+context, fade = chunk["context"] * hop, chunk["fade"] * hop
+after = context if chunk.get("context_after") is None else chunk["context_after"] * hop
+kept = length - context - after  # samples of a chunk that are used
 step = kept - fade
+margin = n_fft // 2 - offset  # samples outside the chunk that the first and the last frame cover
 
 
 def separate_chunk(piece):  # [C, length] -> [S, C, length]
-    padded = np.pad(piece, ((0, 0), (n_fft // 2, n_fft // 2)))
+    mode = {"zero": "constant", "reflect": "reflect"}[stft["padding"]]
+    padded = np.pad(piece, ((0, 0), (margin, margin)), mode)
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=1)[:, ::hop]  # [C, T, n_fft]
     # SciPy in float32, window times scale: the same bits as in tfx. NumPy rounds otherwise: 12 dB less.
-    spectrum = scipy.fft.rfft(frames * (window * stft["scale"]).astype(np.float32))  # [C, T, F + 1]
-    bins = spectrum[..., :-1]  # the network sees all but the Nyquist bin: [C, 2, T, F] -> [1, 2*C, T, F]
-    planes = np.stack((bins.real, bins.imag), axis=1).reshape(1, -1, *bins.shape[1:])
+    spectrum = scipy.fft.rfft(frames * (window * scale).astype(np.float32))  # [C, T, n_fft / 2 + 1]
+    bins = spectrum[..., first : first + count]
+    planes = np.stack((bins.real, bins.imag), axis=1).reshape(1, -1, *bins.shape[1:])  # [1, 2*C, T, F]
     out = session.run(["stems"], {"mixture": planes.astype(np.float32)})[0][0].astype(np.float64)
-    out = out.reshape(len(stems), -1, 2, *bins.shape[1:])  # [S, 2*C, T, F] -> [S, C, 2, T, F]
+    out = out.reshape(len(given), -1, 2, *bins.shape[1:])  # [S, 2*C, T, F] -> [S, C, 2, T, F]
     full = np.zeros((len(stems), *spectrum.shape), complex)
-    full[..., :-1] = out[:, :, 0] + 1j * out[:, :, 1]
-    full[stems.index(spec["unseen_stem"]), ..., -1] = spectrum[..., -1]
-    pieces = np.fft.irfft(full, n_fft) * window / stft["scale"]
+    if spec["unseen_stem"] in given:  # the bins that the network does not see are the mixture's
+        full[stems.index(spec["unseen_stem"])] = spectrum
+    for name, planes in zip(given, out, strict=True):
+        full[stems.index(name), ..., first : first + count] = planes[:, 0] + 1j * planes[:, 1]
+        full[stems.index(name), ..., first : max(first, stft["zero_below"])] = 0
+    pieces = np.fft.irfft(full, n_fft) * window / scale
     total, weight = np.zeros((*pieces.shape[:2], padded.shape[1])), np.zeros(padded.shape[1])
     for t in range(pieces.shape[2]):
         total[..., t * hop : t * hop + n_fft] += pieces[:, :, t]
         weight[t * hop : t * hop + n_fft] += window**2
-    result = (total / np.maximum(weight, 1e-12))[..., n_fft // 2 : n_fft // 2 + length]
-    if spec["residual_stem"]:  # this stem is the mixture minus the others, so that all add up to it
-        result[stems.index(spec["residual_stem"])] += piece - result.sum(axis=0)
+    result = (total / np.maximum(weight, 1e-12))[..., margin : margin + length]
+    if spec["residual_stem"]:  # this stem is the mixture minus the others
+        index = stems.index(spec["residual_stem"])
+        result[index] = piece - spec["residual_gain"] * (result.sum(axis=0) - result[index])
     return result
 
 
 def separate(mixture):  # [C, N] -> [S, C, N]
     samples = mixture.shape[1]
-    count = 1 + max(0, math.ceil((samples - kept) / step))
-    padded = np.pad(mixture, ((0, 0), (context, (count - 1) * step + kept + context - samples)))
+    chunks = 1 + max(0, math.ceil((samples - kept) / step))
+    padded = np.pad(mixture, ((0, 0), (context, (chunks - 1) * step + kept + after - samples)))
     rise = (np.arange(fade) + 0.5) / max(fade, 1)
-    result = np.zeros((len(stems), mixture.shape[0], (count - 1) * step + kept))
-    for k in range(count):
+    result = np.zeros((len(stems), mixture.shape[0], (chunks - 1) * step + kept))
+    for k in range(chunks):
         part = separate_chunk(padded[:, k * step : k * step + length])[..., context : context + kept]
         part[..., :fade] *= rise if k > 0 else 1
-        part[..., kept - fade :] *= 1 - rise if k < count - 1 else 1
+        part[..., kept - fade :] *= 1 - rise if k < chunks - 1 else 1
         result[..., k * step : k * step + kept] += part
     return result[..., :samples]
 

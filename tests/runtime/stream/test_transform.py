@@ -149,8 +149,8 @@ def test_round_trip_of_any_specification(spec: StftSpec, samples: int, seed: int
     transform = Stft(spec)
     spectrum = transform.forward(signal)
     assert spectrum.shape == (2, spec.frames(samples), spec.all_bins)
-    # A sum of m terms of one sign rounds by m / 2^24 of it at most; where windows sum to little, that is divided
-    # by as little.
+    # A sum of m terms of one sign rounds by m / 2^24 of it at most; where windows sum to little, that is
+    # divided by as little.
     terms = -(-spec.n_fft // spec.hop)
     tolerance = (ROUND_TRIP_TOLERANCE + terms * 2.0**-23) / spec.least_sum
     np.testing.assert_allclose(transform.inverse(spectrum, samples), signal, rtol=0, atol=tolerance)
