@@ -136,6 +136,8 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
 
 
 def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
+    from tfswa.runtime.stream.overlap import ChunkPlan
+
     stft, chunk = spec.stft, spec.chunk
     return {
         "family": spec.family,
@@ -144,11 +146,21 @@ def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
         "sample_rate": stft.sample_rate,
         "n_fft": stft.n_fft,
         "hop": stft.hop,
+        "window": stft.window,
+        "padding": stft.padding,
+        "first_bin": stft.first_bin,
+        "bins": stft.bins,
+        "zero_below": stft.zero_below,
         "chunk_frames": chunk.frames,
         "chunk_seconds": round(spec.chunk_samples / stft.sample_rate, 3),
         "context_frames": chunk.context,
+        "context_after_frames": chunk.after,
         "fade_frames": chunk.fade,
+        "latency_seconds": round(ChunkPlan.of(spec).latency_samples() / stft.sample_rate, 3),
+        "network_stems": list(spec.outputs),
+        "unseen_stem": spec.unseen_stem,
         "residual_stem": spec.residual_stem,
+        "residual_gain": spec.residual_gain,
         "parameters": spec.parameters,
         "weights_mb": round(spec.parameters * 4 / 1e6, 2),
         "gflop_per_second": spec.gflop_per_second,

@@ -19,6 +19,17 @@ from tfswa.runtime.errors import BundleError
 from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE, STEMS
 
 SPEC_VERSION = 2
+# What version 1 does not say, and what it means by that: section of the spec, name, value.
+_SINCE_2: Mapping[tuple[str, str], Any] = {
+    ("stft", "window"): "hann",
+    ("stft", "padding"): "zero",
+    ("stft", "offset"): 0,
+    ("stft", "seen"): None,
+    ("stft", "zero_below"): 0,
+    ("chunk", "context_after"): None,
+    ("", "residual_gain"): 1.0,
+    ("", "network_stems"): None,
+}
 WINDOWS = ("hann", "none")
 PADDINGS = ("zero", "reflect")
 LEAST_SUM = (
@@ -314,9 +325,17 @@ class ModelSpec:
         return (batch, len(self.outputs), 2 * self.channels, self.chunk.frames, self.stft.bins)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; ``from_dict`` reads it back."""
-        fields = dataclasses.asdict(self)
-        return {"spec_version": SPEC_VERSION, **_as_json_reads(fields)}
+        """JSON-ready form; ``from_dict`` reads it back.
+
+        What version 1 can say is said in it: the hash of a bundle is made of this, and evidence is bound to
+        that hash.
+        """
+        fields: dict[str, Any] = _as_json_reads(dataclasses.asdict(self))
+        first = dict(fields, stft=dict(fields["stft"]), chunk=dict(fields["chunk"]))
+        said = [first[part].pop(name) if part else first.pop(name) for part, name in _SINCE_2]
+        if said != list(_SINCE_2.values()) or self.unseen_stem is None:
+            return {"spec_version": SPEC_VERSION, **fields}
+        return {"spec_version": 1, "nyquist_stem": first.pop("unseen_stem"), **first}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

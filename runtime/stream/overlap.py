@@ -91,6 +91,10 @@ class ChunkPlan:
             return 0
         return 1 + max(0, -(-(samples - self.kept) // self.step))
 
+    def latency_samples(self, batch: int = 1) -> int:
+        """The most samples that can have gone in and are not yet out, with ``batch`` chunks at a time."""
+        return self.kept + self.after_samples + (batch - 1) * self.step - 1
+
     def start(self, chunk: int) -> int:
         """First sample that a chunk covers, context included; negative for chunk 0."""
         return chunk * self.step - self.context_samples
@@ -170,7 +174,7 @@ class OverlapAdd:
     @property
     def latency_samples(self) -> int:
         """The most samples that can have been pushed and are not yet returned."""
-        return self.plan.kept + self.plan.after_samples + (self._batch - 1) * self.plan.step - 1
+        return self.plan.latency_samples(self._batch)
 
     def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the next samples of the signal.

@@ -162,6 +162,28 @@ def test_a_spec_of_version_1_means_what_it_meant(tiny_spec: ModelSpec) -> None:
     assert (spec.unseen_stem, spec.outputs, spec.residual_gain) == ("vocals", spec.stems, 1.0)
     assert (spec.stft.window, spec.stft.padding, spec.stft.seen) == ("hann", "zero", None)
     assert spec.chunk.after == spec.chunk.context == 2
+    assert spec.to_dict() == old, "what version 1 can say is said in it: digests are made of that"
+    assert ModelSpec.from_dict(json.loads(json.dumps(old))) == spec
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stft": StftSpec(padding="reflect")},
+        {"stft": StftSpec(window="none")},
+        {"stft": StftSpec(offset=512)},
+        {"stft": StftSpec(seen=(0, 2049))},
+        {"stft": StftSpec(zero_below=3)},
+        {"chunk": ChunkSpec(context_after=2)},
+        {"residual_gain": 1.035},
+        {"network_stems": ("a",), "residual_stem": "b"},
+        {"unseen_stem": None},
+    ],
+    ids=lambda change: str(next(iter(change))),
+)
+def test_what_version_1_cannot_say_is_version_2(change: dict[str, Any]) -> None:
+    spec = ModelSpec(family="x", stems=("a", "b"), **change)
+    assert spec.to_dict()["spec_version"] == 2
     assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
