@@ -11,7 +11,6 @@ It is one file, made by ``calibration/gather.py``::
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zipfile
 import zlib
@@ -181,7 +180,7 @@ class Writer:
         self._archive = archive
         index = {
             **{"format": _FORMAT, "version": _VERSION, "seed": seed, **_contract(spec)},
-            "stft": dataclasses.asdict(spec.stft),
+            "stft": spec.to_dict()["stft"],
             "found": _counts(found),
             "songs": songs,
             **parts,

@@ -98,6 +98,9 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{name} is {value!r}{suggestion(str(value), [str(a) for a in arguments])}")
         return value
     if origin in (Union, types.UnionType):
+        others = [kind for kind in arguments if kind is not types.NoneType]
+        if len(others) < len(arguments) and len(others) == 1:
+            return None if value is None else _convert(name, value, others[0])
         if isinstance(value, arguments) and not isinstance(value, bool):
             return value
         raise ConfigError(f"{name} is {value!r}; it must be {' or '.join(a.__name__ for a in arguments)}")

@@ -33,6 +33,7 @@ class Section:
     mixed: tuple[int, str] = (1, "a")
     sizes: tuple[int, ...] = ()
     length: int | str = 3
+    range: tuple[int, int] | None = None
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     free: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,6 +75,8 @@ def test_nothing_gives_the_defaults() -> None:
         ("sizes", [3, 2, 1], (3, 2, 1)),
         ("length", 5, 5),
         ("length", "5 epochs", "5 epochs"),
+        ("range", None, None),
+        ("range", [0, 3], (0, 3)),
         ("words", {"a": ["b", "c"], "d": []}, {"a": ("b", "c"), "d": ()}),
         ("free", {"a": [1, {"b": True}]}, {"a": [1, {"b": True}]}),
     ],
@@ -118,6 +121,8 @@ def test_numbers_inside_a_pair_become_floats() -> None:
         ("length", 2.5, r"part\.length is 2\.5; it must be int or str"),
         ("length", True, r"part\.length is True; it must be int or str"),
         ("length", [3], r"part\.length is \[3\]; it must be int or str"),
+        ("range", 3, r"part\.range is 3, not a list"),
+        ("range", [1], r"part\.range is \[1\], 1 values; it needs 2"),
         ("words", ["a"], r"part\.words is \['a'\], not a table"),
         ("words", {"a": "b"}, r"part\.words\.a is 'b', not a list"),
         ("words", {"a": ["b", 1]}, r"part\.words\.a\[1\] is 1"),

@@ -299,9 +299,10 @@ def test_import_checkpoint(ask: Ask, tmp_path: Path) -> None:
 
 def test_train(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfswa.train import config_files, loop
+    from tfswa.train.config import TrainConfig
 
     # What a run scores is the loop's to test; here it is told, without one song held out too.
-    monkeypatch.setattr(config_files, "load_config", lambda *_, **__: None)
+    monkeypatch.setattr(config_files, "load_config", lambda *_, **__: TrainConfig())
     (tmp_path / "config.toml").touch()
     for scores in ({"vocals": 6.5}, {}):
         monkeypatch.setattr(loop, "train", lambda *_, scores=scores, **__: scores)
