@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from compare_speed import table as speed_table
 
 PACKAGES = ("runtime", "train", "export", "calibration")
 # Rooms of runtime from the ground up: a module imports from its own room and from those before it.
@@ -28,6 +31,7 @@ ORDER = (
     "doors",
 )
 DOORS = ("tfswa.runtime", "tfswa.runtime.__main__", "tfswa.runtime.cli", "tfswa.runtime.pytest_plugin")
+SPEEDS = "docs/measured/speed-before-after.json"  # what scripts/compare_speed measured, if it did
 LONG = 60  # lines of a function, from its ``def`` to its end, docstring included
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -257,6 +261,13 @@ def main() -> None:
     ):
         print(f"\n## {title}\n")
         print("\n".join(f"- {line}" for line in lines) or "None.")
+    if (speeds := house.root / SPEEDS).exists():
+        measured = json.loads(speeds.read_text())
+        print(
+            f"\n## Speed of separate\n\nMeasured by `scripts/compare_speed` on {measured['date'][:10]}, "
+            f"--backend {measured['backend']} on {measured['cores']} cores, one thread.\n"
+        )
+        print("\n".join(speed_table(measured["rows"])))
 
 
 if __name__ == "__main__":
