@@ -168,7 +168,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Song:
-    """A song that was levelled; ``names`` are its true sources, none where they are unknown."""
+    """A song that was leveled; ``names`` are its true sources, none where they are unknown."""
 
     files: SongFiles
     names: tuple[str, ...]

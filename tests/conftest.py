@@ -56,7 +56,7 @@ HYPER: dict[str, Any] = {
     "fold": 4,
     "fold_layout": "adjacent",
     "mask": "magnitude",
-    "normalisation": "fixed",
+    "normalization": "fixed",
     "fusion": "serial",
 }
 

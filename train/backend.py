@@ -154,7 +154,7 @@ def new_bundle(
         ConfigError: unknown family or hyper-parameter.
         OutputExists: the bundle is there.
     """
-    spec = new_spec(family, stems=stems, hyper=hyper, weights_licence="CC0-1.0", **spec_options)
+    spec = new_spec(family, stems=stems, hyper=hyper, weights_license="CC0-1.0", **spec_options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(spec)

@@ -122,7 +122,7 @@ def training_spec(config: TrainConfig) -> ModelSpec:
         stems=config.model.stems,
         hyper=config.model.hyper,
         residual_stem=config.model.residual_stem or None,
-        weights_licence=config.model.license,
+        weights_license=config.model.license,
     )
 
 

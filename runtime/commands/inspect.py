@@ -164,7 +164,7 @@ def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
         "parameters": spec.parameters,
         "weights_mb": round(spec.parameters * 4 / 1e6, 2),
         "gflop_per_second": spec.gflop_per_second,
-        "weights_licence": spec.weights_licence,
+        "weights_license": spec.weights_license,
         "hyper": dict(spec.hyper),
     }
 

@@ -36,7 +36,7 @@ def models(as_json: bool) -> None:
                     "family": spec.family,
                     "stems": list(spec.stems),
                     "parameters": spec.parameters,
-                    "weights_licence": spec.weights_licence,
+                    "weights_license": spec.weights_license,
                     "path": str(path),
                 }
             )
@@ -48,6 +48,6 @@ def models(as_json: bool) -> None:
         stems = ", ".join(entry["stems"])
         click.echo(
             f"{entry['model']:12} {entry['family']}, {entry['parameters']:,} parameters: {stems} "
-            f"(weights {entry['weights_licence']})"
+            f"(weights {entry['weights_license']})"
         )
     click.echo(f"families     {', '.join(families)}")

@@ -35,6 +35,7 @@ PADDINGS = ("zero", "reflect")
 LEAST_SUM = (
     0.01  # of squared windows; dividing by less lifts rounding and what a network adds by more than 40 dB
 )
+_LICENSE = "weights_licence"  # as version 1 spells it
 
 
 def _positive(spec: object, *names: str, kinds: tuple[type, ...] = (int,)) -> None:
@@ -232,7 +233,7 @@ class ModelSpec:
         residual_stem: the stem that is replaced by mixture minus ``residual_gain`` times all others, or None.
         residual_gain: see there; 1 makes the sum of stems the mixture.
         network_stems: what the network gives, in its order; None: all stems. It may lack the residual one.
-        weights_licence: license of the weights, SPDX where there is one.
+        weights_license: license of the weights, SPDX where there is one.
         parameters: number of weights.
         gflop_per_second: billions of floating-point operations per second of audio, chunk overlap left out.
     """
@@ -247,7 +248,7 @@ class ModelSpec:
     residual_stem: str | None = None
     residual_gain: float = 1.0
     network_stems: tuple[str, ...] | None = None
-    weights_licence: str = "unknown"
+    weights_license: str = "unknown"
     parameters: int = 0
     gflop_per_second: float = 0.0
 
@@ -335,7 +336,8 @@ class ModelSpec:
         said = [first[part].pop(name) if part else first.pop(name) for part, name in _SINCE_2]
         if said != list(_SINCE_2.values()) or self.unseen_stem is None:
             return {"spec_version": SPEC_VERSION, **fields}
-        return {"spec_version": 1, "nyquist_stem": first.pop("unseen_stem"), **first}
+        former = {"nyquist_stem": first.pop("unseen_stem"), _LICENSE: first.pop("weights_license")}
+        return {"spec_version": 1, **former, **first}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -355,6 +357,8 @@ class ModelSpec:
                 f"spec version {version} is not 1 to {SPEC_VERSION}, what this tfx reads: "
                 "export the model again, or install the tfx that made it"
             )
+        if _LICENSE in fields and "weights_license" not in fields:
+            fields["weights_license"] = fields.pop(_LICENSE)
         try:
             fields["stft"] = from_json(StftSpec, fields["stft"], "stft")
             fields["chunk"] = from_json(ChunkSpec, fields["chunk"], "chunk")

@@ -17,17 +17,20 @@ from house import DOORS, LONG, ORDER, House  # noqa: E402
 BRITISH = re.compile(
     r"(?:characteri|digiti|equali|finali|generali|initiali|locali|maximi|memori|minimi|normali|optimi|organi|penali|"
     r"quanti|randomi|recogni|seriali|speciali|standardi|summari|synchroni|utili|visuali)s(?:e[drs]?\b|ing|ation|able)"
-    r"|analyse|artefact|behaviour|catalogue|centr(?:e|ing)|colour|favour|flavour|grey|honour|judgement|labelled"
-    r"|licence|neighbour|whilst",
+    r"|(?:cancel|label|level|model|signal|travel)l(?:ed|ing)|(?:burn|learn|spel)t\b"
+    r"|analyse|artefact|behaviour|catalogue|centr(?:e|ing)|colour|defence|favour|flavour|grey|honour|judgement|licence"
+    r"|metres|neighbour|whilst",
     re.IGNORECASE,
 )
 KEPT = {  # British words that stay
-    "weights_licence",  # a key of manifests
-    "normalisation",  # a hyper-parameter that bundles hold
+    "runtime/model/spec.py: weights_licence",  # a key of manifests of version 1
+    "tests/runtime/model/test_spec.py: weights_licence",
+    "train/families/tfswa_unet.py: normalisation",  # a hyper-parameter that older bundles hold
+    "tests/train/test_families.py: normalisation",
     "runtime/backends/__init__.py: quantised",  # a slip of the pen that is told what was meant
 }
-SPELLED = {".py", ".md", ".toml", ".css", ".js"}
-OTHERS = {"README.md", "CHANGELOG.md", "LICENSE"}
+SPELLED = {".py", ".md", ".toml", ".css", ".js", ".html", ".sh"}
+OTHERS = {"CHANGELOG.md"}
 
 
 @pytest.fixture(scope="module")

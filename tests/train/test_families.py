@@ -87,20 +87,20 @@ def test_costs_are_counted_by_hand_for_one_convolution(register: Callable[..., N
 def test_a_new_spec_is_complete(tiny_hyper: Hyper) -> None:
     chunk = ChunkSpec(frames=16, context=2, fade=1, multiple=8)
     options = {"hyper": tiny_hyper, "stft": TINY_STFT, "chunk": chunk}
-    spec = new_spec("tfswa_lite", residual_stem="vocals", weights_licence="MIT", **options)
+    spec = new_spec("tfswa_lite", residual_stem="vocals", weights_license="MIT", **options)
     assert spec.hyper == tiny_hyper
     assert (spec.stft, spec.chunk) == (TINY_STFT, chunk)
-    assert (spec.residual_stem, spec.weights_licence) == ("vocals", "MIT")
+    assert (spec.residual_stem, spec.weights_license) == ("vocals", "MIT")
     partial = new_spec("tfswa_lite", **{**options, "hyper": {**tiny_hyper, "window": 2}})
     assert partial.hyper == {**tiny_hyper, "window": 2}
     assert new_spec("tfswa_lite").hyper["mask"] == "magnitude"
 
 
-@pytest.mark.parametrize(("mask", "normalisation", "fusion", "fold_layout"), OPTIONS)
+@pytest.mark.parametrize(("mask", "normalization", "fusion", "fold_layout"), OPTIONS)
 def test_every_parameter_learns_with_every_option(
-    tiny_spec: ModelSpec, mask: str, normalisation: str, fusion: str, fold_layout: str
+    tiny_spec: ModelSpec, mask: str, normalization: str, fusion: str, fold_layout: str
 ) -> None:
-    network = build(tiny_spec, mask=mask, normalisation=normalisation, fusion=fusion, fold_layout=fold_layout)
+    network = build(tiny_spec, mask=mask, normalization=normalization, fusion=fusion, fold_layout=fold_layout)
     out = network(noise(tiny_spec, 2))
     assert out.shape == tiny_spec.output_shape(2)
     assert out.dtype == torch.float32
@@ -113,11 +113,11 @@ def test_every_parameter_learns_with_every_option(
 
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 1e4])
 @pytest.mark.parametrize("mask", ["complex", "magnitude", "direct"])
-@pytest.mark.parametrize("normalisation", ["fixed", "instance"])
+@pytest.mark.parametrize("normalization", ["fixed", "instance"])
 def test_silence_and_loud_sound_have_finite_outputs_and_gradients(
-    tiny_spec: ModelSpec, scale: float, mask: str, normalisation: str
+    tiny_spec: ModelSpec, scale: float, mask: str, normalization: str
 ) -> None:
-    network = build(tiny_spec, mask=mask, normalisation=normalisation)
+    network = build(tiny_spec, mask=mask, normalization=normalization)
     out = network(noise(tiny_spec) * scale)
     assert torch.isfinite(out).all()
     out.abs().mean().backward()
@@ -126,12 +126,12 @@ def test_silence_and_loud_sound_have_finite_outputs_and_gradients(
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("normalisation", ["fixed", "instance"])
+@pytest.mark.parametrize("normalization", ["fixed", "instance"])
 @pytest.mark.parametrize("fusion", ["serial", "cross"])
 def test_items_of_a_batch_never_meet(
-    tiny_spec: ModelSpec, training: bool, normalisation: str, fusion: str
+    tiny_spec: ModelSpec, training: bool, normalization: str, fusion: str
 ) -> None:
-    network = build(tiny_spec, normalisation=normalisation, fusion=fusion, mask="complex").train(training)
+    network = build(tiny_spec, normalization=normalization, fusion=fusion, mask="complex").train(training)
     batch = noise(tiny_spec, 3)
     other = batch.clone()
     other[0], other[2] = 100.0, noise(tiny_spec, seed=9)[0]
@@ -219,7 +219,7 @@ def test_statistics_travel_with_the_weights(tiny_spec: ModelSpec) -> None:
 
 
 def test_instance_normalization_takes_each_bins_own(tiny_spec: ModelSpec) -> None:
-    network = build(tiny_spec, mask="complex", normalisation="instance")
+    network = build(tiny_spec, mask="complex", normalization="instance")
     x = network._normalize(noise(tiny_spec, 2) * torch.linspace(1, 100, 256) + 5)
     assert x.mean(dim=(1, 2)).abs().max() < 1e-4
     torch.testing.assert_close(x.square().mean(dim=(1, 2)), torch.ones(2, 256), atol=1e-3, rtol=0)
@@ -275,7 +275,7 @@ def test_frames_and_bins_must_suit_the_windows(
         ({"fold": 3}, "256 bins are not a multiple of 24"),
         ({"window": 3}, "16 frames is not a multiple of 6"),
         ({"mask": "magnitud"}, "mask.*did you mean 'magnitude'"),
-        ({"normalisation": "batch"}, "normalisation.*choose one of fixed, instance"),
+        ({"normalization": "batch"}, "normalization.*choose one of fixed, instance"),
         ({"fusion": "crossed"}, "fusion.*did you mean 'cross'"),
         ({"fold_layout": "neighbors"}, "fold_layout"),
         ({"window": "8"}, "window.*str.*int"),
@@ -293,6 +293,12 @@ def test_impossible_hyper_parameters_are_refused(tiny_spec: ModelSpec, hyper: Hy
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=match):
         new_spec("tfswa_lite", hyper={**tiny_spec.hyper, **hyper}, stft=tiny_spec.stft, chunk=tiny_spec.chunk)
+
+
+def test_a_former_name_of_a_hyper_parameter_is_read(tiny_spec: ModelSpec) -> None:
+    others = {name: value for name, value in tiny_spec.hyper.items() if name != "normalization"}
+    network = build_network(dataclasses.replace(tiny_spec, hyper={**others, "normalisation": "instance"}))
+    assert network.hyper.normalization == "instance"
 
 
 def test_an_unknown_family_is_refused_with_a_suggestion() -> None:

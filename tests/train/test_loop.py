@@ -230,7 +230,7 @@ def test_bundles_open_and_score_what_was_logged(config: TrainConfig, tmp_path: P
     }
     for name, scores in (("last.tfx", validated[-1]), ("best.tfx", best)):
         model = open_model(out / name)
-        assert model.spec.weights_licence == "MIT"
+        assert model.spec.weights_license == "MIT"
         assert model.bundle is not None
         assert model.bundle.provenance["validation"] == scores
         assert model.bundle.provenance["config"]["optim"]["lr"] == config.optim.lr

@@ -27,7 +27,7 @@ WANTED_DB = 12.0  # the best that a magnitude mask can do here is about 9: the m
 
 
 @pytest.mark.slow
-def test_two_seconds_are_learnt_by_heart() -> None:
+def test_two_seconds_are_learned_by_heart() -> None:
     path = example_stem_file()
     if path is None:
         pytest.skip("stempeg is not installed")

@@ -198,7 +198,7 @@ def _reverberated(audio: Audio, seconds: float, share: float, seed: int, sample_
     dull = signal.lfilter([0.3], [1, -0.7], noise)
     faded = np.exp(-time / (seconds / 4))
     room = (noise * faded + dull * (1 - faded)) * 10 ** (-3 * time / seconds)
-    room = room * (time >= random.uniform(0.002, 0.03))  # the walls are metres away
+    room = room * (time >= random.uniform(0.002, 0.03))  # the walls are meters away
     wet = signal.fftconvolve(audio, room, axes=1)[:, : audio.shape[1]].astype(np.float32)
     wet = _as_loud(wet, audio)
     return _as_loud(np.float32(1 - share) * audio + np.float32(share) * wet, audio)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
@@ -66,6 +66,8 @@ class Family:
         hyper: frozen dataclass of hyper-parameters with defaults.
         network: class built from (spec, hyper).
         chunk: the chunking it is made for.
+        stft: the transform it is made for.
+        renamed: former names of hyper-parameters, which older bundles hold, and those of today.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Family:
     network: type[Any]
     chunk: ChunkSpec = ChunkSpec()
     stft: StftSpec = StftSpec()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def new_spec(self) -> ModelSpec:
         """The spec of an untrained model, all as the family has it."""
@@ -106,7 +109,7 @@ def new_spec(
     stft: StftSpec | None = None,
     chunk: ChunkSpec | None = None,
     residual_stem: str | None = None,
-    weights_licence: str = "unknown",
+    weights_license: str = "unknown",
 ) -> ModelSpec:
     """Make the spec of an untrained model, hyper-parameters completed and costs counted.
 
@@ -124,7 +127,7 @@ def new_spec(
             stft=stft or entry.stft,
             chunk=chunk or entry.chunk,
             residual_stem=residual_stem,
-            weights_licence=weights_licence,
+            weights_license=weights_license,
         )
     except BundleError as error:
         raise ConfigError(str(error)) from error
@@ -159,7 +162,8 @@ def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: unknown name, wrong type, or a word that is not one of the choices.
     """
-    known = [field.name for field in dataclasses.fields(family.hyper)]
+    values = {family.renamed.get(name, name): value for name, value in values.items()}
+    known = [entry.name for entry in dataclasses.fields(family.hyper)]
     for name in values:
         if name not in known:
             raise ConfigError(f"{family.name} has no hyper-parameter {name!r}{suggestion(name, known)}")

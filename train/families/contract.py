@@ -2,7 +2,7 @@
 
 for                          the network needs
 everything                   forward: [B, 2*C, T, F] -> [B, S, 2*C, T, F]
-fixed input normalisation    set_statistics(mean, std), and features where that is not of the planes
+fixed input normalization    set_statistics(mean, std), and features where that is not of the planes
 pre-training                 features and reconstruct
 optim.checkpointing          the attribute checkpointing
 """

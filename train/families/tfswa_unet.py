@@ -59,7 +59,7 @@ class TfswaHyper:
         fold_layout: ``adjacent`` or ``contiguous``.
         mask: ``complex`` (unbounded, times the mixture), ``magnitude`` (0 to 1, mixture phase), or
             ``direct`` (the spectrogram itself).
-        normalisation: ``fixed`` statistics of the training set per bin, or ``instance``: those of the
+        normalization: ``fixed`` statistics of the training set per bin, or ``instance``: those of the
             chunk, per bin and item.
         fusion: ``serial`` TSA -> FSA, or ``cross``: both from the same input, then cross-attention.
     """
@@ -73,7 +73,7 @@ class TfswaHyper:
     fold: int = 4
     fold_layout: Literal["adjacent", "contiguous"] = "adjacent"
     mask: Literal["complex", "magnitude", "direct"] = "complex"
-    normalisation: Literal["fixed", "instance"] = "fixed"
+    normalization: Literal["fixed", "instance"] = "fixed"
     fusion: Literal["serial", "cross"] = "serial"
 
 
@@ -237,7 +237,7 @@ class TfswaUnet(nn.Module):
         return unfold(self.head(x), self.hyper.fold, self.hyper.fold_layout)
 
     def _normalize(self, x: Tensor) -> Tensor:
-        if self.hyper.normalisation == "fixed":
+        if self.hyper.normalization == "fixed":
             return (x - self.mean) / self.std
         mean = x.mean(dim=(1, 2), keepdim=True)
         variance = (x - mean).square().mean(dim=(1, 2), keepdim=True)
@@ -299,8 +299,14 @@ def _check(spec: ModelSpec, hyper: TfswaHyper, levels: int) -> None:
         )
 
 
+RENAMED = {"normalisation": "normalization"}
+
 TFSWA_UNET = Family(
-    "tfswa_unet", "time-frequency and shifted-window attention U-Net, 15.0M", TfswaHyper, TfswaUnet
+    "tfswa_unet",
+    "time-frequency and shifted-window attention U-Net, 15.0M",
+    TfswaHyper,
+    TfswaUnet,
+    renamed=RENAMED,
 )
 TFSWA_LITE = Family(
     "tfswa_lite",
@@ -308,4 +314,5 @@ TFSWA_LITE = Family(
     TfswaLiteHyper,
     TfswaUnet,
     chunk=ChunkSpec(frames=256, context=16, fade=8, multiple=64),
+    renamed=RENAMED,
 )

@@ -156,7 +156,7 @@ def spec_of(
         stft=transform,
         chunk=chunks,
         residual_stem=model.residual_stem or None,
-        weights_licence=model.license if license_ is None else license_,
+        weights_license=model.license if license_ is None else license_,
     )
 
 

@@ -148,7 +148,7 @@ def _tell(
     if not as_json:
         click.echo(
             f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
-            f"(weights {spec.weights_licence})"
+            f"(weights {spec.weights_license})"
         )
         return
     made = {
@@ -156,7 +156,7 @@ def _tell(
         "family": spec.family,
         "stems": list(spec.stems),
         "parameters": spec.parameters,
-        "weights_licence": spec.weights_licence,
+        "weights_license": spec.weights_license,
         "source_sha256": source_sha256,
     }
     click.echo(json_text({**made, **(more or {})}))

