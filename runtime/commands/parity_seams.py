@@ -24,11 +24,6 @@ FILE = options.GivenPath(dir_okay=False)
     help="An audio file, a stem file, or a folder of stems or songs; default: a synthetic song of 12 s.",
 )
 @click.option(
-    "--long-frames",
-    type=click.IntRange(min=1),
-    help="Frames of the long pass that chunks are compared with; default: four chunks.",
-)
-@click.option(
     "--threshold-db",
     type=click.FloatRange(min=0.0, min_open=True),
     help="What may be lost near an edge, in dB; default: 0.1.",
@@ -41,7 +36,6 @@ FILE = options.GivenPath(dir_okay=False)
 def seams(
     model: str,
     audio: Path | None,
-    long_frames: int | None,
     threshold_db: float | None,
     store: bool,
     output: Path | None,
@@ -75,7 +69,6 @@ def seams(
     found = measure_seams(
         opened,
         songs(audio, opened.spec),
-        long_frames=long_frames,
         limit_db=LIMIT_DB if threshold_db is None else threshold_db,
         report=lambda line: click.echo(line, err=True),
     )
