@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, reason
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.plots import pictures
+from tfswa.runtime.plots.spectrograms import loudest_db, spectrograms
 from tfswa.train.config import LossConfig
 
 log = logging.getLogger(__name__)
@@ -107,10 +108,10 @@ class Watch:
             if not np.isfinite(signal).all():
                 raise NonFiniteError(f"audio {name!r} of step {step} holds NaN or Inf: lower optim.lr")
         peak = max((float(np.abs(signal).max()) for signal in audio.values()), default=0.0)
-        loudest = pictures.loudest_db(audio.values())
+        loudest = loudest_db(audio.values())
         for name, signal in audio.items():
             self._sound(step, f"audio/{name}", rate, signal / peak if peak else signal)
-            figure = pictures.spectrograms(rate, {name: signal}, loudest_db=loudest)
+            figure = spectrograms(rate, {name: signal}, loudest_db=loudest)
             self._picture(step, f"spectrogram/{name}", figure)
         self._board.flush()
 

@@ -21,6 +21,7 @@ from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.figures import by_second_db, worst_second
 from tfswa.runtime.plots import pictures
+from tfswa.runtime.plots.spectrograms import loudest_db, spectrogram
 from tfswa.runtime.songs.loading import Song
 
 Audio = NDArray[np.float32]
@@ -192,7 +193,7 @@ class Showcase:
         if np.array_equal(one, two):
             shown.pop(ARTIFACT, None)
         drawn: dict[str, bytes] = {}
-        top = pictures.loudest_db(shown.values())
+        top = loudest_db(shown.values())
         for name, signal in shown.items():
             drawn[name] = _draw(rate, signal, start=first / rate, loudest_db=top)
         difference = one.astype(np.float64) - two
@@ -247,7 +248,7 @@ class Showcase:
 
 
 def _draw(rate: int, signal: NDArray[Any], **options: Any) -> bytes:
-    return pictures.small_png(pictures.spectrogram(rate, signal, **options))
+    return pictures.small_png(spectrogram(rate, signal, **options))
 
 
 def _window(start: int, rate: int) -> slice:
