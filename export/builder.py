@@ -6,6 +6,7 @@ of its layers are compared with its precision, and the builder runs, which can b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -32,6 +33,8 @@ _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT", "mix
 _INSPECTED = ("DataType", "Datatype", "Format/Datatype", "Format/DataType")
 _NAMES = {"fp32": {"float", "fp32"}, "fp16": {"half", "fp16"}, "bf16": {"bf16", "bfloat16"}}
 _NAMES |= {"int8": {"int8"}}
+_MARK = b"tfx-sha256:"
+_TAIL_BYTES = len(_MARK) + 64
 _LAYERS = {"CONVOLUTION": "Conv", "DECONVOLUTION": "ConvTranspose", "MATRIX_MULTIPLY": "MatMul"}
 
 
@@ -255,9 +258,7 @@ def _monitor(library: Any, progress: BuildProgress, stopped: Sequence[int]) -> A
 def _load_timings(config: Any, path: Path) -> None:
     """Give a build what earlier ones measured; a place that cannot be written is said before the work."""
     try:
-        known = path.read_bytes()
-    except FileNotFoundError:
-        known = b""
+        known = _timings(path)
     except OSError as error:
         raise UsageError(
             f"timing cache {path} cannot be read ({error.strerror}): choose another place"
@@ -276,10 +277,31 @@ def _store_timings(config: Any, path: Path) -> None:
     """Add what was measured to the file, and keep what other processes added meanwhile."""
     with locked(path.parent):
         cache = config.get_timing_cache()
-        if path.exists():
-            cache.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
+        if known := _timings(path):
+            cache.combine(config.create_timing_cache(known), ignore_mismatch=False)
+        content = bytes(cache.serialize())
         with atomic.writing(path, named=True) as stream:
-            stream.write(bytes(cache.serialize()))
+            stream.write(content + _MARK + hashlib.sha256(content).hexdigest().encode())
+
+
+def _timings(path: Path) -> bytes:
+    """What a file of timings holds, nothing where there is none; its SHA-256 stands at its end.
+
+    Raises:
+        UsageError: it is damaged, or another program wrote it.
+        OSError: it cannot be read.
+    """
+    try:
+        whole = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    content, mark, digest = whole[:-_TAIL_BYTES], whole[-_TAIL_BYTES:-64], whole[-64:]
+    if whole and (mark != _MARK or digest != hashlib.sha256(content).hexdigest().encode()):
+        raise UsageError(
+            f"timing cache {path} is damaged, or not of tfx: its own SHA-256 does not match or is missing; "
+            "choose another file, or remove it"
+        )
+    return content
 
 
 def _parser_error(error: Any) -> str:

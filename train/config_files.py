@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import ConfigError, TrainingError, UsageError
+from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.train.bounds import check_bounds
 from tfswa.train.config import TrainConfig
 from tfswa.train.strict import config_from_dict, parse_overrides, read_toml, suggestion
 
 SHIPPED = Path(__file__).parent / "configs"
 RUN_CONFIG = "config.json"
+_DIGEST = "sha256"
+
+log = logging.getLogger(__name__)
 
 
 def find_config(name: str) -> tuple[Path, Path | None]:
@@ -59,6 +65,12 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, base: Path | None 
     return config_of(read_toml(path, overrides), overrides, base or path.parent)
 
 
+def run_config_text(config: TrainConfig) -> str:
+    """What a run keeps of its configuration, with the digest of all else that ``load_run_config`` checks."""
+    values = config.to_dict()
+    return json.dumps({**values, _DIGEST: sha256_of_json(values)}, indent=1) + "\n"
+
+
 def load_run_config(run: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read what a run was configured as, and apply overrides.
 
@@ -69,6 +81,11 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     path = run / RUN_CONFIG
     try:
         data = parse_json(read_document(path))
+        carried = data.pop(_DIGEST, None) if isinstance(data, dict) else None
+        if carried is None:
+            log.warning("%s carries no digest of itself: it is not checked for damage", path)
+        elif carried != sha256_of_json(data):
+            raise ValueError("its own digest does not match; what an edit was to change, give as KEY=VALUE")
     except OSError as error:
         raise TrainingError(f"{path} cannot be read ({error.strerror}): nothing to resume") from error
     except ValueError as error:

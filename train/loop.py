@@ -32,7 +32,7 @@ from tfswa.runtime.plots import pictures
 from tfswa.train import checkpoint
 from tfswa.train.attention import attention_maps
 from tfswa.train.config import TrainConfig, steps_of
-from tfswa.train.config_files import RUN_CONFIG
+from tfswa.train.config_files import RUN_CONFIG, run_config_text
 from tfswa.train.curriculum import Curriculum
 from tfswa.train.data.chunks import Chunks
 from tfswa.train.data.loader import Batch, batches
@@ -363,7 +363,7 @@ class Run:
 
     def _write_config(self) -> None:
         with writing(self.out / RUN_CONFIG) as stream:
-            stream.write(json.dumps(self.config.to_dict(), indent=1).encode() + b"\n")
+            stream.write(run_config_text(self.config).encode())
 
     def _provenance(self) -> dict[str, Any]:
         return {

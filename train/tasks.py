@@ -6,6 +6,7 @@ is in here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -34,6 +36,7 @@ from tfswa.train.spectral import DifferentiableStft
 log = logging.getLogger(__name__)
 
 PRETRAINED = "pretrained.safetensors"
+_DIGEST = "sha256"  # of names, types, shapes and values, in the metadata of what pre-training leaves
 SILENT_DBFS = -60.0  # RMS of a held-out stem; below it there is nothing that a score could be about
 
 
@@ -216,8 +219,12 @@ class Reconstruction:
     ) -> None:
         """Write the best weights; a bundle would promise that they separate."""
         if best:
-            metadata = {"family": self.spec.family, "provenance": json.dumps(provenance)}
             contiguous = {name: value.contiguous() for name, value in weights.items()}
+            metadata = {
+                "family": self.spec.family,
+                "provenance": json.dumps(provenance),
+                _DIGEST: _sha256(contiguous),
+            }
             with writing(out / PRETRAINED) as stream:
                 stream.write(save(contiguous, metadata))
 
@@ -235,6 +242,28 @@ class Reconstruction:
         grid = torch.from_numpy(patches).reshape(-1, 1, rows, columns)
         grid = grid.repeat_interleave(self.config.patch_frames, 2)[:, :, :t]
         return grid.repeat_interleave(self.config.patch_bins, 3)[..., :f].to(planes.device)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights; one that pre-training left is compared with its digest.
+
+    Raises:
+        ValueError: it is damaged; safetensors' own errors are others.
+    """
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    weights = load_file(path)
+    if _DIGEST in metadata and metadata[_DIGEST] != _sha256(weights):
+        raise ValueError("it is damaged: its own digest does not match")
+    return weights
+
+
+def _sha256(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def level_dbfs(signal: NDArray[Any]) -> float:
@@ -259,7 +288,7 @@ def initialize(network: nn.Module, config: ModelConfig) -> list[str]:
     """
     path = Path(config.init)
     try:
-        weights = load_file(Bundle.open(path).file(WEIGHTS) if path.is_dir() else path)
+        weights = load_file(Bundle.open(path).file(WEIGHTS)) if path.is_dir() else _read(path)
     except Exception as error:  # those of safetensors share no public base
         raise ConfigError(
             f"model.init {path} cannot be read ({reason(error)}): name a bundle or {PRETRAINED}"

@@ -452,7 +452,8 @@ def test_timings_are_merged_with_those_of_other_builds(tmp_path: Path) -> None:
         builder._load_timings(config, path)  # both begin before either ends
     for config in (one, two):
         builder._store_timings(config, path)
-    assert path.read_bytes() == b"ab"
+    assert builder._timings(path) == b"ab"
+    assert path.read_bytes().startswith(b"abtfx-sha256:")
     third = Timings()
     builder._load_timings(third, path)
     assert third.kernels == set(b"ab")
@@ -462,6 +463,13 @@ def test_timings_are_merged_with_those_of_other_builds(tmp_path: Path) -> None:
 def test_foreign_timings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "timings"
     path.write_bytes(b"foreign")
+    with pytest.raises(UsageError, match="timings is damaged, or not of tfx: its own SHA-256"):
+        builder._load_timings(Timings(), path)
+    path.unlink()
+    stored = Timings()
+    stored.kernels = set(b"foreign")
+    stored.serialize = lambda: b"foreign"  # type: ignore[method-assign]
+    builder._store_timings(stored, path)
     with pytest.raises(UsageError, match="timings is damaged, or of another GPU or version"):
         builder._load_timings(Timings(), path)
 

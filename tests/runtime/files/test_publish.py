@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -127,8 +126,8 @@ def test_a_forged_journal_reaches_nothing_outside(tmp_path: Path, final: str) ->
     work.mkdir(parents=True)
     (out / "link").symlink_to(outside)
     (work / "0").write_text("planted")
-    step = f'{{"new": "0", "final": "{final}", "inode": {(work / "0").stat().st_ino}, "old": null}}'
-    (work / "journal.json").write_text(f'{{"force": true, "steps": [{step}]}}')
+    step = {"new": "0", "final": final, "inode": (work / "0").stat().st_ino, "old": None}
+    (work / "journal.json").write_text(module._journal_text({"force": True, "steps": [step]}))
     sweep(out)
     assert not list(tmp_path.rglob("escaped"))
 
@@ -149,7 +148,7 @@ def test_a_forged_journal_moves_nothing_into_or_out_of_other_folders(
         inode = precious.stat().st_ino if there else 0
         step = {"new": "0", "final": "planted", "inode": inode, "old": None, key: "../../precious"}
         work.mkdir(exist_ok=True)
-        (work / journal).write_text(json.dumps({"force": True, "steps": [step]}))
+        (work / journal).write_text(module._journal_text({"force": True, "steps": [step]}))
         sweep(out)
         assert everything(tmp_path) == {
             "out/planted": "planted",
@@ -165,11 +164,10 @@ STEP = {"new": "0", "final": "x", "inode": 1, "old": None}
     "text",
     [
         "[" * 100_000,
-        "[]",
-        "{}",
-        '{"force": true, "steps": 5}',
+        f"{'0' * 64} " + "[" * 100_000,
+        *map(module._journal_text, ([], {}, {"force": True, "steps": 5})),
         *(
-            json.dumps({"force": True, "steps": [{**STEP, key: value}]})
+            module._journal_text({"force": True, "steps": [{**STEP, key: value}]})
             for key in STEP
             for value in (1.5, [], {}, "a\0b", "..", "")
         ),
