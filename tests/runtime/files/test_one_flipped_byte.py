@@ -6,6 +6,7 @@ OpenVINO's blob has its own test: ``tests/runtime/backends/test_openvino.py``.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,13 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 from measured import certificate_of, made_song, reference_of, rounded
+from system_calls import counted, die, refuse, status_of
 
 from tfswa.runtime.backends import auto
 from tfswa.runtime.errors import TfxError
 from tfswa.runtime.evaluation.records import Records, SongResult, audio_sha256
 from tfswa.runtime.evaluation.scores import FIGURES, Score
-from tfswa.runtime.files import caches, seal
+from tfswa.runtime.files import caches, publish, seal
 from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.machine import user_cache, user_state
 from tfswa.runtime.model.bundle import MANIFEST, Bundle
 from tfswa.runtime.model.digest import close_archive
@@ -337,3 +340,132 @@ def test_the_list_of_what_was_made_here(own_state: Path, flip: Callable[..., Cou
 
     found = flip(own_state / "vouched", look)
     assert found["made again"] + found["read as before"] == PLACES  # between two lines a byte means nothing
+
+
+def test_the_config_of_a_run(song_root: Path, tmp_path: Path, flip: Callable[..., Counter[str]]) -> None:
+    pytest.importorskip("torch", reason="torch is not installed: training needs it")
+    from tfswa.train.config_files import (
+        RUN_CONFIG,
+        find_config,
+        load_config,
+        load_run_config,
+        run_config_text,
+    )
+
+    path = tmp_path / RUN_CONFIG
+    path.write_text(run_config_text(load_config(find_config("seed")[0], [f"data.root='{song_root}'"])))
+    found = flip(path, lambda: load_run_config(tmp_path))
+    assert found["refused"] + found["read as before"] == PLACES
+    assert found["read as before"] <= PLACES // 4  # white space may become other white space
+
+
+def test_weights_of_a_pre_training(tmp_path: Path, flip: Callable[..., Counter[str]]) -> None:
+    """In its metadata a byte changes nothing that is believed: weights are what their digest says."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: training needs it")
+    from tfswa.train import tasks
+    from tfswa.train.config import ModelConfig
+
+    generator = torch.Generator().manual_seed(0)
+    weights = {"a": torch.randn(20, 40, generator=generator), "b": torch.randn((), generator=generator)}
+    task = object.__new__(tasks.Reconstruction)
+    task.spec = type("Spec", (), {"family": "tfswa_lite"})()
+    task.save(tmp_path, weights, {"step": 3}, best=True)
+
+    class Network(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Parameter(torch.zeros(20, 40)), torch.nn.Parameter(torch.zeros(()))
+
+    def look() -> Any:
+        network = Network()
+        tasks.initialize(network, ModelConfig(family="tfswa_lite", init=str(tmp_path / tasks.PRETRAINED)))
+        return {name: value.tolist() for name, value in network.state_dict().items()}
+
+    found = flip(tmp_path / tasks.PRETRAINED, look)
+    assert found["refused"] + found["read as before"] == PLACES
+    assert found["read as before"] <= PLACES // 4
+
+
+def test_timings_of_tensorrt(tmp_path: Path, flip: Callable[..., Counter[str]]) -> None:
+    builder = pytest.importorskip("tfswa.export.builder", reason="torch is not installed: export needs it")
+    path, kept = tmp_path / "timings", np.random.default_rng(0).bytes(3000)
+    cache = type("Cache", (), {"serialize": lambda self: kept})()
+    builder._store_timings(type("Config", (), {"get_timing_cache": lambda self: cache})(), path)
+    assert all_of(flip(path, lambda: builder._timings(path)), "refused")
+
+
+def test_chunks_to_calibrate_on(
+    tiny_bundle: Bundle, tmp_path: Path, flip: Callable[..., Counter[str]]
+) -> None:
+    """Dates and the like in an archive mean nothing: what is not refused gives the same chunks."""
+    corpus = pytest.importorskip("tfswa.calibration.corpus", reason="calibration is not installed")
+    spec, path, chance = tiny_bundle.spec, tmp_path / "calibration.npz", np.random.default_rng(0)
+    entry = {"name": "a @ 0.0 s", "stratum": "music", "stems": False}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        parts = {"calibration": [entry, entry], "held_out": [entry]}
+        songs = [{"name": "a", "files": ["a.wav"], "seconds": 1.0, "sha256": "0" * 64}]
+        writer = corpus.Writer(archive, spec, seed=0, found=["music"] * 3, songs=songs, parts=parts)
+        for number in range(2):
+            writer.calibration(number, chance.standard_normal((spec.channels, spec.chunk_samples)))
+        writer.held_out(0, chance.standard_normal((spec.channels, spec.chunk_samples)).astype(np.float32), {})
+
+    def look() -> Any:
+        opened = corpus.open_corpus(path, spec)
+        chunks = [*opened.calibration(), *opened.held_out()]
+        said = (opened.seed, opened.strata, opened.found, opened.sources)
+        return said, [(chunk.name, chunk.stratum, chunk.mixture.tobytes(), chunk.stems) for chunk in chunks]
+
+    found = flip(path, look)
+    assert found["refused"] + found["read as before"] == PLACES
+    assert found["read as before"] <= PLACES // 10
+
+
+def test_what_was_downloaded(flip: Callable[..., Counter[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed: importing needs it")
+    from tfswa.train.importers.download import Download
+
+    content = np.random.default_rng(0).bytes(5000)
+    wanted = Download(
+        "http://nowhere.invalid/a.whl", hashlib.sha256(content).hexdigest(), len(content), "bring it"
+    )
+    monkeypatch.setattr(Download, "_blocks", lambda self: blocks(content))
+    wanted.fetch()
+    assert all_of(flip(wanted.place, lambda: wanted.fetch().read_bytes()), "made again")
+
+
+def blocks(content: bytes) -> Iterator[bytes]:
+    """As a network gives them: it can be closed."""
+    yield content
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_the_journal_of_a_publish_that_was_killed(tmp_path: Path, undone: bool) -> None:
+    """It says everything twice: one set has all names afterwards, whichever byte is another."""
+    names, chance, size = ("vocals", "drums", "other"), np.random.default_rng(0), 0
+    for number in range(PLACES):
+        out = tmp_path / str(number)
+        out.mkdir()
+
+        def work(out: Path = out) -> None:
+            for text in ("old", "new"):
+                staging = Staging({name: out / name for name in names}, force=True, source=None)
+                staging.prepare(0)
+                for partial in staging.partials:
+                    partial.write_text(text)
+                then, first = (15, refuse) if undone else (11, lambda: None)  # as in test_publish.py
+                with counted(then if text == "new" else 0, die), counted(11 if text == "new" else 0, first):
+                    staging.publish()
+
+        assert status_of(work) == -9
+        (left,) = out.glob(".*")
+        (journal,) = (path for path in left.iterdir() if path.name in (publish.JOURNAL, publish.UNDO))
+        assert (journal.name == publish.UNDO) == undone
+        assert {path.read_text() for path in out.glob("[!.]*")} == {"old", "new"}
+        other = bytearray(journal.read_bytes())
+        size, place = len(other), int(chance.integers(len(other)))
+        other[place] ^= int(chance.integers(1, 256))
+        journal.write_bytes(other)
+        publish.sweep(out)
+        right = "old" if undone else "new"
+        assert {path.name: path.read_text() for path in out.iterdir()} == dict.fromkeys(names, right), place
+    print(f"\n{'undo' if undone else 'journal'}.json, {size} bytes, {PLACES} places: {PLACES} read as before")
