@@ -37,7 +37,7 @@ MEGABYTE = 1e6
 )
 @click.option(
     "--keep",
-    type=options.GivenPath(dir_okay=False),
+    type=options.OutputPath("file"),
     help="Keep the chunks here, e.g. calibration.npz; default: they are not kept.",
 )
 @click.option("--chunks", type=int, default=64, show_default=True, help="To take ranges from.")
@@ -89,7 +89,7 @@ MEGABYTE = 1e6
 )
 @click.option(
     "--chart",
-    type=options.GivenPath(dir_okay=False),
+    type=options.OutputPath("file"),
     help="Draw loss by group and time against drift as a PNG, with --sensitivity.",
 )
 @options.force

@@ -138,7 +138,7 @@ def export(
 )
 @click.option(
     "--timing-cache",
-    type=options.GivenPath(dir_okay=False),
+    type=options.OutputPath("file"),
     help="File that keeps measured kernels from build to build, tensorrt only; default: none.",
 )
 @click.option(

@@ -11,7 +11,7 @@ from tfswa.runtime.commands import options
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="CONFIG [KEY=VALUE]...")
-@click.option("-o", "--output", type=options.GivenPath(), help="Folder of the run.")
+@click.option("-o", "--output", type=options.OutputPath("folder"), help="Folder of the run.")
 @click.option(
     "--resume",
     is_flag=True,
@@ -114,7 +114,7 @@ def _train(
 @click.command()
 @click.argument("family")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights.")
-@click.option("-o", "--output", type=options.GivenPath(), required=True, help="Bundle to write.")
+@click.option("-o", "--output", type=options.OutputPath("new"), required=True, help="Bundle to write.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),

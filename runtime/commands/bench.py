@@ -47,7 +47,7 @@ from tfswa.runtime.limits import MOST_BATCH
 @click.option(
     "-o",
     "--output",
-    type=options.GivenPath(),
+    type=options.OutputPath("new"),
     metavar="NAME",
     help="Also write NAME.json, NAME.md and NAME.png; default: print only.",
 )

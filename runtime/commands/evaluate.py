@@ -41,7 +41,7 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 )
 @click.option("--split", help="train or test; default: test where the folder has splits.")
 @click.option("--songs", multiple=True, metavar="NAME", help="A song to take, repeatable; default: all.")
-@options.output_option("Folder for the results; default: evaluation/<model>.")
+@options.output_option("Folder for the results; default: evaluation/<model>.", kind="folder")
 @options.backend_options
 @click.option(
     "--jobs",
@@ -65,7 +65,7 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 )
 @click.option(
     "--estimates",
-    type=options.GivenPath(),
+    type=options.OutputPath("folder"),
     help="Folder for the model's stems, DIR/<split>/<song>/<stem>.wav in 32-bit float; default: none.",
 )
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw boxplot.png.")

@@ -33,7 +33,7 @@ LONGEST = 110  # characters of a line of provenance; --json has all
     type=options.GivenPath(dir_okay=False),
     help="Check that MODEL's certificates are signed by the owner of this public Ed25519 key, PEM.",
 )
-@options.output_option("Folder of the pictures of --attention; default: attention.")
+@options.output_option("Folder of the pictures of --attention; default: attention.", kind="folder")
 @options.trust
 @options.force
 @options.as_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -35,6 +35,36 @@ class GivenPath(click.Path):
         if value == "":
             self.fail("an empty path: for this folder say .", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class OutputPath(GivenPath):
+    """A path that is to be written: whether it can be is found before the work, not after minutes of it.
+
+    A default is not looked at: the option may not matter. Commands look at theirs when they need it.
+
+    Args:
+        kind: ``file``; ``folder``, into which files are put; ``new``, what is made whole beside its name.
+    """
+
+    def __init__(self, kind: Literal["file", "folder", "new"]) -> None:
+        super().__init__(dir_okay=kind != "file")
+        self.kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """As ``GivenPath`` does.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        path = super().convert(value, param, ctx)
+        if param is None or value != param.default:
+            from tfswa.runtime.files import checks
+
+            check = {"file": checks.check_file, "folder": checks.check_folder, "new": checks.check_new}
+            check[self.kind](Path(os.fsdecode(path)))
+        return path
 
 
 backend = click.option(
@@ -87,9 +117,13 @@ def model_option(command: F) -> F:
     )(command)
 
 
-def output_option(help: str, default: str | None = None) -> Callable[[F], F]:
-    """``-o PATH``."""
-    return click.option("-o", "--output", type=GivenPath(), default=default, show_default=True, help=help)
+def output_option(
+    help: str, default: str | None = None, *, kind: Literal["folder", "new"] = "new"
+) -> Callable[[F], F]:
+    """``-o PATH``; for ``kind`` see ``OutputPath``."""
+    return click.option(
+        "-o", "--output", type=OutputPath(kind), default=default, show_default=True, help=help
+    )
 
 
 def backend_options(command: F) -> F:

@@ -14,7 +14,7 @@ from tfswa.runtime.escape import json_text
 if TYPE_CHECKING:
     from tfswa.runtime.parity.localize import Located, Step
 
-FILE = options.GivenPath(dir_okay=False)
+FILE = options.OutputPath("file")
 SHOWN = 12  # steps in the table; --json has all
 
 

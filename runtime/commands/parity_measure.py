@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfswa.runtime.parity.report.excerpts import Showcase
     from tfswa.runtime.parity.verdict import Measurement, Verdict
 
-FILE = options.GivenPath(dir_okay=False)
+FILE, OUT = options.GivenPath(dir_okay=False), options.OutputPath("file")
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ class Outputs:
     help="Judge by these gates the certificates that MODEL holds of its present files, of each --backend if "
     "one is named; measure nothing.",
 )
-@click.option("--junit", type=FILE, help="Also write the verdicts as JUnit XML.")
-@click.option("--markdown", type=FILE, help="Also write the tables as Markdown.")
+@click.option("--junit", type=OUT, help="Also write the verdicts as JUnit XML.")
+@click.option("--markdown", type=OUT, help="Also write the tables as Markdown.")
 @click.option(
     "--report",
-    type=FILE,
+    type=OUT,
     help="Also write one HTML page (extra plots): tables, error over time, spectrograms of each stem's worst "
     "second, and players of the 10 s around it.",
 )

@@ -13,7 +13,7 @@ from tfswa.runtime.escape import json_text
 if TYPE_CHECKING:
     from tfswa.runtime.parity.seams import Seams
 
-FILE = options.GivenPath(dir_okay=False)
+FILE = options.OutputPath("file")
 
 
 @click.command()

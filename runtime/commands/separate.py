@@ -26,7 +26,7 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=options.GivenPath(), metavar="INPUT...")
 @options.model_option
-@options.output_option("Folder for the stems: DIR/<input>/<stem>.<format>.", "separated")
+@options.output_option("Folder for the stems: DIR/<input>/<stem>.<format>.", "separated", kind="folder")
 @options.backend_options
 @click.option("--stems", help="Stems to write, separated by commas; default: all.")
 @click.option(

@@ -29,14 +29,31 @@ def check_folder(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """The same of a file that is to be written, and of its folder.
+    """The same of a file that is to be written, and of its folder; a link means what it points to.
 
     Raises:
         UsageError: as above, or it is a folder.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where a name is too long
         raise UsageError(f"{path} is a folder, not a place for a file: choose another name")
-    check_folder(path.parent)
+    check_new(path)
+
+
+def check_new(path: Path) -> None:
+    """The same of a file or folder that is made beside its name; a pipe or a device is written to as it is.
+
+    Raises:
+        UsageError: as above.
+    """
+    try:
+        path.lstat()
+        special = path.exists() and not path.is_file() and not path.is_dir()
+        if special and os.access(path, os.W_OK):
+            return
+        place = path.resolve()
+    except OSError:  # not there, or not to be looked at: its folder says why
+        place = path
+    check_folder(place.parent)
 
 
 def _nearest(place: Path) -> Path:

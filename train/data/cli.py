@@ -69,7 +69,7 @@ def _print(found: Report) -> None:
 @data.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-o", "--output", type=options.GivenPath(), required=True, help="Folder to write to.")
+@click.option("-o", "--output", type=options.OutputPath("folder"), required=True, help="Folder to write to.")
 @click.option(
     "-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="Number of chunks."
 )
@@ -94,7 +94,7 @@ def preview(
 
 
 @data.command()
-@click.option("-o", "--output", type=options.GivenPath(), required=True, help="Folder to make.")
+@click.option("-o", "--output", type=options.OutputPath("new"), required=True, help="Folder to make.")
 @options.force
 @options.as_json
 def example(output: Path, force: bool, as_json: bool) -> None:
@@ -116,7 +116,7 @@ def example(output: Path, force: bool, as_json: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=options.GivenPath(),
+    type=options.OutputPath("new"),
     help="Folder to make; default: the one in MUSDB_PATH, else ~/MUSDB18/MUSDB18-7, where "
     "`tfx evaluate --data musdb` looks.",
 )
