@@ -257,7 +257,7 @@ def _bound_to(instructions: str) -> str:
 
 
 def _columns(model: Model, first: str = "method") -> list[str]:
-    stems = model.spec.stems
+    stems = model.spec.outputs
     return [first, *(f"{stem} SNR dB" for stem in stems), *(f"{stem} drift dB" for stem in stems)]
 
 
@@ -267,7 +267,7 @@ def _figures(loss: Loss) -> list[float]:
 
 def _digits(model: Model) -> list[int]:
     """Decimals of what ``_columns`` names: SNR has one, drift four."""
-    count = len(model.spec.stems)
+    count = len(model.spec.outputs)
     return [0, *[1] * count, *[4] * count]
 
 

@@ -96,7 +96,7 @@ class HeldOut:
             if not np.isfinite(right).all():
                 raise NonFiniteError(f"the float32 network gives NaN or Inf on {chunk.name}: train it again")
             np.save(self._answer(self._count), right)
-            self.known = self.known and set(spec.stems) <= set(chunk.stems)
+            self.known = self.known and set(spec.outputs) <= set(chunk.stems)
             self._count += 1
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class HeldOut:
         Raises:
             NonFiniteError: it gives NaN or Inf.
         """
-        stems = self._spec.stems
+        stems = self._spec.outputs
         right_energy, lost = np.zeros((2, len(stems)))
         truth_energy, before, after = np.zeros((3, self._count, len(stems)))
         for number, chunk in enumerate(self._chunks()):

@@ -136,7 +136,7 @@ class _Comparison:
         kind, on = self.model.kind, f" on {self.on}" if self.on else ""
         alone, batch = infer(self.planes[:1]), infer(self.planes)
         worst: dict[str, float] = {}
-        for index, stem in enumerate(self.model.spec.stems):
+        for index, stem in enumerate(self.model.spec.outputs):
             for found in (alone, batch):
                 if not np.isfinite(found[:, index]).all():
                     raise ExportError(f"{kind} graph gives NaN or Inf in stem {stem}; not written")

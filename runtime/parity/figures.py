@@ -21,7 +21,7 @@ Stems = NDArray[np.floating[Any]]
 def graph_figures(item: str, spec: ModelSpec, right: Stems, found: Stems) -> list[GraphFigures]:
     """Compare network outputs ``[B, S, 2*C, T, F]``, stem by stem."""
     rows = []
-    for index, stem in enumerate(spec.stems):
+    for index, stem in enumerate(spec.outputs):
         one, two = right[:, index], found[:, index]
         peak = float(np.abs(one).max())
         error = finite_db(float(np.abs(one - two).max()) / peak) if peak else None
