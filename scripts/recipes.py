@@ -39,6 +39,7 @@ COMMON = (
 )
 COMMITS = "commits.txt"  # in a run's folder: a line for each time that it was started
 LITE = "model.family=tfswa_lite"
+BOTH_STEMS = ("model.network_stems=[]", 'model.residual_stem=""')
 SMALL = (LITE, "optim.batch=2", "optim.warmup=50", "optim.length=300")
 PHASES = "curriculum=[{until=100,frames=64,bandwidth_hz=6000.0},{until=180,frames=64,bandwidth_hz=12000.0}]"
 PARTS = 'data.sources.mixture=["vocals","drums","bass","other"]'
@@ -64,7 +65,7 @@ class Recipe:
 RECIPES = (
     Recipe("seed", "recipes", "seed", (LITE, "optim.batch=2", "optim.warmup=100", "optim.length=500")),
     Recipe("paper", "recipes", "paper", (LITE, "optim.batch=4", "optim.length=500")),
-    Recipe("study", "recipes", "study", (LITE, "optim.batch=4", "optim.length=500")),
+    Recipe("study", "recipes", "study", (LITE, *BOTH_STEMS, "optim.batch=4", "optim.length=500")),
     Recipe(
         "default-15m",
         "default",

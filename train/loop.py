@@ -122,6 +122,7 @@ def training_spec(config: TrainConfig) -> ModelSpec:
         stems=config.model.stems,
         hyper=config.model.hyper,
         residual_stem=config.model.residual_stem or None,
+        network_stems=config.model.network_stems or None,
         weights_license=config.model.license,
     )
 

@@ -168,6 +168,11 @@ def test_options_and_a_configuration_say_what_the_network_is(
     assert tfx(*line, *options).code == 0
     made = Bundle.open(tmp_path / "b.tfx").spec
     assert (made.stems, made.weights_license) == (("x", "y", "other"), "CC0-1.0")
+    config.write_text(config.read_text().replace("[data]", 'network_stems = ["vocals", "drums"]\n[data]'))
+    spec = new_spec(my_family, stems=("a", "b"), hyper={"width": 4})
+    torch.save(build_network(spec).state_dict(), tmp_path / "two.pt")
+    assert tfx(*line[:2], tmp_path / "two.pt", *line[3:], "-o", tmp_path / "two.tfx").code == 0
+    assert Bundle.open(tmp_path / "two.tfx").spec.outputs == ("vocals", "drums")
     done = tfx(*line, "--hyper", "width=5", "-o", tmp_path / "c.tfx")
     assert done.code == 1
     assert "layers.0.weight is [4, 4, 3, 3], the network's [5, 4, 3, 3]" in done.lines[0]

@@ -109,6 +109,7 @@ def new_spec(
     stft: StftSpec | None = None,
     chunk: ChunkSpec | None = None,
     residual_stem: str | None = None,
+    network_stems: Sequence[str] | None = None,
     weights_license: str = "unknown",
 ) -> ModelSpec:
     """Make the spec of an untrained model, hyper-parameters completed and costs counted.
@@ -127,6 +128,7 @@ def new_spec(
             stft=stft or entry.stft,
             chunk=chunk or entry.chunk,
             residual_stem=residual_stem,
+            network_stems=None if network_stems is None else tuple(network_stems),
             weights_license=weights_license,
         )
     except BundleError as error:

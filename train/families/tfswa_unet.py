@@ -167,7 +167,7 @@ class TfswaUnet(nn.Module):
         super().__init__()
         levels = len(hyper.dims)
         _check(spec, hyper, levels)
-        self.hyper, self.stems, self.channels = hyper, len(spec.stems), spec.channels
+        self.hyper, self.stems, self.channels = hyper, len(spec.outputs), spec.channels
         bins = spec.stft.bins // hyper.fold
         planes = spec.channels * (1 if hyper.mask == "magnitude" else 2)
         self.register_buffer("mean", torch.zeros(spec.stft.bins))

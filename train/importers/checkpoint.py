@@ -156,6 +156,7 @@ def spec_of(
         stft=transform,
         chunk=chunks,
         residual_stem=model.residual_stem or None,
+        network_stems=None if stems else model.network_stems or None,
         weights_license=model.license if license_ is None else license_,
     )
 
