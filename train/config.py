@@ -30,7 +30,7 @@ class ModelConfig:
         stems: outputs, in order.
         hyper: hyper-parameters that differ from the family's defaults.
         residual_stem: stem replaced by mixture minus the others at separation; empty for none.
-        network_stems: stems that the network gives, in its order, all but the residual one; empty for all.
+        network_stems: stems that the network gives; empty for all. It may leave out ``residual_stem``.
         license: license of the resulting weights, SPDX where there is one.
         init: weights to start from: a bundle, or what a pre-training run left (``pretrained.safetensors``);
             empty for random ones. Relative to the configuration file.

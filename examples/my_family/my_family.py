@@ -22,7 +22,7 @@ class MyNetwork(nn.Module):
 
     def __init__(self, spec: ModelSpec, hyper: MyHyper) -> None:
         super().__init__()
-        self.stems = len(spec.stems)
+        self.stems = len(spec.outputs)
         self.layers = nn.Sequential(
             nn.Conv2d(2 * spec.channels, hyper.width, 3, padding=1),
             nn.GELU(),

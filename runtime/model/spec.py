@@ -222,7 +222,7 @@ class ModelSpec:
     """What a separation model is, apart from its weights.
 
     Attributes:
-        family: name of the network family, e.g. ``tfswa_lite``.
+        family: name of the network family.
         hyper: the family's hyper-parameters, JSON values only.
         stems: names of the outputs, in the network's order; they become file names.
         channels: C, audio channels.

@@ -36,6 +36,9 @@ CANNOT_RUN = {
         "scripts/make_demo_data ~/demo-data --shared ../recorded": "needs hours, packages of Debian",
         "scripts/train_demo --config demo-mixed --data ~/demo-data -o ~/runs/demo-mixed": "needs days",
     },
+    "docs/families.md": {
+        "tfx train study data.root=/data/musdb18hq -o runs/tfc_tdf": "needs MUSDB18-HQ, days"
+    },
     "docs/import.md": {
         "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel"
     },

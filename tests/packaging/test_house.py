@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ KEPT = {  # British words that stay
     "train/families/tfswa_unet.py: normalisation",  # a hyper-parameter that older bundles hold
     "tests/train/test_families.py: normalisation",
     "runtime/backends/__init__.py: quantised",  # a slip of the pen that is told what was meant
+}
+NAMING_FAMILIES = {
+    "runtime/commands/examples.py": "commands as they are typed",
+    "train/config.py": "the default of model.family",
+    "train/importers/cli.py": "tfx import spleeter",
+    "train/importers/spleeter.py": "tfx import spleeter",
 }
 SPELLED = {".py", ".md", ".toml", ".css", ".js", ".html", ".sh"}
 OTHERS = {"CHANGELOG.md"}
@@ -83,6 +90,20 @@ def test_what_is_wrong_is_seen(tmp_path: Path) -> None:
     assert made.circles() == [["tfswa.runtime.files.two", "tfswa.runtime.stream.one"]]
     assert list(made.twins()) == ["thing"]
     assert made.long_functions() == [f"tfswa.runtime.stream.one.long: {LONG + 1} lines"]
+
+
+def test_no_family_is_named_outside_its_own_file() -> None:
+    """Nothing treats a family in a way of its own: whoever adds one adds a file."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = re.compile(rf"\b(?:{'|'.join(project['entry-points']['tfswa.families'])})\b")
+    files = {
+        str(path.relative_to(ROOT))
+        for stage in ("runtime", "train", "export", "calibration")
+        for path in (ROOT / stage).rglob("*.py")
+        if ROOT / "train" / "families" not in path.parents
+    }
+    named = {name for name in files if names.search((ROOT / name).read_text(encoding="utf-8"))}
+    assert named == set(NAMING_FAMILIES)
 
 
 def test_spelling_is_american() -> None:

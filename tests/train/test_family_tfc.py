@@ -1,4 +1,4 @@
-"""The families of the lead and accompaniment study: their published sizes, their blocks, training, exports."""
+"""The families of the lead and accompaniment study: published sizes, blocks, training, exports."""
 
 from __future__ import annotations
 
@@ -274,7 +274,12 @@ def test_silence_and_loud_sound_have_finite_outputs_and_gradients(
 @pytest.mark.parametrize(
     ("family", "changes", "hyper", "match"),
     [
-        ("tfc_tdf", {"chunk": ChunkSpec(12, 0, 0, 4)}, {}, "12 frames of a chunk are not a multiple of 8, dep"),
+        (
+            "tfc_tdf",
+            {"chunk": ChunkSpec(12, 0, 0, 4)},
+            {},
+            "12 frames of a chunk are not a multiple of 8, dep",
+        ),
         ("tfc_tdt", {"stft": StftSpec(n_fft=120, hop=60)}, {}, "60 bins are not a multiple of 8, depth 3"),
         ("tfc_tdsa", {}, {"depth": 5}, "16 frames of a chunk are not a multiple of 32, depth 5"),
         ("tfc_tdf", {}, {"depth": 0}, "width 6 and depth 0 must be above 0"),
@@ -338,7 +343,9 @@ def test_it_exports_and_separates(one_stem: BundleModel, tmp_path: Path, tfx: Tf
     stems = {}
     for backend in ("ort", "torch"):
         out = tmp_path / backend
-        done = tfx("separate", tmp_path / "song.wav", "-m", one_stem.bundle.path, "--backend", backend, "-o", out)
+        done = tfx(
+            "separate", tmp_path / "song.wav", "-m", one_stem.bundle.path, "--backend", backend, "-o", out
+        )
         assert done.code == 0, done.err
         stems[backend] = {path.stem: soundfile.read(path)[0] for path in out.rglob("*.wav")}
     assert set(stems["ort"]) == set(STEMS)

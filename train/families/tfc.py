@@ -168,7 +168,8 @@ class Tdt(nn.Module):
         tokens = x.permute(0, 2, 3, 1).reshape(b * t, f, d) + self.positions.to(x.dtype)
         tokens = self.norm(tokens + self.attention(tokens))
         tokens = tokens + self.dropout(self.linear(tokens))
-        return tokens.reshape(b, t, f, d).permute(0, 3, 1, 2)
+        out: Tensor = tokens.reshape(b, t, f, d).permute(0, 3, 1, 2)
+        return out
 
 
 class TfcStage(nn.Module):
@@ -254,12 +255,8 @@ def _check(spec: ModelSpec, hyper: TdfHyper) -> None:
 STFT = StftSpec(n_fft=2048, hop=1024)
 # 104 frames between chunks, a multiple of the strides: every chunk lies on one grid.
 CHUNK = ChunkSpec(frames=128, context=8, fade=7, multiple=8)
-TFC_TDF = Family(
-    "tfc_tdf", "U-Net with a linear layer along frequency, 1.8M", TdfHyper, TfcUnet, CHUNK, STFT
-)
-TFC_TDSA = Family(
-    "tfc_tdsa", "the same with attention among spectra, 5.3M", TdsaHyper, TfcUnet, CHUNK, STFT
-)
+TFC_TDF = Family("tfc_tdf", "U-Net with a linear layer along frequency, 1.8M", TdfHyper, TfcUnet, CHUNK, STFT)
+TFC_TDSA = Family("tfc_tdsa", "the same with attention among spectra, 5.3M", TdsaHyper, TfcUnet, CHUNK, STFT)
 TFC_TDT = Family(
     "tfc_tdt", "the same with a transformer along frequency, 0.1M", TdtHyper, TfcUnet, CHUNK, STFT
 )
