@@ -211,6 +211,7 @@ def table(houses: Mapping[str, House]) -> Iterator[str]:
         name = room if room in PACKAGES else f"runtime, {room}"
         yield row(f"{name}: files, lines", lambda house, room=room: _weight(house, room))  # type: ignore[misc]
     yield row("files, lines in all", _weight)
+    yield row("files over 300 lines", _large_files)
     yield row("arrows between modules of runtime", _inner_arrows)
     yield row("arrows between rooms and packages", _between_rooms)
     yield row("arrows up between rooms", lambda house: len(house.arrows_up()))
@@ -226,6 +227,10 @@ def table(houses: Mapping[str, House]) -> Iterator[str]:
 def _weight(house: House, room: str | None = None) -> str:
     chosen = [path for module, path in house.files.items() if room in (None, house.room(module))]
     return f"{len(chosen)}, {sum(path.read_text().count(chr(10)) for path in chosen)}"
+
+
+def _large_files(house: House) -> int:
+    return sum(path.read_text().count("\n") > 300 for path in house.files.values())
 
 
 def _inner_arrows(house: House) -> int:
