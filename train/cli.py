@@ -109,6 +109,8 @@ def _train(
         click.echo(f"validation {scored(score, value)}")
     made = [output / file for file in ("best.tfx", "last.tfx", "pretrained.safetensors")]
     click.echo(f"written: {', '.join(str(path) for path in made if path.exists())}")
+    if made[0].exists():
+        click.echo(f"next: tfx export {made[0]}", err=True)
 
 
 @click.command()

@@ -81,7 +81,7 @@ def why(model: Model, options: BackendOptions, session: Session) -> str:
         if row["backend"] == session.name and dict(session.versions) == row["versions"]:
             rank = "the fastest" if place == 1 else f"number {place}"
             return f"{rank} of {len(rows)} measured here, {row['x_realtime']:g} x real time"
-    return "not measured here, see `tfx bench --auto`"
+    return "speeds not measured here, see `tfx bench --auto`"
 
 
 def record(model: Model, plan: Plan, found: Benchmark) -> Path:

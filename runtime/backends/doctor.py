@@ -99,6 +99,7 @@ def _onnxruntime() -> Iterator[Finding]:
         yield _absent("ort", "onnxruntime", problem, "pip install 'tfswa[ort]'")
         return
     providers = [name.removesuffix("ExecutionProvider") for name in library.get_available_providers()]
+    providers = [name for name in providers if name != "Azure"]  # models on a server: nothing that tfx runs
     yield Finding("ok", "ort", f"onnxruntime {library.__version__}: {', '.join(providers)}; fp32, fp16")
     if DRIVER.exists() and "CUDA" not in providers:
         yield Finding(
@@ -120,7 +121,7 @@ def _openvino() -> Iterator[Finding]:
     sums = int8_instructions()
     precisions += ", no int8 (this CPU has no VNNI)" if sums == "saturating" else f", int8 by {sums}"
     name = core.get_property("CPU", "FULL_DEVICE_NAME")
-    yield Finding("ok", "openvino", f"openvino {library.__version__} on {name}: {precisions}")
+    yield Finding("ok", "openvino", f"openvino {library.__version__.split('-')[0]} on {name}: {precisions}")
 
 
 def _torch() -> Iterator[Finding]:

@@ -240,7 +240,7 @@ def _print(found: Verdict) -> None:
     click.echo("\n".join(formats.text(found.judged, found.gates)))
     for line in filter(None, (found.polygraphy(certificate) for certificate, _ in found.judged)):
         click.echo(f"the graph alone, by polygraphy: {line}")
-    for name, why in found.missing.items():
-        click.echo(f"not measured, {name}: {why}")
+    if found.missing:
+        click.echo(f"cannot run here: {', '.join(found.missing)}; --json says why")
     kept = f"evidence: {found.evidence}"
     click.echo(kept if found.evidence else "judged by the evidence, not measured again")

@@ -1,5 +1,10 @@
 """Plain tables: columns that line up, nothing wider than it must be."""
 
+import sys
+
+import pytest
+from terminal import terminal, text_file
+
 from tfswa.runtime.table import decimals, markdown_table, text_table
 
 
@@ -72,3 +77,38 @@ def test_wide_letters_and_accents_line_up() -> None:
     # 夜 takes two cells of a terminal; an accent that follows its letter takes none.
     lines = text_table(("song", "SDR dB"), [("夜に", 1.0), ("cafe\u0301", 2.0)]).splitlines()
     assert lines == ["song  SDR dB", "----  ------", "夜に    1.00", "cafe\u0301    2.00"]
+
+
+WIDE = (("backend", "precision", "median ms", "SNR dB", "note"), [("ort", "fp32", 12.0, 138.5, "-")])
+
+
+def test_a_wide_table_is_folded_beside_what_names_the_row() -> None:
+    assert text_table(*WIDE, width=32).splitlines() == [
+        "backend  precision  median ms",
+        "-------  ---------  ---------",
+        "ort      fp32           12.00",
+        "",
+        "backend  precision  SNR dB  note",
+        "-------  ---------  ------  ----",
+        "ort      fp32       138.50  -",
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 20, 31, 46, 47])
+def test_every_column_is_there_at_any_width(width: int) -> None:
+    lines = text_table(*WIDE, width=width).splitlines()
+    cells = {cell.strip() for line in lines for cell in line.split("  ")}
+    assert cells >= {"median ms", "SNR dB", "note", "138.50"}
+    if width >= 31:  # the keys and the widest column
+        assert max(map(len, lines)) <= width
+
+
+def test_it_is_folded_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = text_table(*WIDE, width=1000)
+    assert text_table(*WIDE) == whole  # pytest's stdout is none
+    with monkeypatch.context() as patch, terminal(36) as (descriptor, _), text_file(descriptor) as stream:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "__stdout__", stream)  # whose terminal shutil asks
+        assert text_table(*WIDE) == text_table(*WIDE, width=36)
+    assert text_table(*WIDE) == whole

@@ -140,7 +140,7 @@ def test_what_was_measured_otherwise_does_not_count(
     monkeypatch.setattr(auto, "PREFERENCE", ("slow" if options.device == "cpu" else "slow gpu",))
     session = choose(model, options)
     assert session.name == "slow"
-    assert why(model, options, session) == "not measured here, see `tfx bench --auto`"
+    assert why(model, options, session) == "speeds not measured here, see `tfx bench --auto`"
 
 
 def test_a_table_of_another_cpu_or_a_damaged_one_does_not_count(

@@ -1,15 +1,19 @@
 """Verdicts as Markdown and JUnit XML: whatever a song is called, the files stay what they are."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import pytest
 from parity_fakes import certificate, signal
 
+from tfswa.runtime.commands.parity_measure import _print
 from tfswa.runtime.gates import default_gates
 from tfswa.runtime.parity.judge import judge
 from tfswa.runtime.parity.report.formats import junit, markdown, text
 from tfswa.runtime.parity.report.page import page
+from tfswa.runtime.parity.verdict import Verdict
 
 NAME = "a\x1b[2J|<script>\n\udc85 & é"
 SHOWN = "a\\x1b[2J|<script>\\x0a\\x85 & é"
@@ -50,3 +54,11 @@ def test_a_table_in_a_terminal_keeps_its_lines() -> None:
 def test_html_has_no_surrogates() -> None:
     found = page(NAME, judged(), default_gates(), None).encode().decode()
     assert "<h1>Parity of a\\x1b[2J|&lt;script&gt;\n\\x85 &amp; é</h1>" in found
+
+
+def test_what_cannot_run_here_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = {f"trt {precision}": "no engine: build one" for precision in ("fp32", "fp16", "int8")}
+    model: Any = SimpleNamespace(name="mine", bundle=None)
+    _print(Verdict(model, [], default_gates(), missing))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "cannot run here: trt fp32, trt fp16, trt int8; --json says why"
