@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfswa.calibration.calibrate import Planned
 from tfswa.calibration.simulate import FULL, HALF, INT8
+from tfswa.runtime.escape import plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,12 +41,14 @@ def draw(planned: Planned, budget_db: float, name: str) -> Figure:
         [max(drift[group], FLOOR_DB) for group in shown],
         color=["tab:blue" if group in chosen else "tab:gray" for group in shown],
     )
-    bars.set_yticks(range(len(shown)), shown, fontsize=7)
+    bars.set_yticks(range(len(shown)), [plot_text(group) for group in shown], fontsize=7)
     bars.invert_yaxis()
     bars.set_xscale("log")
     bars.axvline(budget_db, color="tab:red", linestyle="--", label=f"budget {budget_db:g} dB")
     bars.set_xlabel("drift of the worst stem and its doubt, this group in int8 alone / dB")
-    bars.set_title(f"{Path(name).name}: groups that drift most (blue: in int8 by the plan)", fontsize=9)
+    bars.set_title(
+        f"{plot_text(Path(name).name)}: groups that drift most (blue: in int8 by the plan)", fontsize=9
+    )
     bars.legend(fontsize=8)
     points = sorted(found.points, key=lambda point: point.cost)
     curve.plot(

@@ -21,6 +21,7 @@ Songs are told apart by their samples, so neither the order of paths nor folders
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import zipfile
 from collections import Counter
@@ -36,12 +37,15 @@ import numpy as np
 from tfswa.calibration.corpus import DIFFICULT, SILENT, STRATA, Audio, Corpus, Writer, open_corpus
 from tfswa.runtime.audio.reading import log_notes, model_blocks, open_audio
 from tfswa.runtime.errors import AudioError, OutputExists, UsageError
+from tfswa.runtime.escape import shown
 from tfswa.runtime.files.atomic import folder, writing
 from tfswa.runtime.model.bundle import writable
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.corpus import adversarial_chunks
 from tfswa.runtime.songs.finding import MIXTURE, REST, STEM_FILE_STREAMS, SongFiles, find_songs
-from tfswa.runtime.songs.loading import true_sources
+from tfswa.runtime.songs.loading import length_difference, true_sources
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
 
@@ -296,12 +300,18 @@ def _parts(
             opened.append(audio)
             cuts[name] = _cut(model_blocks(audio, rate, channels), channels, spec.chunk_samples)
         nothing = np.zeros((channels, 0), np.float32)
+        lengths = dict.fromkeys(cuts, 0)
         for row in zip_longest(*cuts.values(), fillvalue=nothing):
             length = max(part.shape[1] for part in row)
+            for name, part in zip(cuts, row, strict=True):
+                lengths[name] += part.shape[1]
             padded = (np.pad(part, ((0, 0), (0, length - part.shape[1]))) for part in row)
             yield dict(zip(cuts, padded, strict=True))
         for audio in opened if say else ():
             log_notes(audio)
+        difference = length_difference(lengths, rate)
+        if difference is not None and say:
+            logger.warning("%s: %s: silence follows the shorter ones", shown(files.name), difference)
 
 
 def _cut(blocks: Iterable[Audio], channels: int, length: int) -> Iterator[Audio]:

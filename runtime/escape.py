@@ -30,6 +30,11 @@ def markdown_text(text: object) -> str:
     return safe.replace("|", "\\|")
 
 
+def plot_text(text: object) -> str:
+    """Text for matplotlib, which takes what is between two ``$`` for a formula, and fails on a wrong one."""
+    return shown(text).replace("$", r"\$")
+
+
 def html_ready(value: object) -> object:
     """Text as ``shown``, but line breaks stay; what has ``__html__`` is HTML already and is left alone."""
     return value if hasattr(value, "__html__") else _UNSAFE.sub(_outside_layout, str(value))

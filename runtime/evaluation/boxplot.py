@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfswa.runtime.escape import plot_text
 from tfswa.runtime.evaluation.scores import Score
 from tfswa.runtime.plots import pictures
 
@@ -61,10 +62,10 @@ def box_figure(songs: Sequence[Sequence[Score]], title: str) -> Figure:
             line.set(color="black")
         for place, one in zip(places, values, strict=True):  # each song: of one song the box has no height
             axes.plot([place] * len(one), one, "o", color=color, markersize=4)
-        axes.plot([], [], color=color, linewidth=8, alpha=0.6, label=estimator)
-    axes.set_xticks(range(len(stems)), stems)
+        axes.plot([], [], color=color, linewidth=8, alpha=0.6, label=plot_text(estimator))
+    axes.set_xticks(range(len(stems)), [plot_text(stem) for stem in stems])
     axes.set_ylabel(LABEL)
-    axes.set_title(title)
+    axes.set_title(plot_text(title))
     axes.grid(axis="y", alpha=0.3)
     if drawn:
         axes.legend()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.escape import plot_text
 from tfswa.runtime.files.atomic import writing
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def loss_curves(
         for name in names:
             # A dot a row, or a run of one row would show nothing.
             dots = "." if len(table[name]) <= 60 else ""
-            axis.plot(table["step"], table[name], label=name, marker=dots, linewidth=1)
+            axis.plot(table["step"], table[name], label=plot_text(name), marker=dots, linewidth=1)
         positive = all(value > 0 for name in names for value in table[name] if math.isfinite(value))
         axis.set(ylabel=label, yscale="log" if positive and label == "training loss" else "linear")
         axis.grid(alpha=0.3)
@@ -127,7 +128,7 @@ def attention_grid(
             share, origin="lower", extent=(*edges, *rows), aspect="auto", norm=norm, cmap="RdBu_r"
         )
         size = "" if scale else f"\n{share.shape[0]} x {share.shape[1]}"
-        axis.set_title(name + size, fontsize="small")
+        axis.set_title(plot_text(name) + size, fontsize="small")
         axis.tick_params(labelsize="x-small")
         if scale is None:
             axis.set(xticks=[], yticks=[])
@@ -137,9 +138,9 @@ def attention_grid(
     for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
     unit = scale.label if scale else "place"
-    figure.supxlabel(f"attended to: {unit}", fontsize="medium")
-    figure.supylabel(f"attending: {unit}", fontsize="medium")
-    figure.suptitle(title)
+    figure.supxlabel(f"attended to: {plot_text(unit)}", fontsize="medium")
+    figure.supylabel(f"attending: {plot_text(unit)}", fontsize="medium")
+    figure.suptitle(plot_text(title))
     ticks = [tick for tick in (FINE if spread < 2 else COARSE) if 1 / spread <= tick <= spread]
     bar = figure.colorbar(
         image, ax=axes, label="weight / uniform weight", extend="both", aspect=40, extendfrac=0.02
@@ -166,11 +167,11 @@ def bars(values: Mapping[str, float], title: str) -> Figure:
     """
     figure = empty(7.0, 0.8 + 0.4 * len(values))
     axis = figure.subplots()
-    drawn = axis.barh(list(values), list(values.values()), color="tab:blue")
+    drawn = axis.barh([plot_text(name) for name in values], list(values.values()), color="tab:blue")
     axis.bar_label(drawn, fmt="%.3g", padding=3)
     axis.invert_yaxis()
     axis.margins(x=0.12)
-    axis.set_title(title, fontsize="medium")
+    axis.set_title(plot_text(title), fontsize="medium")
     return figure
 
 
@@ -214,16 +215,16 @@ def panels(
     for axis, panel in zip(axes, drawn, strict=True):
         for name, values in panel.curves.items():
             finite = [value if math.isfinite(value) else math.nan for value in values]
-            axis.plot(x, finite, label=name, marker="." if len(x) <= 200 else "", linewidth=1)
+            axis.plot(x, finite, label=plot_text(name), marker="." if len(x) <= 200 else "", linewidth=1)
         if panel.level is not None:
             axis.axhline(panel.level, color="gray", linewidth=1, linestyle=":")
         for index, (name, place) in enumerate((marks or {}).items()):
-            axis.axvline(place, color=f"C{index + 3}", linewidth=1, linestyle="--", label=name)
-        axis.set_ylabel(panel.label)
+            axis.axvline(place, color=f"C{index + 3}", linewidth=1, linestyle="--", label=plot_text(name))
+        axis.set_ylabel(plot_text(panel.label))
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    axes[-1].set_xlabel(label)
-    figure.suptitle(title)
+    axes[-1].set_xlabel(plot_text(label))
+    figure.suptitle(plot_text(title))
     return figure
 
 

@@ -11,6 +11,7 @@ import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from tfswa.runtime.escape import plot_text
 from tfswa.runtime.plots.pictures import empty
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def spectrograms(rate: int, audio: Mapping[str, Audio], *, loudest_db: float | N
             vmax=top,
             cmap="magma",
         )
-        axis.set(title=name, ylabel="frequency / kHz")
+        axis.set(title=plot_text(name), ylabel="frequency / kHz")
     axes[-1].set_xlabel("time / s")
     figure.colorbar(image, ax=list(axes), label="level / dB")
     return figure

@@ -7,7 +7,8 @@ differs from that sum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -17,11 +18,16 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.audio.reading import log_notes, model_blocks, open_audio
 from tfswa.runtime.errors import AudioError, UsageError
+from tfswa.runtime.escape import shown
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import MIXTURE, MIXTURES, REST, SongFiles, find_songs
 from tfswa.runtime.songs.finding import STEM_FILE_STREAMS as STEM_FILE_STREAMS
 
 Audio = NDArray[np.float32]
+
+_SUMMED = 1 << 18  # samples that are added at once: in float64 a song would take twice its room
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -185,22 +191,53 @@ def _has_streams(song: SongFiles) -> bool:
         return audio.streams == len(STEM_FILE_STREAMS)
 
 
+def length_difference(lengths: Mapping[str, int], sample_rate: int) -> str | None:
+    """Say by how much the sources of a song differ in length; None where they do not.
+
+    Args:
+        lengths: samples by source.
+        sample_rate: in Hz.
+    """
+    ordered = sorted(lengths, key=lambda source: lengths[source])
+    least, most = lengths[ordered[0]], lengths[ordered[-1]]
+    if least == most:
+        return None
+    return (
+        f"its sources differ in length: {ordered[0]} has {least / sample_rate:.3f} s, {ordered[-1]} "
+        f"{most / sample_rate:.3f} s, which is {most - least} samples more"
+    )
+
+
 def _song(name: str, sources: dict[str, Audio], spec: ModelSpec, notes: tuple[str, ...] = ()) -> Song:
     """Sum sources to the model's stems: a stem by its name, the accompaniment as all that is not vocals."""
-    length = max(source.shape[1] for source in sources.values())
-    padded = {k: np.pad(v, ((0, 0), (0, length - v.shape[1]))) for k, v in sources.items()}
-    mixture = _sum(list(padded.values()))
+    lengths = {key: source.shape[1] for key, source in sources.items()}
+    difference = length_difference(lengths, spec.stft.sample_rate)
+    if difference is not None:
+        notes = (*notes, f"{difference}: silence follows the shorter ones")
+        logger.warning("%s: %s", shown(name), notes[-1])
+    length = max(lengths.values())
+    mixture = _sum(list(sources.values()), length)
     stems = {}
     for stem in spec.stems:
-        if stem in padded:
-            stems[stem] = padded[stem]
+        if stem in sources:
+            audio = sources[stem]
+            stems[stem] = np.pad(audio, ((0, 0), (0, length - lengths[stem]))) if difference else audio
         elif stem == REST:
-            stems[stem] = _sum([source for key, source in padded.items() if key not in spec.stems])
+            rest = [source for key, source in sources.items() if key not in spec.stems]
+            stems[stem] = _sum(rest, length)
     return Song(name, mixture, stems, notes)
 
 
-def _sum(parts: Sequence[Audio]) -> Audio:
-    total: Audio = np.stack(parts).sum(axis=0, dtype=np.float64).astype(np.float32)
+def _sum(parts: Sequence[Audio], length: int) -> Audio:
+    """Of signals that may be shorter, ``[C, length]``; added in float64, a block at a time."""
+    total = np.zeros((len(parts[0]), length), np.float32)
+    for start in range(0, length, _SUMMED):
+        first, *others = (part[:, start : start + _SUMMED] for part in parts)
+        block = np.zeros(total[:, start : start + _SUMMED].shape)
+        block[:, : first.shape[1]] = first
+        for other in others:
+            block[:, : other.shape[1]] += other
+        total[:, start : start + _SUMMED] = block
     return total
 
 

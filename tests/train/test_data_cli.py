@@ -92,7 +92,13 @@ class TestCheck:
 
     @pytest.mark.parametrize(
         ("seconds", "fatal"),
-        [({"vocals": 3.0}, True), ({"mixture": 3.0}, False), ({"vocals": 3.95}, None)],
+        [
+            ({"vocals": 3.0}, True),
+            ({"mixture": 3.0}, False),
+            ({"vocals": 3.95}, False),
+            ({"vocals": 4 - 1 / RATE}, False),
+            ({"mixture": 3.95}, None),
+        ],
     )
     def test_lengths(
         self, songs: Path, write_song: WriteSong, seconds: dict[str, float], fatal: bool | None

@@ -307,11 +307,15 @@ def test_a_song_may_lack_sources_where_that_is_said(tmp_path: Path, write_song: 
 
 
 def test_sources_of_unequal_length_are_refused_and_of_nearly_equal_cut(
-    tmp_path: Path, write_song: WriteSong
+    tmp_path: Path, write_song: WriteSong, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = only(tmp_path / "songs", "a", "b")
     write_song(tmp_path / "songs" / "A", {"a": sine(440), "b": sine(440)[:, :-100]})
     one = load_training_songs(config, RATE, 2)[0][0]
+    assert caplog.messages == [
+        "A: its sources differ in length: b has 3.987 s, a 4.000 s, which is 100 samples more: "
+        "all end with the shortest"
+    ]
     assert one.samples == 4 * RATE - 100
     assert {audio.shape[1] for audio in one.sources.values()} == {4 * RATE - 100}
     write_song(tmp_path / "songs" / "A", {"b": sine(440, seconds=3.0)})

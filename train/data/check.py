@@ -191,10 +191,14 @@ def _of_source(song: str, facts: SourceFacts) -> list[DataFault]:
 def _of_song(song: str, facts: Sequence[SourceFacts], sum_db: float | None) -> list[DataFault]:
     found = []
     seconds = {one.source: one.seconds for one in facts if one.seconds is not None}
-    if max(seconds.values()) - min(seconds.values()) > MOST_DIFFERENCE_SECONDS:
-        each = ", ".join(f"{source} {length:.3f} s" for source, length in seconds.items())
-        parts = [length for source, length in seconds.items() if source not in MIXTURES] or [0.0]
-        fatal = max(parts) - min(parts) > MOST_DIFFERENCE_SECONDS  # a mixture file is not trained on
+    parts = [length for source, length in seconds.items() if source not in MIXTURES] or [0.0]
+    apart = max(parts) - min(parts)
+    whole = max(seconds.values()) - min(seconds.values())
+    sample = 1 / min(one.sample_rate for one in facts if one.sample_rate)
+    if whole > MOST_DIFFERENCE_SECONDS or apart > sample / 2:
+        digits = 3 if whole >= 0.001 else 6
+        each = ", ".join(f"{source} {length:.{digits}f} s" for source, length in seconds.items())
+        fatal = apart > MOST_DIFFERENCE_SECONDS  # a mixture file is not trained on
         found.append(DataFault(song, f"sources differ in length: {each}", fatal))
     for word, unit in (("sample_rate", " Hz"), ("channels", "")):
         values = {one.source: getattr(one, word) for one in facts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import AudioError, ConfigError
+from tfswa.runtime.escape import shown
 from tfswa.runtime.songs.finding import MIXTURE, MIXTURES, REST, SPLITS, SongFiles, find_songs
+from tfswa.runtime.songs.loading import length_difference
 from tfswa.train.config import DataConfig
 from tfswa.train.data.cache import decoded, default_folder
 from tfswa.train.data.decode import Decoded, Recording
+
+log = logging.getLogger(__name__)
 
 MOST_DIFFERENCE_SECONDS = 0.1  # between the sources of a song
 
@@ -148,6 +153,9 @@ def _song(name: str, audio: Mapping[str, Decoded], sample_rate: int) -> Training
     shortest, longest = min(lengths.values()), max(lengths.values())
     if longest - shortest > MOST_DIFFERENCE_SECONDS * sample_rate:
         raise ConfigError(f"song {name!r}: sources differ in length, samples {lengths}: cut them alike")
+    difference = length_difference(lengths, sample_rate)
+    if difference is not None:
+        log.warning("%s: %s: all end with the shortest", shown(name), difference)
     return TrainingSong(
         name,
         {source: each.audio[:, :shortest] for source, each in audio.items()},

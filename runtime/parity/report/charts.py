@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from tfswa.runtime.escape import shown
+from tfswa.runtime.escape import plot_text
 from tfswa.runtime.plots import pictures
 
 STEPS = 2_000  # of a line, at most
@@ -33,7 +33,7 @@ def snr_chart(lines: Mapping[str, Sequence[float | None]], limits: Mapping[str, 
         levels = thin(line, group)
         edges = [min(at * group, len(line)) for at in range(len(levels) + 1)]
         empty = all(level is None for level in levels)
-        label = shown(name) + " (no line: identical, or not defined)" * empty
+        label = plot_text(name) + " (no line: identical, or not defined)" * empty
         axis.stairs(
             [math.nan if level is None else level for level in levels],
             edges,
@@ -43,7 +43,8 @@ def snr_chart(lines: Mapping[str, Sequence[float | None]], limits: Mapping[str, 
             label=label,
         )
     for name, limit in limits.items():
-        axis.axhline(limit, color="black", linewidth=1, linestyle=(0, (1, 3)), label=f"{name}, {limit:g} dB")
+        label = f"{plot_text(name)}, {limit:g} dB"
+        axis.axhline(limit, color="black", linewidth=1, linestyle=(0, (1, 3)), label=label)
     axis.set_xlabel("time / s" + (f", the lowest of every {group} seconds" if group > 1 else ""))
     axis.set_ylabel("SNR / dB")
     axis.grid(alpha=0.3)

@@ -24,3 +24,12 @@ def test_one_song_is_seen_in_the_color_of_its_estimator() -> None:
         ("C1", [-1.0]),
         ("C1", [-1.0]),
     ]
+
+
+@pytest.mark.parametrize("name", ["a $b$ c", r"$\frac", r"\$5"])
+def test_a_name_is_no_formula(name: str) -> None:
+    figure = box_figure([[Score(name, name, {FIGURE: 1.0}, {})]], name)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    for text in (axes.title, axes.get_xticklabels()[0]):
+        assert text.get_text() == name.replace("$", r"\$")  # which is how matplotlib spells a plain $

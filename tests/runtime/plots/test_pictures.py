@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.escape import shown
 from tfswa.runtime.plots import pictures
 from tfswa.runtime.plots.pictures import Scale, attention_grid, loss_curves, save_png, to_pixels
+from tfswa.runtime.plots.spectrograms import spectrograms
 
 RATE = 8000
 
@@ -159,3 +162,24 @@ def test_curves_share_an_axis_and_marks_are_in_every_panel() -> None:
     assert np.isnan(top.lines[0].get_ydata()[1])  # a gap
     assert [line.get_label() for line in bottom.lines] == ["vocals", "drums", "context"]
     assert len(top.lines) == 3  # a curve, the level, the mark
+
+
+NAMES = ("a $b$ c", r"$\frac", r"\$5", "$", "two\x1b[2Jlines\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_no_formula(name: str) -> None:
+    """matplotlib takes ``$...$`` for one, and raises where it is none."""
+    lines = {name: np.arange(3.0)}
+    figures = [
+        spectrograms(RATE, {name: np.ones((1, RATE), np.float32)}),
+        attention_grid({name: np.full((4, 4), 0.25)}, title=name),
+        pictures.bars({name: 1.0}, name),
+        pictures.panels(
+            np.arange(3.0), [pictures.Panel(name, lines)], title=name, label=name, marks={name: 1.0}
+        ),
+    ]
+    for figure in figures:
+        to_pixels(figure)
+        drawn = pictures.to_svg(figure).decode()
+        assert shown(name).replace("\\n", "") in html.unescape(drawn)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.errors import AudioError, UsageError
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.songs import loading
 from tfswa.runtime.songs.finding import find_songs
 from tfswa.runtime.songs.loading import (
     STEM_FILE_STREAMS,
@@ -101,7 +102,9 @@ class TestFolders:
         np.testing.assert_allclose(song.mixture, stems["vocals"] + stems["accompaniment"], atol=1e-6)
         assert_sums(song)
 
-    def test_stems_of_other_lengths_are_filled_with_silence(self, tmp_path: Path, put: Put) -> None:
+    def test_stems_of_other_lengths_are_filled_with_silence_and_noted(
+        self, tmp_path: Path, put: Put, caplog: pytest.LogCaptureFixture
+    ) -> None:
         short = put(tmp_path / "vocals.wav", 300)
         put(tmp_path / "accompaniment.wav", 1000)
         (song,) = load_songs(tmp_path, TWO)
@@ -109,6 +112,18 @@ class TestFolders:
         np.testing.assert_array_equal(song.stems["vocals"][:, :300], short)
         assert not song.stems["vocals"][:, 300:].any()
         assert_sums(song)
+        assert song.notes == (
+            "its sources differ in length: vocals has 0.037 s, accompaniment 0.125 s, "
+            "which is 700 samples more: silence follows the shorter ones",
+        )
+        assert [record.message for record in caplog.records] == [f"{song.name}: {song.notes[0]}"]
+
+    def test_a_sum_is_the_same_bits_however_it_is_cut(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By construction: each sample is a sum in float64 of the same numbers in the same order."""
+        parts = [noise(1000, seed=seed) for seed in range(4)]
+        whole = np.stack(parts).sum(axis=0, dtype=np.float64).astype(np.float32)
+        monkeypatch.setattr(loading, "_SUMMED", 7)
+        np.testing.assert_array_equal(loading._sum(parts, 1000), whole)
 
     def test_rate_and_channels_are_the_models(self, tmp_path: Path, put: Put) -> None:
         put(tmp_path / "vocals.wav", 4410, rate=44_100, channels=1)
