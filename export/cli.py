@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tfswa.export.artifact import Exported
     from tfswa.export.engine import Flavor
     from tfswa.export.plan import Precision
+    from tfswa.runtime.model.opening import Model
 
 MEGABYTE = 1e6
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,6 +59,11 @@ def _precision_option(help: str) -> Callable[[F], F]:
     type=options.GivenPath(dir_okay=False),
     help="Compare on this file's first chunks with energy; default: generated music.",
 )
+@click.option(
+    "--transform",
+    is_flag=True,
+    help="Make encode.onnx and decode.onnx instead: the STFT and its inverse, for hosts without one.",
+)
 @options.output_option(
     "A file (.onnx, .ts, .pt2) to write alone, or a copy of the bundle to add to; default: the bundle itself."
 )
@@ -71,6 +77,7 @@ def export(
     io: str,
     opset: int | None,
     audio: Path | None,
+    transform: bool,
     output: Path | None,
     force: bool,
     as_json: bool,
@@ -94,6 +101,10 @@ def export(
         if kind != "onnx" and value is not None:
             raise UsageError(f"{option} {value} is for --format onnx, asked for is {kind}: leave it out")
     opened = open_model(model)
+    if transform:
+        others = {**onnx_only, "--format": None if kind == "onnx" else kind, "--audio": audio, "-o": output}
+        _export_transform(opened, others, force=force, as_json=as_json)
+        return
     click.echo(f"exporting {model} to {kind} in {precision} ...", err=True)
     if kind == "onnx":
         from tfswa.export.onnx import export_onnx
@@ -118,6 +129,32 @@ def export(
 
         made = export_aotinductor(opened, output, audio=audio, force=force)
     _report(made, as_json=as_json)
+
+
+def _export_transform(model: Model, others: Mapping[str, Any], *, force: bool, as_json: bool) -> None:
+    import json
+
+    from tfswa.export.artifact import finite_or_none
+    from tfswa.export.transform import export_transform
+    from tfswa.runtime.errors import UsageError
+
+    for option, value in others.items():
+        if value is not None:
+            raise UsageError(f"--transform and {option} {value} do not go together: leave one out")
+    click.echo(f"exporting the transform of {model.name} ...", err=True)
+    made = export_transform(model, force=force)
+    if as_json:
+        report = {
+            "bundle": str(made.bundle),
+            "files": [str(file) for file in made.files],
+            "snr_db": finite_or_none(made.snr_db),
+            "seconds": round(made.seconds, 2),
+        }
+        click.echo(json.dumps(report))
+        return
+    for file, (what, value) in zip(made.files, made.snr_db.items(), strict=True):
+        size = file.stat().st_size / MEGABYTE
+        click.echo(f"{file}  {size:.1f} MB, {what} {value:.1f} dB SNR against the host's transform")
 
 
 @click.command("build-engine")

@@ -369,6 +369,7 @@ def test_doctor(ask: Ask) -> None:
 def test_export_and_build_engine(ask: Ask, bundle: Bundle) -> None:
     check(ask("export", bundle.path, "--format", "torchscript"), "tfx export")
     check(ask("export", bundle.path, "--format", "onnx"), "tfx export")
+    check(ask("export", bundle.path, "--transform"), "tfx export --transform")
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     check(ask("build-engine", bundle.path, "--flavor", "rtx"), "tfx build-engine")
 

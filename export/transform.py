@@ -1,0 +1,263 @@
+"""The host's transform as two ONNX graphs: samples to planes, and a network's planes to stems.
+
+For hosts that keep samples on a GPU: they need neither torch nor a Fourier transform of their own. The
+windowed transform is a convolution with a stride of one hop, its inverse a transposed one; float32
+throughout. The network's graph still holds none of it.
+
+    samples [B, C, N] -> encode.onnx -> mixture [B, 2*C, T, F] -> model.onnx -> stems [B, S, 2*C, T, F]
+    stems, samples -> decode.onnx -> audio [B, S, C, N]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tfswa.export.artifact import bundle_of, check_free, finite_or_none
+from tfswa.export.session import cpu_session
+from tfswa.runtime.errors import ExportError
+from tfswa.runtime.metrics import snr_db
+from tfswa.runtime.model.opening import METADATA, Model, embed
+from tfswa.runtime.model.spec import ModelSpec, StftSpec
+from tfswa.runtime.songs.synthetic import synthetic_song
+from tfswa.runtime.stream.codec import Codec
+from tfswa.runtime.stream.transform import window_of
+
+ENCODE, DECODE = "encode.onnx", "decode.onnx"
+KIND = "transform"
+OPSET = 20
+LEAST_DB = 110.0  # against the host's transform, on generated music
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What ``export_transform`` made.
+
+    Attributes:
+        bundle: where they went.
+        files: the two graphs.
+        snr_db: against the host's transform: of the planes, and of the stems.
+        seconds: of the whole export.
+    """
+
+    bundle: Path
+    files: Sequence[Path]
+    snr_db: Mapping[str, float]
+    seconds: float
+
+
+def export_transform(model: Model, *, force: bool = False) -> Transforms:
+    """Write ``encode.onnx`` and ``decode.onnx`` of a bundle, compared with the host's transform.
+
+    Args:
+        model: a bundle; its network is not needed.
+        force: replace graphs that are there.
+
+    Raises:
+        UsageError: the model is an exported file.
+        OutputExists: a graph is there and ``force`` is False.
+        ExportError: a graph is further from the host's transform than 110 dB; nothing is written.
+    """
+    start = time.perf_counter()
+    bundle, spec = bundle_of(model, "export"), model.spec
+    for name in (ENCODE, DECODE):
+        check_free(bundle, name, force=force)
+    graphs = {ENCODE: encode_graph(spec), DECODE: decode_graph(spec)}
+    found = transform_snr_db(spec, graphs[ENCODE], graphs[DECODE])
+    for what, value in found.items():
+        if value < LEAST_DB:
+            raise ExportError(
+                f"the transform as a graph differs from the host's: {what} SNR {value:.1f} dB, must be "
+                f"{LEAST_DB:g} dB; not written"
+            )
+    carried = embed(spec, "fp32", bundle.digest)
+    details = {"opset": OPSET, "snr_db": finite_or_none(found)}
+    files = []
+    for name, graph in graphs.items():
+        graph.metadata_props.add(key=METADATA, value=carried)
+        content = graph.SerializeToString(deterministic=True)
+        files.append(bundle.add(name, content, kind=KIND, precision="fp32", details=details))
+    return Transforms(bundle.home, files, found, time.perf_counter() - start)
+
+
+def transform_snr_db(spec: ModelSpec, encode: onnx.ModelProto, decode: onnx.ModelProto) -> dict[str, float]:
+    """SNR in dB of two graphs against the host's codec, on two chunks of generated music as one batch."""
+    samples = 2 * spec.chunk_samples
+    song = synthetic_song(spec, (samples + 1) / spec.stft.sample_rate)
+    chunks = np.stack(np.split(song.mixture[:, :samples], 2, axis=-1))
+    codec = Codec(spec, "cpu")
+    spectra = codec.spectra(chunks)
+    planes = codec.planes(spectra)
+    shares = np.arange(1, len(spec.outputs) + 1, dtype=np.float32) / len(spec.outputs)
+    given = planes[:, None] * shares[:, None, None, None]  # no two stems alike
+    right = np.stack([codec.stems(*item) for item in zip(chunks, spectra, given, strict=True)])
+    found = cpu_session(encode).run(None, {"samples": chunks})[0]
+    stems = cpu_session(decode).run(None, {"stems": given, "samples": chunks})[0]
+    pairs = {"planes": (planes, found), "stems": (right, stems)}
+    return {what: _snr_db(*pair) for what, pair in pairs.items()}
+
+
+def _snr_db(right: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    value = snr_db(right.reshape(1, -1), found.reshape(1, -1))
+    return float("inf") if value is None else value
+
+
+def encode_graph(spec: ModelSpec) -> onnx.ModelProto:
+    """``samples [B, C, N] -> mixture [B, 2*C, T, F]``: what the host's transform gives a network."""
+    stft, channels, frames = spec.stft, spec.channels, spec.chunk.frames
+    first, bins = stft.first_bin, stft.bins
+    graph = _Graph()
+    spectrum = graph.analysis("samples", spec, range(first, first + bins))  # [B*C, 2*F, T]
+    pairs = graph.add("Reshape", spectrum, graph.shape(-1, channels * 2, bins, frames))
+    graph.add("Transpose", pairs, perm=[0, 1, 3, 2], output="mixture")
+    ends = {"samples": (channels, spec.chunk_samples)}, {"mixture": spec.input_shape(1)[1:]}
+    return graph.model("encode", *ends)
+
+
+def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
+    """A network's ``stems [B, S, 2*C, T, F]`` and the chunk ``samples`` to ``audio [B, S, C, N]`` of all."""
+    stft, channels, frames, samples = spec.stft, spec.channels, spec.chunk.frames, spec.chunk_samples
+    first, bins, given = stft.first_bin, stft.bins, spec.outputs
+    graph = _Graph()
+    planes = graph.add("Reshape", "stems", graph.shape(-1, 2, frames, bins))
+    rows = graph.add("Transpose", planes, perm=[0, 1, 3, 2])
+    rows = graph.add("Reshape", rows, graph.shape(-1, 2 * bins, frames))  # [B*S*C, 2*F, T]
+    seen = graph.synthesis(rows, spec, range(first, first + bins), zero_below=stft.zero_below)
+    whole = graph.add("Reshape", seen, graph.shape(-1, len(given), channels, samples))
+    stems = dict(zip(given, graph.split(whole, len(given)), strict=True))  # each [B, 1, C, N]
+    mixture = graph.add("Reshape", "samples", graph.shape(-1, 1, channels, samples))
+    unseen = [k for k in range(stft.all_bins) if not first <= k < first + bins]
+    if spec.unseen_stem in stems and unseen:
+        others = graph.synthesis(graph.analysis("samples", spec, unseen), spec, unseen)
+        others = graph.add("Reshape", others, graph.shape(-1, 1, channels, samples))
+        stems[spec.unseen_stem] = graph.add("Add", stems[spec.unseen_stem], others)
+    if spec.residual_stem is not None:
+        rest = [stems[name] for name in given if name != spec.residual_stem]
+        total = (
+            graph.add("Sum", *rest) if rest else graph.add("Mul", mixture, graph.constant(np.float32(0.0)))
+        )
+        total = graph.add("Mul", total, graph.constant(np.float32(spec.residual_gain)))
+        stems[spec.residual_stem] = graph.add("Sub", mixture, total)
+    graph.add("Concat", *(stems[name] for name in spec.stems), axis=1, output="audio")
+    ends = {"stems": spec.output_shape(1)[1:], "samples": (channels, samples)}
+    return graph.model("decode", ends, {"audio": (len(spec.stems), channels, samples)})
+
+
+@dataclass
+class _Graph:
+    """An ONNX graph as it grows; values are named by number."""
+
+    nodes: list[Any] = field(default_factory=list)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Add a node; return the name of its output."""
+        name = output or f"v{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(kind, inputs, [name], name=f"{kind}_{name}", **attributes))
+        return name
+
+    def constant(self, value: NDArray[Any] | np.float32) -> str:
+        """Add a constant; return its name."""
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def shape(self, *sizes: int) -> str:
+        """A shape as a constant."""
+        return self.constant(np.array(sizes, np.int64))
+
+    def split(self, value: str, parts: int) -> list[str]:
+        """Along axis 1, into parts of one."""
+        names = [f"s{len(self.nodes)}_{part}" for part in range(parts)]
+        node = onnx.helper.make_node(
+            "Split", [value], names, name=f"Split_{names[0]}", axis=1, num_outputs=parts
+        )
+        self.nodes.append(node)
+        return names
+
+    def analysis(self, samples: str, spec: ModelSpec, bins: Sequence[int]) -> str:
+        """``[B, C, N] -> [B*C, 2*K, T]``: real parts of these bins, then imaginary ones."""
+        stft, length = spec.stft, spec.chunk_samples
+        before, after = _outside(stft, spec)
+        single = self.add("Reshape", samples, self.shape(-1, 1, length))
+        if stft.padding == "reflect":  # by its places, since what is mirrored may be longer than the chunk
+            places = np.pad(np.arange(length), (before, after), "reflect")
+            padded = self.add("Gather", single, self.constant(places), axis=2)
+        else:
+            padded = self.add("Pad", single, self.constant(np.array([0, 0, before, 0, 0, after], np.int64)))
+        weights = _analysis_weights(stft, bins)
+        return self.add("Conv", padded, self.constant(weights), strides=[stft.hop])
+
+    def synthesis(self, rows: str, spec: ModelSpec, bins: Sequence[int], *, zero_below: int = 0) -> str:
+        """``[M, 2*K, T] -> [M, 1, N]``: the overlap-add, divided by the sum of squared windows."""
+        stft, length = spec.stft, spec.chunk_samples
+        before, _ = _outside(stft, spec)
+        weights = self.constant(_synthesis_weights(stft, bins, zero_below))
+        total = self.add("ConvTranspose", rows, weights, strides=[stft.hop])
+        ends = [self.constant(np.array([value], np.int64)) for value in (before, before + length, 2)]
+        inside = self.add("Slice", total, *ends)
+        return self.add("Mul", inside, self.constant(_gain(stft, spec)))
+
+    def model(
+        self, name: str, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]]
+    ) -> onnx.ModelProto:
+        """The whole, checked."""
+        held = [onnx.numpy_helper.from_array(value, key) for key, value in self.constants.items()]
+        graph = onnx.helper.make_graph(self.nodes, name, _ends(inputs), _ends(outputs), held)
+        opsets = [onnx.helper.make_opsetid("", OPSET)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        model.producer_name, model.producer_version = "tfx", version("tfswa")
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _ends(shapes: Mapping[str, Sequence[int]]) -> list[onnx.ValueInfoProto]:
+    kind = onnx.TensorProto.FLOAT
+    return [onnx.helper.make_tensor_value_info(end, kind, [BATCH, *shape]) for end, shape in shapes.items()]
+
+
+def _outside(stft: StftSpec, spec: ModelSpec) -> tuple[int, int]:
+    """Samples before and after a chunk that its first and its last frame cover."""
+    before = stft.n_fft // 2 - stft.offset
+    return before, (spec.chunk.frames - 1) * stft.hop + stft.n_fft - before - spec.chunk_samples
+
+
+def _angles(stft: StftSpec, bins: Sequence[int]) -> NDArray[np.float64]:
+    """2 pi k n / n_fft, ``[K, n_fft]``; k * n is reduced first, so that large ones lose no digits."""
+    turns = np.outer(np.asarray(bins), np.arange(stft.n_fft)) % stft.n_fft
+    angles: NDArray[np.float64] = 2.0 * np.pi * turns / stft.n_fft
+    return angles
+
+
+def _analysis_weights(stft: StftSpec, bins: Sequence[int]) -> NDArray[np.float32]:
+    """Windowed cosines, then negative sines: ``[2*K, 1, n_fft]``."""
+    angles = _angles(stft, bins)
+    waves = np.concatenate((np.cos(angles), -np.sin(angles))) * window_of(stft) * stft.scale
+    return waves[:, None].astype(np.float32)
+
+
+def _synthesis_weights(stft: StftSpec, bins: Sequence[int], zero_below: int) -> NDArray[np.float32]:
+    """What a real and an imaginary part add to a frame: ``[2*K, 1, n_fft]``; nothing below a bin."""
+    angles, numbers = _angles(stft, bins), np.asarray(bins)
+    twice = np.where((numbers == 0) | (numbers == stft.n_fft // 2), 1.0, 2.0) * (numbers >= zero_below)
+    both = np.tile(twice / stft.n_fft / stft.scale, 2)[:, None]
+    waves = np.concatenate((np.cos(angles), -np.sin(angles))) * window_of(stft) * both
+    return waves[:, None].astype(np.float32)
+
+
+def _gain(stft: StftSpec, spec: ModelSpec) -> NDArray[np.float32]:
+    """1 / (sum of squared windows) at the samples of a chunk, ``[N]``."""
+    before, _ = _outside(stft, spec)
+    total = np.zeros((spec.chunk.frames - 1) * stft.hop + stft.n_fft)
+    for frame in range(spec.chunk.frames):
+        total[frame * stft.hop : frame * stft.hop + stft.n_fft] += window_of(stft) ** 2
+    return (1.0 / total[before : before + spec.chunk_samples]).astype(np.float32)

@@ -1,0 +1,127 @@
+"""The transform as graphs is the host's transform, for every specification."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Tfx
+
+from tfswa.runtime.errors import ExportError, OutputExists
+from tfswa.runtime.model.opening import open_model
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
+pytest.importorskip("torch", reason="torch is not installed: export needs it")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs the graphs")
+
+from tfswa.export import transform  # noqa: E402
+
+CHUNK = ChunkSpec(frames=24, context=4, fade=2, multiple=1)
+PLAIN = ModelSpec("any", ("vocals", "rest"), stft=StftSpec(512, 128, 8000), chunk=CHUNK)
+SPECS = {
+    "plain": PLAIN,
+    "hop does not divide": dataclasses.replace(PLAIN, stft=StftSpec(256, 55, 8000)),
+    "a network that sees all bins": dataclasses.replace(PLAIN, stft=StftSpec(256, 64, 8000, seen=(0, 129))),
+    "no fade, 2048/441": dataclasses.replace(
+        PLAIN, stft=StftSpec(2048, 441), chunk=ChunkSpec(20, 4, 0, 1), unseen_stem="vocals"
+    ),
+    "mirrored again and again": dataclasses.replace(
+        PLAIN, stft=StftSpec(512, 100, 8000, padding="reflect"), chunk=ChunkSpec(3, 0, 0, 1)
+    ),
+    "reflected, a part of the bins, another order": ModelSpec(
+        "any",
+        ("one", "two", "rest"),
+        channels=1,
+        stft=StftSpec(256, 100, 8000, scale=1 / 16, padding="reflect", offset=13, seen=(2, 120)),
+        chunk=ChunkSpec(frames=20, context=5, fade=0, multiple=1, context_after=1),
+        unseen_stem="two",
+        residual_stem="rest",
+        network_stems=("two", "one"),
+    ),
+    "one stem makes two": ModelSpec(
+        "any",
+        ("voice", "rest"),
+        stft=StftSpec(128, 128, 8000, window="none", seen=(0, 65), zero_below=3),
+        chunk=CHUNK,
+        unseen_stem=None,
+        residual_stem="rest",
+        residual_gain=1.035,
+        network_stems=("voice",),
+    ),
+    "the only stem is the mixture's rest": ModelSpec(
+        "any", ("all",), stft=StftSpec(256, 64, 8000), chunk=CHUNK, residual_stem="all"
+    ),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_graphs_are_the_hosts_transform(spec: ModelSpec) -> None:
+    found = transform.transform_snr_db(spec, transform.encode_graph(spec), transform.decode_graph(spec))
+    assert set(found) == {"planes", "stems"}
+    assert min(found.values()) >= transform.LEAST_DB, found
+
+
+def test_another_window_is_far_away() -> None:
+    """What the gate is for: graphs of one specification are not those of another."""
+    other = dataclasses.replace(PLAIN, stft=dataclasses.replace(PLAIN.stft, window="none"))
+    found = transform.transform_snr_db(PLAIN, transform.encode_graph(other), transform.decode_graph(other))
+    assert max(found.values()) < 30.0
+
+
+def test_nothing_is_written_below_the_gate(
+    plain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.tfx"
+    shutil.copytree(plain_bundle, path)
+    monkeypatch.setattr(transform, "LEAST_DB", 200.0)
+    with pytest.raises(ExportError, match=r"SNR 1\d\d\.\d dB, must be 200 dB; not written"):
+        transform.export_transform(open_model(path))
+    assert sorted(open_model(path).bundle.files) == ["model.safetensors"]  # type: ignore[union-attr]
+
+
+def test_the_command_writes_both(tfx: Tfx, plain_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.tfx"
+    shutil.copytree(plain_bundle, path)
+    done = tfx("export", path, "--transform")
+    assert done.code == 0, done.err
+    assert done.out.count("dB SNR against the host's transform") == 2
+    bundle = open_model(path).bundle
+    assert bundle is not None
+    for name in (transform.ENCODE, transform.DECODE):
+        assert bundle.files[name].kind == transform.KIND
+        onnx.checker.check_model(onnx.load(bundle.file(name)))
+    with pytest.raises(OutputExists, match=r"encode\.onnx already"):
+        transform.export_transform(open_model(path))
+    assert tfx("export", path, "--transform", "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    "more", [("--precision", "fp16"), ("--format", "torchscript"), ("-o", "x.tfx"), ("--opset", "18")]
+)
+def test_what_does_not_go_together_is_refused(tfx: Tfx, more: tuple[str, str]) -> None:
+    done = tfx("export", "demo", "--transform", *more)
+    assert done.code == 2
+    assert f"--transform and {more[0]} {more[1]} do not go together" in done.err
+
+
+@pytest.mark.parametrize("make", [transform.encode_graph, transform.decode_graph])
+def test_rtx_builds_them(make: Any) -> None:
+    library = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: it builds engines")
+    graph = make(PLAIN)
+    log = library.Logger(library.Logger.ERROR)
+    builder = library.Builder(log)
+    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = library.OnnxParser(network, log)
+    assert parser.parse(graph.SerializeToString()), [
+        str(parser.get_error(i)) for i in range(parser.num_errors)
+    ]
+    profile, config = builder.create_optimization_profile(), builder.create_builder_config()
+    for index in range(network.num_inputs):
+        shape = (1, *network.get_input(index).shape[1:])
+        profile.set_shape(network.get_input(index).name, shape, shape, shape)
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None
