@@ -13,16 +13,41 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tfswa.runtime.errors import BundleError
-from tfswa.runtime.model.limits import ENTRIES, METADATA_BYTES, NESTING
+from tfswa.runtime.model.limits import ENTRIES, FIELDS, METADATA_BYTES, NESTING
 
 _WITHIN = {  # which fields of a message hold which messages, by onnx.proto
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "function": {7: "node", 11: "attribute"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "model": {7: "graph", 8: "opset", 14: "pair", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph", 3: "pair", 4: "pair"},
+    "function": {7: "node", 9: "opset", 11: "attribute", 12: "value", 14: "pair"},
+    "graph": {
+        1: "node",
+        5: "tensor",
+        11: "value",
+        12: "value",
+        13: "value",
+        14: "note",
+        15: "sparse",
+        16: "pair",
+    },
+    "node": {5: "attribute", 9: "pair", 10: "note"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        14: "type",
+        15: "type",
+        22: "sparse",
+        23: "sparse",
+    },
     "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {16: "pair"},
+    "value": {2: "type", 4: "pair"},
+    "type": {1: "shaped", 4: "element", 5: "element", 8: "shaped", 9: "element"},
+    "element": {1: "type", 2: "type"},
+    "shaped": {2: "shape"},
+    "shape": {1: "size"},
+    "note": {2: "pair"},
 }
 _METADATA, _EXTERNAL_DATA, _DATA_LOCATION = 14, 13, 14
 _BYTES = 2  # wire type of what has a length
@@ -54,16 +79,20 @@ def check_whole(path: Path) -> None:
     """See that a graph holds all its numbers itself, and asks for no operators that others would bring.
 
     Raises:
-        BundleError: a tensor is in another file, an operator is custom, or it is no ONNX file.
+        BundleError: a tensor is in another file, an operator is custom, it has more fields than a library
+            should make objects of, or it is no ONNX file.
     """
     with _opened(path) as data:
-        left = [("model", 0, len(data), 0)]
+        left, count = [("model", 0, len(data), 0)], 0
         used: dict[str, set[bytes]] = {"node": set(), "function": set()}
         while left:
             kind, start, stop, depth = left.pop()
             if depth > NESTING * len(_WITHIN):
                 raise ValueError(f"graphs in graphs, more than {NESTING} deep")
             for number, wire, first, last in _fields(data, start, stop):
+                count += 1
+                if count > FIELDS:
+                    raise ValueError(f"more than {FIELDS} fields: a library keeps some 150 bytes of each")
                 within = _WITHIN.get(kind, {}).get(number)
                 if within is not None and wire == _BYTES:
                     left.append((within, first, last, depth + 1))

@@ -71,14 +71,16 @@ def test_numbers_in_another_file_are_refused_wherever_they_hide(
             open_session(backend, BundleModel("tiny", tiny_bundle), BackendOptions())
 
 
-def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path) -> None:
-    def field(number: int, content: bytes) -> bytes:
-        length, out = len(content), bytearray([number << 3 | 2])
-        while length > 127:
-            out.append(length & 127 | 128)
-            length >>= 7
-        return bytes(out) + bytes([length]) + content
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message that has a length."""
+    length, out = len(content), bytearray([number << 3 | 2])
+    while length > 127:
+        out.append(length & 127 | 128)
+        length >>= 7
+    return bytes(out) + bytes([length]) + content
 
+
+def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path) -> None:
     graph = b""
     for _ in range(2000):
         graph = field(1, field(5, field(6, graph)))  # node, attribute, graph
@@ -125,3 +127,31 @@ def test_a_file_of_zeros_or_of_countless_fields_is_refused_at_once(tmp_path: Pat
     path.write_bytes(b"\x78\x00" * (1 << 17))
     with pytest.raises(BundleError, match="more than 65536 fields"):
         open_model(path)
+
+
+COUNT = 600_000
+FLOODS = {  # what takes two bytes each in a graph, and an object in a library
+    "nodes": b"\x0a\x00" * COUNT,
+    "tensors": b"\x2a\x00" * COUNT,
+    "values": b"\x6a\x00" * COUNT,
+    "names of a node": field(1, b"\x0a\x00" * COUNT),
+    "sizes of a shape": field(13, field(2, field(1, field(2, b"\x0a\x00" * COUNT)))),
+    "notes of a node": field(1, b"\x4a\x00" * COUNT),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_small_file_of_countless_things_is_refused_before_a_library_makes_objects_of_them(
+    tmp_path: Path, flood: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(field(7, FLOODS[flood]))
+    assert path.stat().st_size < 1 << 21
+    with pytest.raises(BundleError, match="more than 524288 fields"):
+        onnx_file.check_whole(path)
+
+
+def test_a_graph_of_ours_has_few_of_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    """27,000 fields in the embedded one: a network twenty times as deep is let through."""
+    monkeypatch.setattr(onnx_file, "FIELDS", onnx_file.FIELDS // 16)
+    onnx_file.check_whole(Path(onnx_file.__file__).parents[1] / "demo.tfx" / "model.onnx")
