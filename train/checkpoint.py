@@ -78,7 +78,8 @@ def load_newest(run: Path) -> dict[str, Any]:
             check_archive(path)
             return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load has no error of its own for what it cannot read
-            damage = f"{path} cannot be read ({reason(error)[:120]})"
+            why = reason(error).removeprefix(f"{path} ")  # a long one must not leave the words no room
+            damage = f"{path} cannot be read ({why[:120]})"
             if older is not None:
                 log.warning("%s: going on from %s, the one before", damage, older.name)
     raise TrainingError(f"{damage}, and there is no older one: start anew")
