@@ -892,7 +892,7 @@ class TestInspectAndModels:
             done = tfx("models")
             assert (done.code, done.err) == (0, "")
             assert len(done.out.splitlines()) == lines
-            assert done.out.splitlines()[-1].startswith("families     spleeter, tfswa_lite, tfswa_unet")
+            assert done.out.splitlines()[-1].startswith("families     spleeter, tfc_tdf, ")
 
 
 class TestProcess:

@@ -411,6 +411,7 @@ def test_every_section_is_compared() -> None:
         "tfx data example",
         "tfx data musdb",
         "tfx export",
+        "tfx export --transform",
         "tfx build-engine",
         "tfx calibrate",
     ]
