@@ -29,7 +29,7 @@ from tfswa.runtime.model.opening import METADATA, Model, embed
 from tfswa.runtime.model.spec import ModelSpec, StftSpec
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.codec import Codec
-from tfswa.runtime.stream.transform import window_of
+from tfswa.runtime.stream.transform import gain_of, window_of
 
 ENCODE, DECODE = "encode.onnx", "decode.onnx"
 KIND = "transform"
@@ -187,7 +187,7 @@ class _Graph:
     def analysis(self, samples: str, spec: ModelSpec, bins: Sequence[int]) -> str:
         """``[B, C, N] -> [B*C, 2*K, T]``: real parts of these bins, then imaginary ones."""
         stft, length = spec.stft, spec.chunk_samples
-        before, after = _outside(stft, spec)
+        before, after = stft.outside(length)
         single = self.add("Reshape", samples, self.shape(-1, 1, length))
         if stft.padding == "reflect":  # by its places, since what is mirrored may be longer than the chunk
             places = np.pad(np.arange(length), (before, after), "reflect")
@@ -200,12 +200,14 @@ class _Graph:
     def synthesis(self, rows: str, spec: ModelSpec, bins: Sequence[int], *, zero_below: int = 0) -> str:
         """``[M, 2*K, T] -> [M, 1, N]``: the overlap-add, divided by the sum of squared windows."""
         stft, length = spec.stft, spec.chunk_samples
-        before, _ = _outside(stft, spec)
+        before, _ = stft.outside(length)
         weights = self.constant(_synthesis_weights(stft, bins, zero_below))
         total = self.add("ConvTranspose", rows, weights, strides=[stft.hop])
         ends = [self.constant(np.array([value], np.int64)) for value in (before, before + length, 2)]
         inside = self.add("Slice", total, *ends)
-        return self.add("Mul", inside, self.constant(_gain(stft, spec)))
+        return self.add(
+            "Mul", inside, self.constant(gain_of(stft, spec.chunk.frames)[before : before + length])
+        )
 
     def model(
         self, name: str, inputs: Mapping[str, Sequence[int]], outputs: Mapping[str, Sequence[int]]
@@ -223,12 +225,6 @@ class _Graph:
 def _ends(shapes: Mapping[str, Sequence[int]]) -> list[onnx.ValueInfoProto]:
     kind = onnx.TensorProto.FLOAT
     return [onnx.helper.make_tensor_value_info(end, kind, [BATCH, *shape]) for end, shape in shapes.items()]
-
-
-def _outside(stft: StftSpec, spec: ModelSpec) -> tuple[int, int]:
-    """Samples before and after a chunk that its first and its last frame cover."""
-    before = stft.n_fft // 2 - stft.offset
-    return before, (spec.chunk.frames - 1) * stft.hop + stft.n_fft - before - spec.chunk_samples
 
 
 def _angles(stft: StftSpec, bins: Sequence[int]) -> NDArray[np.float64]:
@@ -252,12 +248,3 @@ def _synthesis_weights(stft: StftSpec, bins: Sequence[int], zero_below: int) -> 
     both = np.tile(twice / stft.n_fft / stft.scale, 2)[:, None]
     waves = np.concatenate((np.cos(angles), -np.sin(angles))) * window_of(stft) * both
     return waves[:, None].astype(np.float32)
-
-
-def _gain(stft: StftSpec, spec: ModelSpec) -> NDArray[np.float32]:
-    """1 / (sum of squared windows) at the samples of a chunk, ``[N]``."""
-    before, _ = _outside(stft, spec)
-    total = np.zeros((spec.chunk.frames - 1) * stft.hop + stft.n_fft)
-    for frame in range(spec.chunk.frames):
-        total[frame * stft.hop : frame * stft.hop + stft.n_fft] += window_of(stft) ** 2
-    return (1.0 / total[before : before + spec.chunk_samples]).astype(np.float32)

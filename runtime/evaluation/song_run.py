@@ -175,7 +175,7 @@ class SongRun:
     def _write(self, files: SongFiles, folder: Path) -> tuple[float, tuple[str, ...]]:
         """Lay mixture, true stems and estimates into a folder; seconds of the song, notes of its files."""
         spec = self._separator.spec
-        song = load(files, spec)
+        song = load(files, spec, log=False)  # the result carries its notes
         if not song.stems:
             raise AudioError(
                 f"{files.name} has not the {len(files.sources)} audio streams of a stem file: take it away"

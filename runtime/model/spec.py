@@ -163,6 +163,11 @@ class StftSpec:
         """T, frames that cover a signal so that its samples come back exactly; 0 for an empty one."""
         return 0 if samples == 0 else 1 + math.ceil(max(0, samples - 2 * self.offset) / self.hop)
 
+    def outside(self, samples: int) -> tuple[int, int]:
+        """How many samples its frames cover before a signal, and how many after it."""
+        before = self.n_fft // 2 - self.offset
+        return before, (self.frames(samples) - 1) * self.hop + self.n_fft - before - samples
+
 
 @dataclass(frozen=True)
 class ChunkSpec:

@@ -78,11 +78,16 @@ def load_song(path: Path, spec: ModelSpec) -> Song:
     return load(found[0], spec)
 
 
-def load(song: SongFiles, spec: ModelSpec) -> Song:
+def load(song: SongFiles, spec: ModelSpec, *, log: bool = True) -> Song:
     """Decode one song to the model's stems, rate and channels; the mixture is the sum of all sources.
 
     The accompaniment is all that is no stem of the model, unless the song brings a file of that name. A
     song without known sources is its mixture alone; so is an ``.mp4`` that has not a stem file's streams.
+
+    Args:
+        song: its files.
+        spec: the model's contract.
+        log: also log the notes; False where the caller tells ``Song.notes``.
 
     Raises:
         AudioError: a file that cannot be decoded, a stem of the model that the song lacks, or a fault of it.
@@ -90,11 +95,11 @@ def load(song: SongFiles, spec: ModelSpec) -> Song:
     song.check()
     names = true_sources(song, spec) if _has_streams(song) else []
     if not names:
-        audio, notes = _decode(*song.sources[MIXTURE], spec)
+        audio, notes = _decode(*song.sources[MIXTURE], spec, log=log)
         return Song(song.name, audio, {}, notes)
-    decoded = {name: _decode(*song.sources[name], spec) for name in names}
+    decoded = {name: _decode(*song.sources[name], spec, log=log) for name in names}
     notes = tuple(note for _, found in decoded.values() for note in found)
-    return _song(song.name, {name: audio for name, (audio, _) in decoded.items()}, spec, notes)
+    return _song(song.name, {name: audio for name, (audio, _) in decoded.items()}, spec, notes, log=log)
 
 
 def load_source(song: SongFiles, name: str, spec: ModelSpec) -> Audio:
@@ -208,13 +213,21 @@ def length_difference(lengths: Mapping[str, int], sample_rate: int) -> str | Non
     )
 
 
-def _song(name: str, sources: dict[str, Audio], spec: ModelSpec, notes: tuple[str, ...] = ()) -> Song:
+def _song(
+    name: str,
+    sources: dict[str, Audio],
+    spec: ModelSpec,
+    notes: tuple[str, ...] = (),
+    *,
+    log: bool = True,
+) -> Song:
     """Sum sources to the model's stems: a stem by its name, the accompaniment as all that is not vocals."""
     lengths = {key: source.shape[1] for key, source in sources.items()}
     difference = length_difference(lengths, spec.stft.sample_rate)
     if difference is not None:
         notes = (*notes, f"{difference}: silence follows the shorter ones")
-        logger.warning("%s: %s", shown(name), notes[-1])
+        if log:
+            logger.warning("%s: %s", shown(name), notes[-1])
     length = max(lengths.values())
     mixture = _sum(list(sources.values()), length)
     stems = {}
@@ -241,10 +254,11 @@ def _sum(parts: Sequence[Audio], length: int) -> Audio:
     return total
 
 
-def _decode(path: Path, stream: int, spec: ModelSpec) -> tuple[Audio, tuple[str, ...]]:
+def _decode(path: Path, stream: int, spec: ModelSpec, *, log: bool = True) -> tuple[Audio, tuple[str, ...]]:
     """A track at the model's rate, and what the reader found in it."""
     with open_audio(path, stream=stream) as audio:
         blocks = list(model_blocks(audio, spec.stft.sample_rate, spec.channels))
-        log_notes(audio)
+        if log:
+            log_notes(audio)
         notes = tuple(f"{path.name}: {note}" for note in audio.notes)
     return np.concatenate(blocks, axis=1) if blocks else np.zeros((spec.channels, 0), np.float32), notes

@@ -61,7 +61,6 @@ class Stft:
         # Scaling rides on the windows: no pass of its own.
         self._analysis = (window * spec.scale).astype(np.float32)
         self._synthesis = (window / spec.scale).astype(np.float32)
-        self._before = spec.n_fft // 2 - spec.offset  # samples before the signal that frame 0 covers
 
     @property
     def place(self) -> str:
@@ -77,19 +76,18 @@ class Stft:
         Returns:
             complex64 ``[..., T, K]``, all K = n_fft / 2 + 1 bins, multiplied by ``spec.scale``; new memory.
         """
-        n_fft, hop = self.spec.n_fft, self.spec.hop
         lead, samples = signal.shape[:-1], signal.shape[-1]
         frames = self.spec.frames(samples)
         spectrum = np.empty((*lead, frames, self.spec.all_bins), np.complex64)
         if spectrum.size == 0:
             return spectrum
-        length = (frames - 1) * hop + n_fft
+        before, after = self.spec.outside(samples)
         if self.spec.padding == "reflect":
-            width = (self._before, length - self._before - samples)
-            padded = np.pad(signal.astype(np.float32, copy=False), [(0, 0)] * len(lead) + [width], "reflect")
+            width = [(0, 0)] * len(lead) + [(before, after)]
+            padded = np.pad(signal.astype(np.float32, copy=False), width, "reflect")
         else:
-            padded = np.zeros((*lead, length), np.float32)
-            padded[..., self._before : self._before + samples] = signal
+            padded = np.zeros((*lead, before + samples + after), np.float32)
+            padded[..., before : before + samples] = signal
         self._forward(padded, spectrum)
         return spectrum
 
@@ -127,8 +125,11 @@ class Stft:
         # Frame t adds its part j, of one hop, to row t + j; the last part may be shorter.
         rows = np.zeros((*lead, frames - 1 + _parts(self.spec), hop), np.float32)
         self._inverse(spectrum, rows)
-        inside = slice(self._before, self._before + samples)
-        signal: NDArray[np.float32] = rows.reshape(*lead, -1)[..., inside] * _gain(self.spec, frames)[inside]
+        before, _ = self.spec.outside(samples)
+        inside = slice(before, before + samples)
+        signal: NDArray[np.float32] = (
+            rows.reshape(*lead, -1)[..., inside] * gain_of(self.spec, frames)[inside]
+        )
         return signal
 
     def _forward(self, padded: NDArray[np.float32], spectrum: NDArray[np.complex64]) -> None:
@@ -218,7 +219,7 @@ def _parts(spec: StftSpec) -> int:
 
 
 @lru_cache(maxsize=4)  # a stream asks for one length again and again; four songs' worth is bounded
-def _gain(spec: StftSpec, frames: int) -> NDArray[np.float32]:
+def gain_of(spec: StftSpec, frames: int) -> NDArray[np.float32]:
     """1 / (sum of squared windows of ``frames`` frames), ``[(frames - 1 + parts) * hop]``; 1 where it is 0.
 
     It is 0 outside the signal only.

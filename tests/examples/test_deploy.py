@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from specs import SPECS
 
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.opening import METADATA, Model, embed, open_model
-from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.example import synthetic_sources
 from tfswa.runtime.stream.separator import Separator
 
@@ -66,36 +67,7 @@ def test_it_gives_what_tfx_gives(tmp_path: Path, seconds: float) -> None:
     check(model, model.file("model.onnx"), tmp_path, mixture, LEAST_DB)
 
 
-ROUND = ChunkSpec(frames=24, context=4, fade=2, multiple=1)
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        ModelSpec("any", ("one", "two"), stft=StftSpec(256, 55, 8000), chunk=ROUND),
-        ModelSpec(
-            "any",
-            ("one", "two", "rest"),
-            channels=1,
-            stft=StftSpec(256, 100, 8000, scale=1 / 16, padding="reflect", offset=13, seen=(2, 120)),
-            chunk=ChunkSpec(frames=20, context=5, fade=0, multiple=1, context_after=1),
-            unseen_stem="two",
-            residual_stem="rest",
-            network_stems=("two", "one"),
-        ),
-        ModelSpec(
-            "any",
-            ("voice", "rest"),
-            stft=StftSpec(128, 128, 8000, window="none", seen=(0, 65), zero_below=3),
-            chunk=ROUND,
-            unseen_stem=None,
-            residual_stem="rest",
-            residual_gain=1.035,
-            network_stems=("voice",),
-        ),
-    ],
-    ids=["hop does not divide", "reflected, a part of the bins", "one stem makes two"],
-)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_whatever_the_specification(tmp_path: Path, spec: ModelSpec) -> None:
     graph = tmp_path / "any.onnx"
     save_shares(graph, spec)
