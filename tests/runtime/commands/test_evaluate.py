@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 from waiting import alive, until
 
 from tfswa.runtime.cli import main
@@ -75,6 +76,16 @@ def test_a_table_then_json_from_what_is_there(tfx: Tfx, ready: None, song_root: 
     _, err = tfx("--data", song_root, "--songs", "A", "--no-baselines", code=2)
     assert "baselines True, now False: add --force" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_note_is_told_once(tfx: Tfx, song_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = next(song_root.rglob("A*/vocals.wav"))
+    audio, rate = soundfile.read(path)
+    soundfile.write(path, audio[:-100], rate)
+    _, err = tfx("--data", song_root, "--songs", "A", "--no-plot", "--json")
+    assert err.count("its sources differ in length: vocals has") == 1
+    assert "differ in length" not in caplog.text
 
 
 class TestRefusals:
