@@ -173,11 +173,11 @@ DEFECTS: dict[str, tuple[Plant, str]] = {
 
 
 def measured(model: BundleModel, song: Song) -> Certificate:
-    transform._gain.cache_clear()  # it is made of the window, which a defect may change
+    transform.gain_of.cache_clear()  # it is made of the window, which a defect may change
     try:
         return compare(model, [Item.of(song)], backend="torch")
     finally:
-        transform._gain.cache_clear()
+        transform.gain_of.cache_clear()
 
 
 def test_without_a_defect_nothing_is_found(model: BundleModel, song: Song) -> None:
