@@ -56,7 +56,8 @@ class BackendOptions:
     """What a user may choose.
 
     Attributes:
-        precision: of the artifact, ``fp32``, ``fp16`` or ``bf16``; None for the backend's default, fp32.
+        precision: of the artifact, one of ``PRECISIONS``; ``int8`` and ``mixed`` are of a calibrated graph.
+            None for fp32, or for what a lone exported file has.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a backend's own, and a GPU where
             ``--backend auto`` finds one that works.
         threads: CPU threads, from 1 to 8 or, if there are more, the number of cores; None for all.
