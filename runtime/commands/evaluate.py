@@ -102,12 +102,14 @@ def evaluate(
     from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.evaluation.choices import Choices
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
+    from tfswa.runtime.files.checks import check_folder
     from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.songs.finding import pick_songs
 
+    place = output or Path("evaluation") / (Path(model).resolve().stem or "model")
+    check_folder(place)
     opened = open_model(model, trusted=trusted)
     found = pick_songs(data, split, songs, opened.spec.stems)
-    place = output or Path("evaluation") / (Path(model).resolve().stem or "model")
     with _Watch(len(found)) as watch:
         result = measure(
             opened,

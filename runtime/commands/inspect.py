@@ -52,9 +52,12 @@ def inspect(
     are drawn: a picture per module, and an overview per kind (time, frequency, window).
     """
     if song is not None:
+        from tfswa.runtime.files.checks import check_folder
         from tfswa.runtime.parity.attention import draw_attention
 
-        drawn = draw_attention(model, song, output or Path("attention"), force=force)
+        pictures = output or Path("attention")
+        check_folder(pictures)
+        drawn = draw_attention(model, song, pictures, force=force)
         if as_json:
             click.echo(json_text(drawn))
         else:

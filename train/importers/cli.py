@@ -107,11 +107,13 @@ def checkpoint(
 
     FILE is read as data: no code that a pickle holds is run. Names and shapes must be those of the network.
     """
+    from tfswa.runtime.files.checks import check_new
     from tfswa.train.importers.checkpoint import few, import_checkpoint, spec_of
 
     if not source.is_file():
         raise click.UsageError(f"{source}: no such file")
     target = Path(f"{source.stem}.tfx") if output is None else output
+    check_new(target)
     names = None if stems is None else tuple(stem.strip() for stem in stems.split(","))
     spec = spec_of(
         family,

@@ -87,6 +87,31 @@ def test_a_default_that_is_not_used_need_not_be_written(
     assert "separated cannot be written" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (("evaluate", "nothing.tfx", "--data", "songs"), "evaluation/nothing"),
+        (("inspect", "nothing.tfx", "--attention", "song.wav"), "attention"),
+        (("import", "checkpoint", "song.wav", "--family", "nothing"), "."),
+    ],
+)
+def test_a_default_that_depends_is_looked_at_before_the_work(
+    words: tuple[str, ...], place: str, tfx: Tfx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else is named is not there: it was not looked for."""
+    pytest.importorskip("torch", reason="torch is not installed: an import needs it")
+    (tmp_path / "locked" / "songs").mkdir(parents=True)
+    (tmp_path / "locked" / "song.wav").touch()
+    monkeypatch.chdir(tmp_path / "locked")
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and allowed(path, mode))
+    done = tfx(*words)
+    assert done.code == 2
+    assert f"{place} cannot be written" in done.err
+    assert "Permission denied" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("place", ["/dev/null", "link"])
 def test_a_device_and_a_link_to_another_place_may_be_named(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
