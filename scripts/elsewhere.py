@@ -43,7 +43,8 @@ PLACES = (  # read and write names, texts and times
 WAITS = (  # start processes, send signals, wait
     "tests/runtime/evaluation/test_pool.py",
     "tests/runtime/commands/test_evaluate.py",
-    "tests/runtime/files",
+    *(f"tests/runtime/files/test_{name}.py" for name in ("kills", "publish", "meanwhile", "namespaces")),
+    *(f"tests/runtime/files/test_{name}.py" for name in ("caches", "seal", "sweeping")),
 )
 
 
@@ -79,14 +80,21 @@ def personas() -> list[Persona]:
         Persona("avx2", NUMBERS, {isa: "AVX2"}, options=("-k", "not openvino")),
         Persona("avx512", NUMBERS, {isa: "AVX512_CORE"}),
         Persona("vnni", NUMBERS, {isa: "AVX512_CORE_VNNI"}),
-        Persona("torch-default", NUMBERS, {"ATEN_CPU_CAPABILITY": "default"}),
-        Persona("openblas-haswell", NUMBERS, {"OPENBLAS_CORETYPE": "Haswell"}),
-        Persona("numpy-baseline", NUMBERS, {"NPY_DISABLE_CPU_FEATURES": " ".join(_numpy_features())}),
+        Persona(  # each library looks at a variable of its own
+            "least-processor",
+            NUMBERS,
+            {
+                "ATEN_CPU_CAPABILITY": "default",
+                "OPENBLAS_CORETYPE": "Haswell",
+                "NPY_DISABLE_CPU_FEATURES": " ".join(_numpy_features()),
+            },
+        ),
         Persona("one-core", (*NUMBERS, *WAITS), before=("taskset", "-c", str(min(os.sched_getaffinity(0))))),
         Persona("load", WAITS, slow=True, load=4 * len(os.sched_getaffinity(0))),
         Persona("locale-c", PLACES, {"LC_ALL": "C", "LANG": "C"}),
-        Persona("locale-en", PLACES, {"LC_ALL": "en_US.UTF-8", "LANG": "en_US.UTF-8"}),
-        Persona("kathmandu", PLACES, {"TZ": "Asia/Kathmandu"}),
+        Persona(
+            "kathmandu", PLACES, {"TZ": "Asia/Kathmandu", "LC_ALL": "en_US.UTF-8", "LANG": "en_US.UTF-8"}
+        ),
         Persona(
             "another-place", PLACES, {"TMPDIR": str(awkward)}, options=("--basetemp", str(awkward / "b"))
         ),
