@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import json
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -246,7 +246,12 @@ def _between_rooms(house: House) -> int:
 
 def main() -> None:
     """Print the table, then what it counts."""
-    roots = [Path(argument) for argument in sys.argv[1:]] or [Path(__file__).resolve().parents[1]]
+    parser = argparse.ArgumentParser(prog="scripts/house", description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, help="checkouts, a column each; default: this one")
+    roots = parser.parse_args().folders or [Path(__file__).resolve().parents[1]]
+    for root in roots:
+        if not (root / "README.md").exists():
+            parser.error(f"{root} is no checkout of tfx: it has no README.md")
     names = Counter(root.resolve().name for root in roots)
     houses = {
         root.resolve().name if names[root.resolve().name] == 1 else str(root): House(root) for root in roots
