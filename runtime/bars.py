@@ -19,11 +19,10 @@ class Bars(Progress):
 
     Args:
         columns: as rich takes them; names in them go through ``shown``.
-        hidden: draw nothing, on a terminal neither.
         transient: remove the bars at the end.
     """
 
-    def __init__(self, *columns: ProgressColumn, hidden: bool = False, transient: bool = True):
+    def __init__(self, *columns: ProgressColumn, transient: bool = True):
         console = Console(file=getattr(sys.stderr, "rich_proxied_file", sys.stderr), stderr=True)
         self.on_terminal = console.is_terminal
         super().__init__(
@@ -31,7 +30,7 @@ class Bars(Progress):
             console=console,
             transient=transient,
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # else it is a user's file
-            disable=hidden or not console.is_terminal,
+            disable=not console.is_terminal,
         )
 
     def start(self) -> None:

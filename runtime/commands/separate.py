@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -207,8 +210,10 @@ class _Run:
         reason = f" ({why(separator.model, separator.options, separator.session)})" if chosen else ""
         self.say(f"{separator.model.name} in {separator.description}{reason}; {evidence}")
 
-    def bar(self, job: FileJob) -> _Bar:
-        return _Bar(job.source.name, hidden=self.quiet)
+    def bar(self, job: FileJob) -> AbstractContextManager[Progress]:
+        """A bar where one can be seen; elsewhere rich, which draws it, is not worth loading."""
+        seen = sys.stderr is not None and (sys.stderr.isatty() or "FORCE_COLOR" in os.environ)
+        return _Bar(job.source.name) if seen and not self.quiet else nullcontext(lambda done, total: None)
 
     def take(self, outcome: Outcome) -> None:
         """One file is done, or has failed: that is said at once, where there are others."""
@@ -303,7 +308,7 @@ def _recomputed(reports: list[dict[str, Any]], by: str | None) -> str:
 class _Bar:
     """A bar in audio seconds with speed and time left, on a terminal only."""
 
-    def __init__(self, name: str, *, hidden: bool):
+    def __init__(self, name: str):
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
         from tfswa.runtime.bars import Bars
@@ -314,7 +319,6 @@ class _Bar:
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.fields[seconds]} s  {task.fields[speed]} x real time"),
             TimeRemainingColumn(),
-            hidden=hidden,
         )
         self.task = self.bar.add_task(shown(name), total=None, seconds="?", speed="-")
 

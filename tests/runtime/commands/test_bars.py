@@ -23,7 +23,7 @@ NAME, TOLD = "a\x07b[bold]c", "a\\x07b[bold]c"
 
 
 def separate() -> None:
-    with _Bar(NAME, hidden=False) as report:
+    with _Bar(NAME) as report:
         report(1.0, 2.0)
 
 
