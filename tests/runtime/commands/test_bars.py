@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import soundfile
 from terminal import terminal, text_file
 
 from tfswa.runtime.bars import Bars
@@ -122,3 +127,20 @@ def test_a_name_is_escaped(
     told = capsys.readouterr().err
     assert TOLD in told
     assert "\x07" not in told
+
+
+def test_a_bar_that_nobody_sees_is_not_loaded(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "song.wav", np.zeros((4410, 2)), 44100)
+    program = (
+        "import sys\nfrom tfswa.runtime.cli import main\n"
+        "sys.argv = ['tfx', 'separate', 'song.wav']\n"
+        "try:\n    main()\nfinally:\n    print('MODULES', *sorted(sys.modules))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (tmp_path / "separated" / "song" / "vocals.wav").exists(), done.stderr
+    modules = done.stdout.partition("MODULES")[2].split()
+    assert "numpy" in modules
+    assert "rich" not in modules
