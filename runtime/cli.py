@@ -94,12 +94,12 @@ def main() -> None:
     SIGTERM, SIGHUP and SIGQUIT unwind like Ctrl-C, so that a stopped service or a closed terminal leaves no
     half file either, and exit with 143, 129 and 131.
     """
-    from tfswa.runtime.files.signals import end_cleanly
+    from tfswa.runtime.files.signals import end_cleanly, imports_held_back
 
     end_cleanly()
     try:
         try:
-            with escaped_output():
+            with escaped_output(), imports_held_back():
                 code = _run()
         finally:  # click exits where a reader went away, and the interpreter would complain at its end
             if sys.stdout is not None:  # it was closed before we began

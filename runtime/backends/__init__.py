@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends.running import failed, out_of_memory
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError, did_you_mean
 from tfswa.runtime.failures import of_library
-from tfswa.runtime.files.signals import held_back
+from tfswa.runtime.files.signals import held_back, load_point
 from tfswa.runtime.limits import MOST_THREADS, check_number
 
 if TYPE_CHECKING:
@@ -248,6 +248,6 @@ def _point(backend: str) -> EntryPoint:
 
 def _load(point: EntryPoint) -> type[Session]:
     try:
-        return cast(type[Session], point.load())
+        return cast(type[Session], load_point(point))
     except ImportError as error:
         raise _lacks(point.name, error.name or "a library", error) from error

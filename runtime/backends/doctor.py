@@ -21,7 +21,7 @@ from tfswa.runtime.backends.openvino import process_core
 from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.own_folders import link_in
-from tfswa.runtime.files.signals import held_back
+from tfswa.runtime.files.signals import held_back, load_point
 from tfswa.runtime.files.sweeping import last_swept
 from tfswa.runtime.machine import cores, int8_instructions, user_cache
 
@@ -213,8 +213,7 @@ def _plug_ins() -> Iterator[Finding]:
                 continue
             origin = f"{kind} {point.name} of {point.dist.name} {point.dist.version}"
             try:
-                with held_back():
-                    point.load()
+                load_point(point)
             except Exception as error:  # the code of others fails in any way it likes
                 reason = " ".join(str(error).split()) or type(error).__name__
                 remedy = f"mend {point.dist.name}, or pip uninstall it"

@@ -91,6 +91,7 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     from importlib.metadata import entry_points
 
     from tfswa.runtime.errors import BackendUnavailable
+    from tfswa.runtime.files.signals import load_point
     from tfswa.runtime.model.opening import model_names, open_model
     from tfswa.runtime.model.trust import who_vouches
     from tfswa.runtime.parity.evidence import read_evidence
@@ -99,8 +100,7 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     families = {point.name: point for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():
         try:
-            point = families[model]
-            spec: ModelSpec = point.load().new_spec()
+            spec: ModelSpec = load_point(families[model]).new_spec()
         except ModuleNotFoundError as error:
             library = error.name
             raise BackendUnavailable(f"family {model} needs {library}: pip install 'tfswa[torch]'") from error

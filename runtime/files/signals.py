@@ -5,11 +5,13 @@ SIGINT  130    SIGTERM  143    SIGHUP  129    SIGQUIT  131       exit codes: 128
 
 from __future__ import annotations
 
+import builtins
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from types import FrameType
 from typing import Any
 
@@ -25,6 +27,34 @@ def end_cleanly() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
+
+
+@contextmanager
+def imports_held_back() -> Iterator[None]:
+    """Let signals wait in a block while anything is imported by a statement.
+
+    Compiled code that sets itself up takes an interruption for a failure of its own, or ends the process:
+    pybind11 terminates where one comes out of a function that must not throw.
+    """
+    plain = builtins.__import__
+    under_way = False
+
+    def held(*arguments: Any, **named: Any) -> Any:
+        nonlocal under_way
+        if under_way or threading.current_thread() is not threading.main_thread():
+            return plain(*arguments, **named)
+        under_way = True
+        try:
+            with held_back():
+                return plain(*arguments, **named)
+        finally:
+            under_way = False
+
+    builtins.__import__ = held
+    try:
+        yield
+    finally:
+        builtins.__import__ = plain
 
 
 @contextmanager
@@ -50,3 +80,13 @@ def held_back() -> Iterator[None]:
             signal.signal(held, handler)
         for came in dict.fromkeys(arrived):
             signal.raise_signal(came)
+
+
+def load_point(point: EntryPoint) -> Any:
+    """Import what an entry point names; signals wait meanwhile.
+
+    Raises:
+        ImportError: it, or something that it needs, is missing or fails.
+    """
+    with held_back():
+        return point.load()

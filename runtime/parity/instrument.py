@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.files.signals import load_point
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.graph import Graph
@@ -61,8 +62,7 @@ def open_instrument(model: Model, backend: str, precision: str) -> Instrument:
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     try:
-        point = known[backend]
-        opens = point.load()
+        opens = load_point(known[backend])
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"localize needs {error.name}: pip install 'tfswa[export]'") from error
     return cast(Instrument, opens(model, precision))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.files.signals import load_point
 from tfswa.runtime.model.opening import Model
 
 REFERENCES = "tfswa.references"
@@ -77,8 +78,7 @@ def load_reference(name: str) -> type[Reference]:
     if name not in known:
         raise UsageError(f"unknown reference {name!r}: choose one of {', '.join(sorted(known))}")
     try:
-        point = known[name]
-        return cast(type[Reference], point.load())
+        return cast(type[Reference], load_point(known[name]))
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"reference {name} needs {error.name}: pip install 'tfswa[torch]'"

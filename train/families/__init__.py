@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tfswa.runtime.errors import BundleError, ConfigError, TfxError
+from tfswa.runtime.files.signals import load_point
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.train.families.contract import contract_error, meta_forward
 from tfswa.train.strict import config_from_dict, suggestion
@@ -96,7 +97,7 @@ def get_family(name: str) -> Family:
     """
     for point in entry_points(group=GROUP):
         if point.name == name:
-            return cast(Family, point.load())
+            return cast(Family, load_point(point))
     raise ConfigError(f"unknown family {name!r}{suggestion(name, family_names())}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -445,3 +446,46 @@ except KeyboardInterrupt:
 def test_ctrl_c_while_a_library_is_imported_is_no_missing_backend(tmp_path: Path) -> None:
     (tmp_path / "interrupted_library.py").write_text(INTERRUPTED)
     assert alone(IMPORTS, tmp_path) == "interrupted True\n"
+
+
+LOADS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from importlib.metadata import EntryPoint
+from tfswa.runtime.files.signals import load_point
+try:
+    load_point(EntryPoint("any", "interrupted_library:ready", "tfswa.backends"))
+except KeyboardInterrupt:
+    print("interrupted", sys.modules["interrupted_library"].ready)
+"""
+STATES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tfswa.runtime.files.signals import imports_held_back
+with imports_held_back():
+    try:
+        import imports_it
+    except KeyboardInterrupt:
+        print("interrupted", sys.modules["interrupted_library"].ready, sys.modules["imports_it"].ready)
+import json
+"""
+
+
+@pytest.mark.parametrize("program", [LOADS, STATES])
+def test_ctrl_c_waits_until_a_library_is_imported_whoever_asks_for_it(program: str, tmp_path: Path) -> None:
+    (tmp_path / "interrupted_library.py").write_text(INTERRUPTED)
+    (tmp_path / "imports_it.py").write_text("import interrupted_library\nready = True\n")
+    said = "interrupted True\n" if program is LOADS else "interrupted True True\n"
+    assert alone(program, tmp_path) == said
+
+
+def test_a_command_imports_uninterrupted(tmp_path: Path) -> None:
+    """A library that a command's own lines import: Ctrl-C ends tfx as it always does."""
+    (tmp_path / "soundfile.py").write_text(INTERRUPTED)
+    program = "import sys\nsys.path.insert(0, sys.argv[1])\nsys.argv = ['tfx', 'separate', 'nowhere.wav']\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}from tfswa.runtime.cli import main\nmain()", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "tfx: interrupted")
