@@ -69,6 +69,8 @@ class Family:
         chunk: the chunking it is made for.
         stft: the transform it is made for.
         renamed: former names of hyper-parameters, which older bundles hold, and those of today.
+        published: parameters that the family's source states, to be compared with ours; None: none.
+        published_stems: the stems of the network that they are of.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Family:
     chunk: ChunkSpec = ChunkSpec()
     stft: StftSpec = StftSpec()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    published: int | None = None
+    published_stems: tuple[str, ...] = ("vocals", "accompaniment")
 
     def new_spec(self) -> ModelSpec:
         """The spec of an untrained model, all as the family has it."""

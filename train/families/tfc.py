@@ -255,8 +255,14 @@ def _check(spec: ModelSpec, hyper: TdfHyper) -> None:
 STFT = StftSpec(n_fft=2048, hop=1024)
 # 104 frames between chunks, a multiple of the strides: every chunk lies on one grid.
 CHUNK = ChunkSpec(frames=128, context=8, fade=7, multiple=8)
-TFC_TDF = Family("tfc_tdf", "U-Net with a linear layer along frequency, 1.8M", TdfHyper, TfcUnet, CHUNK, STFT)
-TFC_TDSA = Family("tfc_tdsa", "the same with attention among spectra, 5.3M", TdsaHyper, TfcUnet, CHUNK, STFT)
-TFC_TDT = Family(
-    "tfc_tdt", "the same with a transformer along frequency, 0.1M", TdtHyper, TfcUnet, CHUNK, STFT
-)
+
+
+def _family(name: str, summary: str, hyper: type[TdfHyper], published: int) -> Family:
+    return Family(
+        name, summary, hyper, TfcUnet, CHUNK, STFT, published=published, published_stems=("vocals",)
+    )
+
+
+TFC_TDF = _family("tfc_tdf", "U-Net with a linear layer along frequency, 1.8M", TdfHyper, 1_804_076)
+TFC_TDSA = _family("tfc_tdsa", "the same with attention among spectra, 5.3M", TdsaHyper, 5_291_228)
+TFC_TDT = _family("tfc_tdt", "the same with a transformer along frequency, 0.1M", TdtHyper, 84_172)
