@@ -27,7 +27,7 @@ from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
 from tfswa.runtime.songs.synthetic import synthetic_song
-from tfswa.runtime.stream.codec import Codec
+from tfswa.runtime.stream.transform import Stft
 from tfswa.runtime.table import markdown_table
 from tfswa.train.backend import load_network, new_bundle
 from tfswa.train.families import family_names, get_family
@@ -197,8 +197,8 @@ def untrained(name: str, hyper: Sequence[str], path: Path) -> Bundle:
     if not takes_statistics(network):
         return bundle
     seconds = max(12.0, spec.chunk_samples / spec.stft.sample_rate)
-    codec, mixture = Codec(spec, "cpu"), synthetic_song(spec, seconds).mixture
-    planes = codec.planes(codec.spectra(mixture[None, :, : spec.chunk_samples]))
+    mixture = synthetic_song(spec, seconds).mixture[:, : spec.chunk_samples]
+    planes = Stft(spec.stft).planes(mixture[None])
     with torch.no_grad():
         features = features_of(network, torch.from_numpy(planes))
         network.set_statistics(features.mean(dim=(0, 1, 2)), features.std(dim=(0, 1, 2)))
