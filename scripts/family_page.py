@@ -84,8 +84,8 @@ def rounded(value: float | None, digits: int) -> str | None:
 
 def conditions(found: Mapping[str, Any]) -> str:
     """Where and when."""
-    of = found["machine"]
+    of, batch = found["machine"], f", batch {found['batch']}" if "batch" in found else ""
     return (
         f"{of['cpu']}, {found['threads']} threads, torch {of['torch']}, commit {of['commit']}, {of['date']}, "
-        f"seed {found['seed']}"
+        f"seed {found['seed']}{batch}"
     )

@@ -152,7 +152,7 @@ def main() -> None:
     length.add_argument("--steps", type=int, help="of every training, instead of minutes")
     parser.add_argument("--held-out", default=HELD_OUT, metavar="SONG", help=f"({HELD_OUT})")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
-    parser.add_argument("--batch", type=int, default=4, help="chunks a step (4)")
+    parser.add_argument("--batch", type=int, default=2, help="chunks a step (2)")
     parser.add_argument("--threads", type=int, default=cores(), help="of torch (all)")
     parser.add_argument(
         "--page", type=Path, default=PAGE, metavar="NAME", help=f"NAME.json, NAME.md ({PAGE})"
