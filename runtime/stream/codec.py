@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.stream.samples import all_finite
 from tfswa.runtime.stream.transform import pack, unpack
 from tfswa.runtime.stream.transform_torch import transform_for
+from tfswa.runtime.stream.wiener import refine
 
 Audio = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
@@ -22,10 +24,11 @@ class Codec:
     Args:
         spec: the model's contract.
         device: where the transforms are computed, as for a backend.
+        wiener: iterations by which stems are refined, see ``wiener.refine``; 0 for none.
     """
 
-    def __init__(self, spec: ModelSpec, device: str):
-        self.spec = spec
+    def __init__(self, spec: ModelSpec, device: str, wiener: int = 0):
+        self.spec, self.wiener = spec, wiener
         self._stft = transform_for(spec.stft, device)
 
     @property
@@ -43,12 +46,14 @@ class Codec:
 
     def stems(self, chunk: Audio, spectrum: Spectrum, out: NDArray[np.float32]) -> Audio:
         """One chunk's network output ``[S, 2*C, T, F]`` to all stems ``[S, C, N]``."""
-        spec, given = self.spec, self.spec.outputs
+        spec, given, gain = self.spec, self.spec.outputs, self.spec.residual_gain
         spectra = np.zeros((len(given), *spectrum.shape), np.complex64)  # [S, C, T, K]
         if spec.unseen_stem in given:
             spectra[given.index(spec.unseen_stem)] = spectrum
         with np.errstate(invalid="ignore", over="ignore"):  # the stream engine says it, with chunk and stem
             unpack(out, spectra, spec.stft)
+            if self.wiener and all_finite(out):
+                spectra, given, gain = refine(spectra, spectrum, spec, self.wiener), spec.stems, 1.0
             stems = self._stft.inverse(spectra, chunk.shape[-1])
             if given != spec.stems:
                 silent = np.zeros_like(chunk)
@@ -56,7 +61,7 @@ class Codec:
             if spec.residual_stem is not None:
                 residual = stems[spec.stems.index(spec.residual_stem)]
                 total = stems.sum(axis=0)
-                if spec.residual_gain != 1.0:
-                    total += np.float32(spec.residual_gain - 1.0) * (total - residual)
+                if gain != 1.0:
+                    total += np.float32(gain - 1.0) * (total - residual)
                 residual += chunk - total
         return stems

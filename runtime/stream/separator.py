@@ -28,6 +28,7 @@ from tfswa.runtime.stream.codec import Codec, Spectrum
 from tfswa.runtime.stream.fallback import Fallback
 from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
 from tfswa.runtime.stream.samples import all_finite
+from tfswa.runtime.stream.wiener import check_wiener
 
 if TYPE_CHECKING:
     from tfswa.runtime.stream.files import FileResult, Progress
@@ -51,6 +52,8 @@ class Separator:
             does. ``error`` raises; ``recompute`` has the bundle's float32 network compute it again on the
             CPU (see ``Fallback``), which is loaded for the first such chunk. No bit of another chunk
             changes.
+        wiener: iterations of the multichannel Wiener filter after the network, 0 (none) to 10, see
+            ``stream/wiener.py``. Parity and its certificates are of stems without it.
 
     Attributes:
         spec: the model's contract.
@@ -62,7 +65,8 @@ class Separator:
     Raises:
         UsageError, BackendUnavailable, BundleError: see ``open_session``. With ``recompute`` also
             UsageError for an exported file, and where ``backend`` is the float32 network itself;
-            BackendUnavailable where that network cannot run.
+            BackendUnavailable where that network cannot run. With ``wiener`` also UsageError for a model
+            of one stem.
     """
 
     def __init__(
@@ -73,13 +77,16 @@ class Separator:
         options: BackendOptions = BackendOptions(),  # noqa: B008  frozen
         batch: int = 1,
         on_nonfinite: OnNonFinite = "error",
+        wiener: int = 0,
     ):
         check_number("batch", batch, MOST_BATCH)
+        check_wiener(wiener)
         if on_nonfinite not in get_args(OnNonFinite):
             raise UsageError(f"on_nonfinite {on_nonfinite!r}: choose {' or '.join(get_args(OnNonFinite))}")
         if isinstance(model, (str, Path)):
             model = open_model(model)
         self.model, self.spec, self.batch = model, model.spec, batch
+        check_wiener(wiener, self.spec)
         options = resolved(model, options)
         self.fallback = Fallback(model, options.threads) if on_nonfinite == "recompute" else None
         self.session: Session = open_session(backend, model, options)
@@ -92,7 +99,7 @@ class Separator:
         reentrant = getattr(self.session, "reentrant", False)
         self._turn = nullcontext() if reentrant else threading.Lock()
         self._fallback_turn = threading.Lock()
-        self.codec = Codec(self.spec, "cpu" if options.device == "auto" else options.device)
+        self.codec = Codec(self.spec, "cpu" if options.device == "auto" else options.device, wiener)
 
     def _check_session(self) -> None:
         """Refuse what would fail after the first chunks, or help nothing."""
