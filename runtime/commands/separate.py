@@ -15,6 +15,7 @@ import click
 
 from tfswa.runtime.commands import options
 from tfswa.runtime.commands.ending import raise_for
+from tfswa.runtime.limits import MOST_WIENER
 
 if TYPE_CHECKING:
     from tfswa.runtime.audio.tracks import Track
@@ -69,6 +70,14 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     "and say which they were.",
 )
 @click.option(
+    "--wiener",
+    type=click.IntRange(0, MOST_WIENER),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Iterations of a multichannel Wiener filter after the network; parity does not cover it. 0: none.",
+)
+@click.option(
     "--track",
     metavar="N|LANGUAGE",
     help="Audio track of a file that has several, a number from 1 or a language such as eng; default: the "
@@ -104,6 +113,7 @@ def separate(
     require_parity: bool,
     signed_by: Path | None,
     on_nonfinite: Any,
+    wiener: int,
     track: str | None,
     strict: bool,
     trusted: bool,
@@ -137,7 +147,7 @@ def separate(
     run.begin()
     settings = BackendOptions(precision, device or default_device(backend), threads)
     with Separator(
-        opened, backend=backend, options=settings, batch=batch, on_nonfinite=on_nonfinite
+        opened, backend=backend, options=settings, batch=batch, on_nonfinite=on_nonfinite, wiener=wiener
     ) as separator:
         if require_parity or signed_by is not None:
             require_passing(opened, separator.session, separator.options, signed_by)
@@ -209,6 +219,9 @@ class _Run:
 
         reason = f" ({why(separator.model, separator.options, separator.session)})" if chosen else ""
         self.say(f"{separator.model.name} in {separator.description}{reason}; {evidence}")
+        if iterations := separator.codec.wiener:
+            times = f"{iterations} iteration{'s' * (iterations > 1)}"
+            self.say(f"multichannel Wiener filter: {times} after the network, which parity does not cover")
 
     def bar(self, job: FileJob) -> AbstractContextManager[Progress]:
         """A bar where one can be seen; elsewhere rich, which draws it, is not worth loading."""
@@ -243,6 +256,7 @@ class _Run:
                 "backend": separator.description,
                 "evidence": evidence,
                 "recomputed_by": separator.recomputed_by,
+                "wiener": separator.codec.wiener,
                 "files": self.reports,
                 "errors": [failure.to_dict() for failure in self.failures],
                 "left_out": [{"input": str(one.path), "reason": one.reason} for one in self.plan.left_out],

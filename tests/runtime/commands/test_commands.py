@@ -1,5 +1,6 @@
 """``tfx separate``, ``parity``, ``inspect`` and ``models``: good inputs, every bad one, and Ctrl-C."""
 
+import dataclasses
 import json
 import os
 import re
@@ -474,6 +475,31 @@ def write_loud(name: str) -> NDArray[np.float32]:
     return song
 
 
+class TestWiener:
+    @pytest.mark.parametrize(
+        ("iterations", "said"), [(0, []), (1, ["1 iteration after"]), (2, ["2 iterations after"])]
+    )
+    def test_is_said_and_keeps_the_sum(
+        self, tfx: Tfx, bundle: Path, iterations: int, said: list[str]
+    ) -> None:
+        song = soundfile.read(write("song.wav"), dtype="float32")[0]
+        done = tfx("separate", "song.wav", "-m", bundle, "--wiener", iterations)
+        assert done.code == 0, done.err
+        lines = [line for line in done.lines if line.startswith("multichannel Wiener filter: ")]
+        assert len(lines) == len(said)
+        assert all(words in line for words, line in zip(said, lines, strict=True))
+        stems = [soundfile.read(f"separated/song/{stem}.wav", dtype="float32")[0] for stem in STEMS]
+        np.testing.assert_allclose(stems[0] + stems[1], song, atol=1e-3)
+
+    def test_a_model_of_one_stem_is_refused_in_one_line(self, tfx: Tfx, bundle: Path) -> None:
+        spec = Bundle.open(bundle).spec
+        one = dataclasses.replace(spec, stems=("all",), unseen_stem="all")
+        Bundle.create(Path("one.tfx"), one, {"w": np.zeros(4, np.float32)})
+        write("song.wav")
+        done = tfx("separate", "song.wav", "-m", "one.tfx", "--wiener", 1)
+        assert_refused(done, 2, "wiener 1 shares the mixture", "the model has 1, all: leave it out")
+
+
 class TestOnNonFinite:
     """The family of this bundle is not installed: float32 is its graph, in ONNX Runtime."""
 
@@ -794,6 +820,10 @@ class TestParity:
         done = tfx("separate", "song.wav", "-m", made.path, "--backend", "torch", "--require-parity")
         assert done.code == 0
         assert "; parity passed (" in done.lines[0]
+        gated = ("--require-parity", "--wiener", 1, "--force")  # the network's figures are those certified
+        done = tfx("separate", "song.wav", "-m", made.path, "--backend", "torch", *gated)
+        assert done.code == 0
+        assert "1 iteration after the network, which parity does not cover" in done.lines[1]
         pytest.importorskip("cryptography", reason="cryptography is not installed: it signs")
         for order in (["genpkey", "-algorithm", "ed25519"], ["pkey", "-in", "key", "-pubout"]):
             place = "key" if order[0] == "genpkey" else "pub"

@@ -128,9 +128,10 @@ def test_separate(ask: Ask, bundle: Bundle, song: Path, tmp_path: Path) -> None:
     shutil.copy(song, folder / "done.wav")
     (folder / "notes.txt").write_text("notes")
     where = ("-m", bundle.path, "--backend", "torch", "-o", tmp_path / "out", "--format", "wav16")
-    ask("separate", folder, *where)
+    assert ask("separate", folder, *where, "--wiener", 2)["wiener"] == 2
     printed = ask("separate", song, bad, folder, *where, "--skip-existing", code=1)
     check(printed, "tfx separate")
+    assert printed["wiener"] == 0
     assert printed["skipped"] == [str(folder / "done.wav")]
     assert printed["files"][0]["clipped"]["vocals"] > 0
     assert printed["errors"][0]["input"] == str(bad)
