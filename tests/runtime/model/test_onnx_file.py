@@ -89,6 +89,31 @@ def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path) -> None:
         onnx_file.check_whole(tmp_path / "deep.onnx")
 
 
+@pytest.mark.parametrize("zeros", [1, 2, 8])
+def test_numbers_of_more_bytes_than_they_need_are_read_alike(zeros: int, tmp_path: Path) -> None:
+    """A writer may fill a number up with zeros; one that runs past the end is no number."""
+
+    def long(value: int) -> bytes:
+        return bytes([value | 128]) + b"\x80" * (zeros - 1) + b"\0"
+
+    path = tmp_path / "model.onnx"
+    node = long(7 << 3 | 2) + long(9) + b"evil.corp"
+    path.write_bytes(field(7, long(1 << 3 | 2) + long(len(node)) + node))  # graph, node, domain
+    with pytest.raises(BundleError, match=r"custom operators of 'evil\.corp'"):
+        onnx_file.check_whole(path)
+    for cut in (
+        long(7 << 3 | 2)[:-1],
+        b"\x3a",
+        b"\x3a\x80",
+        b"\x3a\x02\x0a",
+        b"\x08",
+        b"\x08" + b"\x80" * zeros,
+    ):
+        path.write_bytes(cut)
+        with pytest.raises(BundleError, match="runs past the end"):
+            onnx_file.check_whole(path)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_custom_operators_are_refused_wherever_they_hide(
     inside: bool, tmp_path: Path, tiny_bundle: Bundle
