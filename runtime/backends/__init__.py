@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError, did_y
 from tfswa.runtime.failures import of_library
 from tfswa.runtime.files.signals import held_back, load_point
 from tfswa.runtime.limits import MOST_THREADS, check_number
+from tfswa.runtime.plugins import entry_points
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from tfswa.runtime.files.own_folders import link_in
 from tfswa.runtime.files.signals import held_back, load_point
 from tfswa.runtime.files.sweeping import last_swept
 from tfswa.runtime.machine import cores, int8_instructions, user_cache
+from tfswa.runtime.plugins import entry_points
 
 Level = Literal["ok", "missing", "wrong"]
 

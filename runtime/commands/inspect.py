@@ -88,14 +88,13 @@ def _verified(model: str, key: Path) -> dict[str, int]:
 
 def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     """Return what is known of a model, JSON-ready; keys are documented in docs/json.md."""
-    from importlib.metadata import entry_points
-
     from tfswa.runtime.errors import BackendUnavailable
     from tfswa.runtime.files.signals import load_point
     from tfswa.runtime.model.opening import model_names, open_model
     from tfswa.runtime.model.trust import who_vouches
     from tfswa.runtime.parity.evidence import read_evidence
     from tfswa.runtime.parity.judge import passes
+    from tfswa.runtime.plugins import entry_points
 
     families = {point.name: point for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():

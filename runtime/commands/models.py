@@ -14,11 +14,10 @@ from tfswa.runtime.escape import json_text
 @options.as_json
 def models(as_json: bool) -> None:
     """List the models that have a name, and the families that `tfx new` and `tfx train` know."""
-    from importlib.metadata import entry_points
-
     from tfswa.runtime.errors import BundleError
     from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.opening import model_names
+    from tfswa.runtime.plugins import entry_points
 
     found: list[dict[str, Any]] = []
     damaged = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tfswa.runtime.model.keys import EVIDENCE, signed_evidence
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.judge import judge, passes
+from tfswa.runtime.plugins import entry_points
 
 SCHEMA = 2
 MEASURED = "measured"  # kind of what ``files/seal.py`` vouches for

@@ -7,7 +7,6 @@ nor torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -19,6 +18,7 @@ from tfswa.runtime.gates import gate_for
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.graph import Graph
 from tfswa.runtime.parity.polygraphy import layers_line
+from tfswa.runtime.plugins import entry_points
 
 INSTRUMENTS = "tfswa.instruments"
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Protocol, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.errors import BackendUnavailable, UsageError
 from tfswa.runtime.files.signals import load_point
 from tfswa.runtime.model.opening import Model
+from tfswa.runtime.plugins import entry_points
 
 REFERENCES = "tfswa.references"
 

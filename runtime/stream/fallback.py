@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,6 +11,7 @@ from tfswa.runtime.backends import BackendOptions, Session, open_session
 from tfswa.runtime.backends.running import infer
 from tfswa.runtime.errors import BackendUnavailable, TfxError, UsageError
 from tfswa.runtime.model.opening import Model
+from tfswa.runtime.plugins import entry_points
 
 
 class Fallback:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tfswa.runtime.errors import BundleError, ConfigError, TfxError
 from tfswa.runtime.files.signals import load_point
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.plugins import entry_points
 from tfswa.train.families.contract import contract_error, meta_forward
 from tfswa.train.strict import config_from_dict, suggestion
 
