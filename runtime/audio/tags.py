@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from tfswa.runtime.audio.notes import Note, without_controls
 from tfswa.runtime.audio.source import Source, Window, open_source
+from tfswa.runtime.audio.untagged import is_untagged
 from tfswa.runtime.errors import TfxError
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def read_tags(given: Source | Path) -> Tags:
             return read_tags(source)
         finally:
             source.close()
+    if is_untagged(given):
+        return Tags()
     import av  # its libraries are slow to load
 
     from tfswa.runtime.audio.ffmpeg import open_container
