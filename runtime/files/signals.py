@@ -9,7 +9,7 @@ import builtins
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from types import FrameType
@@ -41,7 +41,8 @@ def imports_held_back() -> Iterator[None]:
 
     def held(*arguments: Any, **named: Any) -> Any:
         nonlocal under_way
-        if under_way or threading.current_thread() is not threading.main_thread():
+        elsewhere = threading.current_thread() is not threading.main_thread()
+        if under_way or elsewhere or _there(*arguments, **named):
             return plain(*arguments, **named)
         under_way = True
         try:
@@ -55,6 +56,21 @@ def imports_held_back() -> Iterator[None]:
         yield
     finally:
         builtins.__import__ = plain
+
+
+def _there(
+    name: str,
+    globals: object = None,
+    locals: object = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> bool:
+    """Whether ``__import__`` will find all that it is asked for: then nothing sets itself up.
+
+    Setting all handlers and putting them back takes 40 microseconds, and most imports are of this kind.
+    """
+    module = sys.modules.get(name) if level == 0 else None
+    return module is not None and all(part in getattr(module, "__dict__", ()) for part in fromlist or ())
 
 
 @contextmanager

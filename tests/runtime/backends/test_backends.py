@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from tfswa.runtime.backends import ort as ort_module
 from tfswa.runtime.backends.ort import OrtSession
 from tfswa.runtime.backends.torchscript import TorchScriptSession, torch_device
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
+from tfswa.runtime.files import signals
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle
 from tfswa.runtime.model.opening import BundleModel, Model, open_model, trust_code
 from tfswa.runtime.model.spec import ModelSpec
@@ -489,3 +491,25 @@ def test_a_command_imports_uninterrupted(tmp_path: Path) -> None:
         text=True,
     )
     assert (done.returncode, done.stderr.strip()) == (130, "tfx: interrupted")
+
+
+def test_an_import_that_finds_all_leaves_the_handlers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        held.append("held")
+        yield
+
+    monkeypatch.setattr(signals, "held_back", counted)
+    monkeypatch.delitem(sys.modules, "json.tool", raising=False)
+    monkeypatch.delattr("json.tool", raising=False)
+    with signals.imports_held_back():
+        import json as found
+        from json import dumps
+
+        assert held == []
+        from json import tool
+
+        assert held == ["held"]
+    assert (found.dumps, tool.__name__) == (dumps, "json.tool")
