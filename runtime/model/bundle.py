@@ -180,14 +180,15 @@ class Bundle:
 
     def _added(self) -> dict[str, FileEntry]:
         """What the user's cache adds to a sealed bundle: nothing where its manifest is damaged."""
-        if not self.sealed or not usable(self.home) or not (self.home / MANIFEST).exists():
+        home = self.home
+        if not self.sealed or not usable(home) or not (home / MANIFEST).exists():
             return {}
         try:
-            entries = _entries(self.home, _read_manifest(self.home))
+            entries = _entries(home, _read_manifest(home))
         except BundleError as error:
             _warn_once(f"{error}; what was added to {self.path} is left out")
             return {}
-        places = {name: self.home / name for name in entries}
+        places = {name: home / name for name in entries}
         linked = {folder for folder in {place.parent for place in places.values()} if not usable(folder)}
         there = [name for name, at in places.items() if at.parent not in linked and at.is_file()]
         return {name: entries[name] for name in there}
