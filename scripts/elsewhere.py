@@ -89,7 +89,8 @@ def personas() -> list[Persona]:
                 "OPENBLAS_CORETYPE": "Haswell",
                 "NPY_DISABLE_CPU_FEATURES": " ".join(_numpy_features()),
             },
-            # It crashes where oneDNN may use less than the processor has by AVX-512: it looks by itself.
+            # OpenVINO looks at the processor by itself, and crashes where that has AVX-512 and its oneDNN may
+            # use less.
             options=("-k", "not openvino"),
         ),
         # Nothing but torch and OpenVINO reads this variable.
