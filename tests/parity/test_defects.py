@@ -94,7 +94,9 @@ def in_the_host(target: Any, name: str, change: Callable[[Any], Any]) -> Plant:
 
 
 def unmask(network: Any) -> None:
-    shifted = [module for module in network.modules() if isinstance(module, WindowAttention) and module.shift]
+    shifted = [
+        module for module in network.modules() if isinstance(module, WindowAttention) and any(module.shift)
+    ]
     assert shifted
     for module in shifted:
         module.masks.zero_()

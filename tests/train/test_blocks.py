@@ -41,7 +41,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 def in_plane(block: Any, x: Tensor) -> Tensor:
     """Window attention from plane to plane, ``[B, T, F, D]``."""
-    plane = (x.shape[1] // block.size, x.shape[2] // block.size)
+    plane = block.plane(x)
     return join_windows(block(cut(x, block.size, block.shift), *plane), block.size, block.shift, *plane)
 
 
@@ -57,7 +57,7 @@ def fsa(block: Any, x: Tensor, embedding: Tensor, source: Tensor | None = None) 
     return block(over_frames(x), embedding, asked).reshape(x.shape)
 
 
-def region(place: int, length: int, size: int, shift: int) -> int:
+def region(place: int, size: int, shift: int) -> int:
     """Which run of neighbors a token of the shifted plane belongs to, along one axis.
 
     The windows of the shifted plane start at ``shift``, ``shift + size``, ...; what is left of it at both
@@ -69,23 +69,21 @@ def region(place: int, length: int, size: int, shift: int) -> int:
 def naive_window_attention(block: Any, x: Tensor) -> Tensor:
     """Each token attends to the tokens of its own region: two loops, no roll, no mask, no window."""
     b, t, f, d = x.shape
-    size, shift, heads = block.size, block.shift, block.heads
+    (rows, columns), (down, right), heads = block.size, block.shift, block.heads
     width = d // heads
     query, key, value = block.qkv(block.norm(x)).chunk(3, dim=-1)
     mixed = torch.zeros_like(x)
     places = [(i, j) for i in range(t) for j in range(f)]
     for item in range(b):
         for i, j in places:
-            mine = (region(i, t, size, shift), region(j, f, size, shift))
-            others = [
-                p for p in places if (region(p[0], t, size, shift), region(p[1], f, size, shift)) == mine
-            ]
+            mine = (region(i, rows, down), region(j, columns, right))
+            others = [p for p in places if (region(p[0], rows, down), region(p[1], columns, right)) == mine]
             for head in range(heads):
                 part = slice(head * width, (head + 1) * width)
                 scores = []
                 for k, m in others:
                     score = query[item, i, j, part] @ key[item, k, m, part] / math.sqrt(width)
-                    row = (i - k + size - 1) * (2 * size - 1) + (j - m + size - 1)
+                    row = (i - k + rows - 1) * (2 * columns - 1) + (j - m + columns - 1)
                     scores.append(score + block.bias[row, head])
                 weights = torch.stack(scores).softmax(dim=0)
                 for weight, (k, m) in zip(weights, others, strict=True):
@@ -121,6 +119,16 @@ def test_windows_of_odd_size_equal_the_naive_loops(size: int) -> None:
     block = randomized(WindowAttention(4, 2, size=size, shift=size // 2))
     x = noise(2, size, 2 * size, 4)
     torch.testing.assert_close(in_plane(block, x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "shift"), [((5, 4), (2, 2)), ((2, 3), (1, 0)), ((3, 2), (0, 1)), ((4, 1), 0)]
+)
+def test_windows_of_unequal_sides_equal_the_naive_loops(size: tuple[int, int], shift: Any) -> None:
+    block = randomized(WindowAttention(4, 2, size, shift))
+    for rows, columns in ((1, 1), (2, 3)):
+        x = noise(2, rows * size[0], columns * size[1], 4)
+        torch.testing.assert_close(in_plane(block, x), naive_window_attention(block, x), atol=2e-5, rtol=1e-5)
 
 
 def test_without_its_mask_the_shift_mixes_what_is_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:

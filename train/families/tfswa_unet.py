@@ -115,7 +115,7 @@ class Block(nn.Module):
             if self.cross:
                 x = self.fusion(time, x, embedding)
         size, shift = self.window.size, self.window.shift
-        plane = (t // size, f // size)
+        plane = self.window.plane(x)
         windows = self.window_mlp(self.window(cut(x, size, shift), *plane))
         return join_windows(windows, size, shift, *plane)
 
