@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec
+from tfswa.train.blocks.masking import magnitudes, masked
 from tfswa.train.families import Family
 
 TINY = 1e-12  # keeps the root's gradient finite; its root, 1e-6, is 150 dB below a full-scale sine
@@ -162,19 +163,18 @@ class Spleeter(nn.Module):
 
     def features(self, mixture: Tensor) -> Tensor:
         """Return what is normalized: magnitudes, ``[B, C, T, F]``."""
-        b, _, t, f = mixture.shape
-        return torch.sqrt(mixture.square().reshape(b, self.channels, 2, t, f).sum(dim=2) + TINY)
+        return magnitudes(mixture, self.channels, TINY)
 
     def forward(self, mixture: Tensor) -> Tensor:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        b, _, t, f = mixture.shape
         bins = self.hyper.bins
         seen = mixture[..., :bins]
         logits = self._logits((self.features(seen) - self.mean[:bins]) / self.std[:bins])
         # log of sigmoid^2: its softmax over stems is a stem's share of the squares.
         mask = torch.softmax(-2.0 * functional.softplus(-logits), dim=1)  # [B, S, C, T, bins]
-        stems = mask[:, :, :, None] * seen.reshape(b, 1, self.channels, 2, t, bins)
-        return functional.pad(stems.flatten(2, 3), (0, f - bins))  # [B, S, 2*C, T, F]
+        return functional.pad(
+            masked(seen, mask[:, :, :, None]), (0, mixture.shape[3] - bins)
+        )  # [B, S, 2*C, T, F]
 
     def reconstruct(self, mixture: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Guess hidden features, the mean above ``bins``; see ``SeparationNetwork``."""

@@ -38,6 +38,7 @@ from tfswa.train.blocks.attention import (
     over_frames,
 )
 from tfswa.train.blocks.conv import ResidualConv, fold, unfold
+from tfswa.train.blocks.masking import magnitudes, masked
 from tfswa.train.blocks.window import WindowAttention, cut, join_windows
 from tfswa.train.families import Family
 
@@ -198,9 +199,7 @@ class TfswaUnet(nn.Module):
         """Return what is normalized: the mixture's planes, or log-compressed magnitudes, ``[B, P, T, F]``."""
         if self.hyper.mask != "magnitude":
             return mixture
-        b, _, t, f = mixture.shape
-        power = mixture.square().reshape(b, self.channels, 2, t, f).sum(dim=2)
-        return torch.log(torch.sqrt(power + TINY) + 1e-3)
+        return torch.log(magnitudes(mixture, self.channels, TINY) + 1e-3)
 
     def forward(self, mixture: Tensor) -> Tensor:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
@@ -249,14 +248,13 @@ class TfswaUnet(nn.Module):
         if self.hyper.mask == "direct":
             # Undo the normalization's scale, so that the head works in units near 1.
             return out.reshape(b, self.stems, 2 * self.channels, t, f) * self.std
-        mixed = mixture.reshape(b, 1, self.channels, 2, t, f)
         if self.hyper.mask == "magnitude":
-            stems = mixed * out.reshape(b, self.stems, self.channels, 1, t, f).sigmoid()
-        else:
-            mask = out.reshape(b, self.stems, self.channels, 2, t, f)
-            real = mixed[:, :, :, 0] * mask[:, :, :, 0] - mixed[:, :, :, 1] * mask[:, :, :, 1]
-            imaginary = mixed[:, :, :, 0] * mask[:, :, :, 1] + mixed[:, :, :, 1] * mask[:, :, :, 0]
-            stems = torch.stack((real, imaginary), dim=3)
+            return masked(mixture, out.reshape(b, self.stems, self.channels, 1, t, f).sigmoid())
+        mixed = mixture.reshape(b, 1, self.channels, 2, t, f)
+        mask = out.reshape(b, self.stems, self.channels, 2, t, f)
+        real = mixed[:, :, :, 0] * mask[:, :, :, 0] - mixed[:, :, :, 1] * mask[:, :, :, 1]
+        imaginary = mixed[:, :, :, 0] * mask[:, :, :, 1] + mixed[:, :, :, 1] * mask[:, :, :, 0]
+        stems = torch.stack((real, imaginary), dim=3)
         return stems.reshape(b, self.stems, 2 * self.channels, t, f)
 
 
