@@ -36,6 +36,8 @@ LAYERS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
 # What moves numbers and does not compute with them has the type of what it is given.
 MOVERS = frozenset(("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"))
 MOVERS |= frozenset(("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"))
+# Inputs that say where, not what: these are float32 by the operator's definition.
+PLACES = {"Resize": (1, 2)}  # the region, and the scales
 PEAKS = "peaks"
 
 _LOW_CODES = frozenset((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
@@ -156,8 +158,9 @@ class _Typing:
     def _type(self, node: ir.Node) -> None:
         """Decide what a node computes in, and give it its inputs in that type."""
         wanted = self._precision_of(node)
+        places = PLACES.get(node.op_type, ())
         for index, value in enumerate(node.inputs):
-            if value is not None and _is_float(value) and value.dtype != wanted:
+            if value is not None and _is_float(value) and value.dtype != wanted and index not in places:
                 node.replace_input_with(index, self._as(value, wanted, node))
         for value in node.outputs:
             if _is_float(value):

@@ -37,7 +37,8 @@ CANNOT_RUN = {
         "scripts/train_demo --config demo-mixed --data ~/demo-data -o ~/runs/demo-mixed": "needs days",
     },
     "docs/families.md": {
-        "tfx train study data.root=/data/musdb18hq -o runs/tfc_tdf": "needs MUSDB18-HQ, days"
+        "tfx train study data.root=/data/musdb18hq -o runs/tfc_tdf": "needs MUSDB18-HQ, days",
+        "tfx train tfswa_resunet data.root=/data/musdb18hq -o runs/vocals": "needs MUSDB18-HQ, days",
     },
     "docs/import.md": {
         "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel"

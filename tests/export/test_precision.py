@@ -208,6 +208,19 @@ def test_an_initializer_of_two_precisions_is_kept_in_both() -> None:
     assert {tensor.name for tensor in low(graph, "fp16").graph.initializer} == {"w.fp16"}
 
 
+def test_the_scales_of_a_resize_stay_float32() -> None:
+    graph = toy(
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="one/MatMul"),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], name="middle", mode="linear"),
+        helper.make_node("MatMul", ["b", "v"], ["y"], name="two/MatMul"),
+        weights={"w": np.eye(2), "v": np.ones((4, 2)), "scales": np.array([1.0, 2.0])},
+    )
+    made = low(graph, "fp16")
+    types = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    assert types == {"w.fp16": 10, "v.fp16": 10, "scales": 1}
+    assert count_casts(made) == 2  # at the ends
+
+
 # What is refused
 
 
