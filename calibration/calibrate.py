@@ -29,10 +29,12 @@ from tfswa.export.artifact import Compared, Exported, bundle_of, check_free
 from tfswa.export.onnx import PLAN, export_onnx
 from tfswa.export.plan import Low, PrecisionPlan
 from tfswa.export.quantize import CALIBRATION, layers, load_ranges, quantize_graph
+from tfswa.runtime.errors import UsageError
 from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.machine import cores, cpu_name, user_cache
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import Model, open_model
+from tfswa.runtime.model.spec import INPUT
 from tfswa.runtime.stream.transform import Stft
 
 SCHEMA = 1
@@ -95,13 +97,18 @@ class Calibration:
         digest: its file's SHA-256.
 
     Raises:
-        UsageError: the model is an exported file.
+        UsageError: the model is an exported file, or its network takes more than planes.
         BackendUnavailable: it holds no ``model.onnx``.
     """
 
     def __init__(self, model: Model, corpus: Corpus, *, half: Low = "bf16", step: Step):
         self.model, self.corpus, self.half, self._step = model, corpus, half, step
         bundle_of(model, "calibrate")
+        if model.spec.beside_planes:
+            raise UsageError(
+                f"calibration is for networks that take the mixture's planes alone, {model.name} also takes "
+                f"{model.spec.beside_planes}: use --precision fp16 or bf16"
+            )
         name, self.digest = model.artifact("onnx", "fp32")
         self.file = model.file(name)
         self.graph = onnx.load(self.file)
@@ -299,7 +306,7 @@ def _compared_on(corpus: Corpus, model: Model) -> Compared:
     chunks = [chunk.mixture for chunk in heapq.nlargest(2, corpus.held_out(), key=sounds)]
     if len(chunks) == 1:
         chunks.append(chunks[0][:, ::-1])
-    return Stft(model.spec.stft).planes(np.stack(chunks)), "held-out chunks"
+    return {INPUT: Stft(model.spec.stft).planes(np.stack(chunks))}, "held-out chunks"
 
 
 def _with(simulator: Simulator, precision: Mapping[str, str]) -> Callable[[Any], Any]:

@@ -24,8 +24,7 @@ from tfswa.export.session import cpu_session
 from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.files import caches
 from tfswa.runtime.model.bundle import writable
-from tfswa.runtime.model.opening import INPUT
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, ModelSpec
 
 Counts = NDArray[Any]
 

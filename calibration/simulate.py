@@ -21,7 +21,7 @@ from tfswa.export.plan import Low
 from tfswa.export.precision import LOW
 from tfswa.export.quantize import LEVELS, weight_scales
 from tfswa.export.session import cpu_session
-from tfswa.runtime.model.opening import INPUT
+from tfswa.runtime.model.spec import INPUT
 
 FULL, HALF, INT8 = "fp32", "half", "int8"  # what a group can be computed in
 

@@ -52,7 +52,8 @@ def export_aotinductor(
         # One item: with a free batch the code is slower, and a shape that it was not compiled for is found
         # out in the middle of a song.
         with torch.no_grad(), jit_allowed(), _quiet():
-            program = torch.export.export(network, (torch.zeros(model.spec.input_shape(1)),))
+            given = tuple(torch.zeros(1, *shape) for shape in model.spec.takes.values())
+            program = torch.export.export(network, given)
             try:
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(path), inductor_configs={"freezing": True}

@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from tfswa.export.check import check_graph, check_planes
+from tfswa.export.check import check_graph, check_tensors
 from tfswa.runtime.backends.engines import ANSWER, ENGINE, KEY
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files.atomic import writing
@@ -26,11 +24,12 @@ from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle, replacing_directory
 from tfswa.runtime.model.opening import FileModel, Model, open_model
+from tfswa.runtime.stream.codec import Tensors
 from tfswa.train.backend import load_network
 
 Convert = Callable[[nn.Module, Path], Mapping[str, Any]]
 ENDINGS = (".onnx", ".ts", ".pt2")
-Compared = tuple[NDArray[np.float32], str]  # two chunks [2, 2*C, T, F], and what to call them
+Compared = tuple[Tensors, str]  # what a network takes of two chunks, and what to call them
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def produce(
         precision: of the artifact.
         output: where a copy of the bundle goes, whole or not at all, or the artifact alone where it ends as
             that does (``.onnx``, ``.ts``, ``.pt2``); default: into the model's bundle.
-        audio: what to compare on, see ``check_planes``.
+        audio: what to compare on, see ``check_tensors``.
         compared_on: likewise, already made, and what to call it.
         force: replace the artifact, or with ``output`` the bundle there.
 
@@ -202,8 +201,8 @@ def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
 
 def _produce(order: _Order, bundle: Bundle) -> Exported:
     start = time.perf_counter()
-    planes, on = order.compared_on or (  # first: a bad file should not cost an export
-        check_planes(order.model.spec, order.audio),
+    given, on = order.compared_on or (  # first: a bad file should not cost an export
+        check_tensors(order.model.spec, order.audio),
         order.audio.name if order.audio else "generated music",
     )
     network = load_network(order.model)
@@ -214,7 +213,7 @@ def _produce(order: _Order, bundle: Bundle) -> Exported:
         assert isinstance(opened, FileModel)
         if order.kind in trust.CODE:
             trust.made_here(opened.sha256)
-        snr_db, peak = check_graph(network, opened, planes, on=on)
+        snr_db, peak = check_graph(network, opened, given, on=on)
         details |= {
             "snr_db": finite_or_none(snr_db),
             "compared_on": on,

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Order:
         name: what it is called in messages.
         precision: what its layers compute in.
         plan: modules that its precision plan keeps in float32.
-        shapes: smallest, best and largest shape of its input.
+        shapes: of each input by its name: smallest, best and largest.
         capability: compute capability to build for, such as ``8.9``; None for the library's own choice.
         workspace_mb: most GPU memory that one layer may take for itself; None for the library's own choice.
         timing_cache: file that keeps what was measured; None to keep nothing.
@@ -57,7 +57,7 @@ class Order:
     name: str
     precision: Precision
     plan: tuple[str, ...]
-    shapes: tuple[Shape, Shape, Shape]
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]]
     capability: str | None = None
     workspace_mb: int | None = None
     timing_cache: Path | None = None
@@ -84,7 +84,8 @@ def build(library: Any, order: Order, progress: BuildProgress = lambda phase, do
         raise ExportError(f"{order.name} is not accepted by {library.__name__}: {'; '.join(errors)}")
     check_types(network, order.name, order.precision, order.plan)
     profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, *order.shapes)
+    for name, shapes in order.shapes.items():
+        profile.set_shape(name, *shapes)
     config = builder.create_builder_config()
     # On by default, and it rounds factors to 10 bits on Ampere and later: not what fp32 means here.
     config.clear_flag(library.BuilderFlag.TF32)

@@ -7,7 +7,7 @@ it rounds (``precision.rounded``), and on signals that are made to overflow it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,27 +24,29 @@ from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.opening import FileModel
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, NEXT, SAMPLES, STATE, ModelSpec
 from tfswa.runtime.parity.corpus import adversarial_chunks
+from tfswa.runtime.parity.figures import output_parts
 from tfswa.runtime.songs.synthetic import synthetic_song
+from tfswa.runtime.stream.codec import Tensors, first_tensors
 from tfswa.runtime.stream.transform import Stft
 
-Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Infer = Callable[[Tensors], Tensors]
 
 ITEMS = 2  # chunks compared: one alone, both as a batch
 QUIET_RMS = 1e-3  # -60 dBFS: what lies below says nothing about a graph
 
 
-def check_planes(spec: ModelSpec, audio: Path | None = None) -> NDArray[np.float32]:
-    """Two different chunks of music as a network sees them.
+def check_tensors(spec: ModelSpec, audio: Path | None = None) -> Tensors:
+    """Two different chunks of music as a network takes them, each as if it were a signal's first.
 
     Args:
         spec: the model's contract.
         audio: a file whose first two chunks with energy are taken; default: generated music.
 
     Returns:
-        float32 ``[2, 2*C, T, F]``. Where a file has one loud chunk only, the second is that one reversed
-        in time.
+        Float32 tensors by name, of two items each. Where a file has one loud chunk only, the second is that
+        one reversed in time.
 
     Raises:
         AudioError: the file cannot be read, or all of it is quieter than -60 dBFS.
@@ -55,7 +57,12 @@ def check_planes(spec: ModelSpec, audio: Path | None = None) -> NDArray[np.float
         chunks = np.split(song.mixture[:, :samples], ITEMS, axis=-1)
     else:
         chunks = _loud_chunks(spec, audio)
-    return Stft(spec.stft).planes(np.stack(chunks))
+    return _given(spec, np.stack(chunks))
+
+
+def _given(spec: ModelSpec, chunks: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """What a network takes of chunks ``[B, C, N]``, each as if it were a signal's first."""
+    return first_tensors(spec, {INPUT: Stft(spec.stft).planes(chunks), SAMPLES: chunks})
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,9 @@ class Peak:
     """The largest number that a graph of low precision meets.
 
     Attributes:
-        value: magnitude, on music and on the adversarial_planes.
+        value: magnitude, on music and on adversaries.
         node: which result it is.
-        signal: on which signal: ``music``, or a name of ``adversarial_planes``.
+        signal: on which signal: ``music``, or the name of an adversary.
         largest: what the precision can hold.
     """
 
@@ -78,7 +85,7 @@ class Peak:
 def check_graph(
     network: nn.Module,
     model: FileModel,
-    planes: NDArray[np.float32],
+    given: Tensors,
     gate_db: float | None = None,
     *,
     on: str = "",
@@ -88,26 +95,31 @@ def check_graph(
     Args:
         network: the eager network, in eval mode, on the CPU.
         model: the exported file, opened.
-        planes: ``[2, 2*C, T, F]``, from ``check_planes``.
+        given: from ``check_tensors``.
         gate_db: what each stem's SNR must reach, in each of the comparisons; default: that of parity.
-        on: what the planes are called where one does not.
+        on: what they are called where one does not.
 
     Returns:
-        SNR in dB by stem, the worst of all comparisons, ``math.inf`` where all of them are exact; and the
-        peak, of low precision.
+        SNR in dB by part of what it gives (``output_parts``), the worst of all comparisons, ``math.inf``
+        where all of them are exact; and the peak, of low precision.
 
     Raises:
         NonFiniteError: the eager network itself gives NaN or Inf.
         ExportError: the graph gives NaN or Inf, overflows, or a stem is below the gate.
     """
     cpu = torch.device("cpu")
-    eager = np.concatenate([run_torch(network, planes[item : item + 1], cpu) for item in range(len(planes))])
-    if not np.isfinite(eager).all():
+    spec, given, eager = model.spec, dict(given), []
+    for item in range(ITEMS):
+        alone = {name: value[item : item + 1] for name, value in given.items()}
+        eager.append(output_parts(spec, run_torch(network, spec, alone, cpu)))
+        for name in spec.state if item == 0 else ():  # the second item's is what the first one handed on
+            given[STATE + name] = np.concatenate((alone[STATE + name], eager[0][NEXT + name]))
+    if not all(np.isfinite(part).all() for parts in eager for part in parts.values()):
         raise NonFiniteError(
             f"the eager network behind {model.path.name} gives NaN or Inf: train it again; not written"
         )
     comparison = _Comparison(
-        model, planes, eager, gate_for(model.precision).snr_db if gate_db is None else gate_db, on
+        model, given, eager, gate_for(model.precision).snr_db if gate_db is None else gate_db, on
     )
     if model.precision not in TYPED:
         with closing(_open(model)) as session:
@@ -126,29 +138,30 @@ class _Comparison:
     """What graphs of one file are held against."""
 
     model: FileModel
-    planes: NDArray[np.float32]
-    eager: NDArray[np.float32]
+    given: Tensors
+    eager: Sequence[Tensors]  # parts of each item
     gate_db: float
     on: str
 
     def hold(self, infer: Infer) -> dict[str, float]:
-        """Worst SNR in dB by stem; see ``check_graph``."""
-        kind, on = self.model.kind, f" on {self.on}" if self.on else ""
-        alone, batch = infer(self.planes[:1]), infer(self.planes)
+        """Worst SNR in dB by part; see ``check_graph``."""
+        kind, on, spec = self.model.kind, f" on {self.on}" if self.on else "", self.model.spec
+        first = {name: value[:1] for name, value in self.given.items()}
+        alone, batch = (output_parts(spec, infer(given)) for given in (first, self.given))
         worst: dict[str, float] = {}
-        for index, stem in enumerate(self.model.spec.outputs):
+        for part in alone:
             for found in (alone, batch):
-                if not np.isfinite(found[:, index]).all():
-                    raise ExportError(f"{kind} graph gives NaN or Inf in stem {stem}; not written")
+                if not np.isfinite(found[part]).all():
+                    raise ExportError(f"{kind} graph gives NaN or Inf in stem {part}; not written")
             against_eager = [
-                likeness_db(self.eager[item, index], found[item, index])
+                likeness_db(self.eager[item][part][0], one)
                 for found in (alone, batch)
-                for item in range(len(found))
+                for item, one in enumerate(found[part])
             ]
-            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager{on}", stem)
-            in_batch = likeness_db(alone[0, index], batch[0, index])
-            _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", stem)
-            worst[stem] = min(*against_eager, in_batch)
+            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager{on}", part)
+            in_batch = likeness_db(alone[part][0], batch[part][0])
+            _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", part)
+            worst[part] = min(*against_eager, in_batch)
         return worst
 
 
@@ -162,23 +175,23 @@ class Rounding:
     def __init__(self, model: FileModel) -> None:
         import onnx
 
-        from tfswa.export.precision import largest, or_bf16, rounded
+        from tfswa.export.precision import PEAKS, largest, or_bf16, rounded
         from tfswa.export.session import cpu_session
 
-        low = TYPED[model.precision]
+        low, self._peaks = TYPED[model.precision], PEAKS
         self.model, self.largest, self.other = model, largest(low), or_bf16(low)
         self.peak: Peak | None = None
         graph, self.nodes = rounded(onnx.load(model.path))
         self._session = cpu_session(graph, in_order=True, optimized=False)
 
-    def infer(self, planes: NDArray[np.float32], signal: str = "music") -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``; ``peak`` grows.
+    def infer(self, given: Tensors, signal: str = "music") -> Tensors:
+        """What the graph takes to what it gives; ``peak`` grows.
 
         Raises:
             ExportError: a result is larger than the precision can hold, or NaN.
         """
-        stems: NDArray[np.float32]
-        stems, peaks = self._session.run(None, {self._session.get_inputs()[0].name: planes})
+        gives = list(self.model.spec.gives)
+        *found, peaks = self._session.run([*gives, self._peaks], dict(given))
         for value, node in zip(peaks, self.nodes, strict=True):
             if not value <= self.largest:  # NaN too
                 raise ExportError(
@@ -188,23 +201,23 @@ class Rounding:
         index = int(peaks.argmax())
         if self.peak is None or peaks[index] > self.peak.value:
             self.peak = Peak(float(peaks[index]), self.nodes[index], signal, self.largest)
-        return stems
+        return dict(zip(gives, found, strict=True))
 
     def measure_adversaries(self) -> None:
-        """Run the adversarial_planes.
+        """Run the adversaries.
 
         Raises:
             ExportError: one of them overflows.
         """
-        for name, planes in adversarial_planes(self.model.spec).items():
-            if not np.isfinite(self.infer(planes, name)).all():
+        for name, given in adversaries(self.model.spec).items():
+            found = self.infer(given, name)
+            if not all(np.isfinite(value).all() for value in found.values()):
                 raise ExportError(f"{self.model.precision} graph gives NaN or Inf on {name}; not written")
 
 
-def adversarial_planes(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
-    """Signals that break low precision, one chunk each ``[1, 2*C, T, F]``, by name."""
-    transform = Stft(spec.stft)
-    return {name: transform.planes(chunk[np.newaxis]) for name, chunk in adversarial_chunks(spec)}
+def adversaries(spec: ModelSpec) -> dict[str, Tensors]:
+    """What a network takes of signals that break low precision, one chunk each, by name."""
+    return {name: _given(spec, chunk[np.newaxis]) for name, chunk in adversarial_chunks(spec)}
 
 
 def _loud_chunks(spec: ModelSpec, audio: Path) -> list[NDArray[np.float32]]:

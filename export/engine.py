@@ -181,12 +181,13 @@ def answer(model: Model) -> NDArray[np.float32]:
     """
     import torch
 
-    stems = run_torch(load_network(model), probe(model.spec), torch.device("cpu"))
-    if not np.isfinite(stems).all():
+    spec = model.spec
+    found = run_torch(load_network(model), spec, probe(spec), torch.device("cpu"))
+    if not all(np.isfinite(value).all() for value in found.values()):
         raise NonFiniteError(
             f"the eager network of {model.name} gives NaN or Inf for the self-test: train it again"
         )
-    return samples(stems[0])
+    return samples({name: value[0] for name, value in found.items()})
 
 
 def _holds(bundle: Bundle, engine: str) -> bool:
@@ -293,13 +294,16 @@ def _gpu() -> str | None:
 
 def _order(model: Model, name: str, options: BuildOptions, target: str) -> Order:
     assert model.bundle is not None
-    smallest, best, largest = (model.spec.input_shape(items) for items in options.batch)
+    smallest, best, largest = options.batch
     return Order(
         graph=model.file(name).read_bytes(),
         name=name,
         precision=options.precision,
         plan=tuple(model.bundle.files[name].details.get("plan", ())),
-        shapes=(smallest, best, largest),
+        shapes={
+            name: ((smallest, *shape), (best, *shape), (largest, *shape))
+            for name, shape in model.spec.takes.items()
+        },
         capability=target.removeprefix(CAPABILITY) if target.startswith(CAPABILITY) else None,
         workspace_mb=options.workspace_mb,
         timing_cache=options.timing_cache,

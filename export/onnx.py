@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import logging
 import math
 import warnings
@@ -29,7 +30,7 @@ from tfswa.export.quantize import CALIBRATION, count_quantized, layers, load_ran
 from tfswa.runtime.errors import ConfigError, ExportError, UsageError
 from tfswa.runtime.model import digest
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import INPUT, METADATA, OUTPUT, BundleModel, Model, embed
+from tfswa.runtime.model.opening import METADATA, BundleModel, Model, embed
 from tfswa.runtime.model.spec import ModelSpec
 
 NAME = "model.onnx"
@@ -165,7 +166,9 @@ def _convert(
 
 
 def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx.ModelProto:
-    """Turn a network into a checked graph: ``mixture [batch, 2*C, T, F] -> stems [batch, S, 2*C, T, F]``.
+    """Turn a network into a checked graph, whose inputs and outputs are what the spec takes and gives.
+
+    Of most networks: ``mixture [batch, 2*C, T, F] -> stems [batch, S, 2*C, T, F]``.
 
     Args:
         network: in eval mode, float32, on the CPU.
@@ -184,14 +187,15 @@ def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx
         try:
             program = torch.onnx.export(
                 network,
-                (torch.zeros(spec.input_shape(2)),),  # 2: torch.export takes a size of 1 for a constant
+                # 2 items: torch.export takes a size of 1 for a constant
+                tuple(torch.zeros(2, *shape) for shape in spec.takes.values()),
                 dynamo=True,
                 optimize=False,
                 verbose=False,
                 opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                input_names=list(spec.takes),
+                output_names=list(spec.gives),
+                dynamic_shapes=_free_batch(network, spec),
                 custom_translation_table=TRANSLATIONS,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -201,6 +205,15 @@ def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx
     assert program is not None
     _simplify(program.model)
     return _checked(program.model_proto, spec, opset)
+
+
+def _free_batch(network: nn.Module, spec: ModelSpec) -> Any:
+    """What torch.export wants to know of each argument: its batch is free, one for all of them."""
+    free = {0: torch.export.Dim(BATCH)}
+    arguments = inspect.signature(network.forward).parameters.values()
+    named = sum(argument.kind is not inspect.Parameter.VAR_POSITIONAL for argument in arguments)
+    each = [free for _ in spec.takes]
+    return tuple(each) if named >= len(each) else (*each[:named], tuple(each[named:]))
 
 
 def _simplify(model: ir.Model) -> None:
@@ -290,7 +303,7 @@ def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
         graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the graph of {spec.family} breaks ONNX's rules: {_last_line(error)}") from error
-    wanted = {INPUT: [BATCH, *spec.input_shape(1)[1:]], OUTPUT: [BATCH, *spec.output_shape(1)[1:]]}
+    wanted = {name: [BATCH, *shape] for name, shape in (spec.takes | spec.gives).items()}
     found = {value.name: _shape(value) for value in (*graph.graph.input, *graph.graph.output)}
     if found != wanted:
         raise ExportError(
@@ -403,6 +416,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch 2.13 copies its own deprecated LeafSpec while it traces.
             warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
+            # All inputs share one batch, which it would name once for each of them.
+            warnings.filterwarnings("ignore", r".*axis name: batch will not be used", UserWarning)
             yield
     finally:
         log.setLevel(level)

@@ -57,8 +57,8 @@ def trace(network: nn.Module, spec: ModelSpec) -> torch.jit.ScriptModule:
     """
     # The comparison with eager comes later, on music; torch's own would repeat the trace on zeros.
     with jit_allowed(), torch.no_grad():
-        mixture = torch.zeros(spec.input_shape(2))
-        traced = torch.jit.trace(network, mixture, check_trace=False)  # type: ignore[no-untyped-call]
+        given = tuple(torch.zeros(2, *shape) for shape in spec.takes.values())
+        traced = torch.jit.trace(network, given, check_trace=False)  # type: ignore[no-untyped-call]
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced)
     _free_device(frozen.graph)
     return frozen

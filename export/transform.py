@@ -6,6 +6,8 @@ throughout. The network's graph still holds none of it.
 
     samples [B, C, N] -> encode.onnx -> mixture [B, 2*C, T, F] -> model.onnx -> stems [B, S, 2*C, T, F]
     stems, samples -> decode.onnx -> audio [B, S, C, N]
+
+Of a network that gives samples too, ``stem_samples [B, S, C, N]``, decode.onnx takes and adds them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from tfswa.export.session import cpu_session
 from tfswa.runtime.errors import ExportError
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.opening import METADATA, Model, embed
-from tfswa.runtime.model.spec import ModelSpec, StftSpec
+from tfswa.runtime.model.spec import INPUT, OUTPUT, SAMPLES, STEM_SAMPLES, ModelSpec, StftSpec
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.codec import Codec
 from tfswa.runtime.stream.transform import gain_of, window_of
@@ -96,12 +98,15 @@ def transform_snr_db(spec: ModelSpec, encode: onnx.ModelProto, decode: onnx.Mode
     chunks = np.stack(np.split(song.mixture[:, :samples], 2, axis=-1))
     codec = Codec(spec, "cpu")
     spectra = codec.spectra(chunks)
-    planes = codec.planes(spectra)
+    planes = codec.tensors(chunks, spectra)[INPUT]
     shares = np.arange(1, len(spec.outputs) + 1, dtype=np.float32) / len(spec.outputs)
-    given = planes[:, None] * shares[:, None, None, None]  # no two stems alike
-    right = np.stack([codec.stems(*item) for item in zip(chunks, spectra, given, strict=True)])
-    found = cpu_session(encode).run(None, {"samples": chunks})[0]
-    stems = cpu_session(decode).run(None, {"stems": given, "samples": chunks})[0]
+    given = {OUTPUT: planes[:, None] * shares[:, None, None, None]}  # no two stems alike
+    if spec.samples:
+        given[STEM_SAMPLES] = chunks[:, None] * shares[::-1, None, None]
+    items = [{name: value[item] for name, value in given.items()} for item in range(len(chunks))]
+    right = np.stack([codec.stems(*item) for item in zip(chunks, spectra, items, strict=True)])
+    found = cpu_session(encode).run(None, {SAMPLES: chunks})[0]
+    stems = cpu_session(decode).run(None, {**given, SAMPLES: chunks})[0]
     pairs = {"planes": (planes, found), "stems": (right, stems)}
     return {what: _snr_db(*pair) for what, pair in pairs.items()}
 
@@ -133,6 +138,8 @@ def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
     rows = graph.add("Reshape", rows, graph.shape(-1, 2 * bins, frames))  # [B*S*C, 2*F, T]
     seen = graph.synthesis(rows, spec, range(first, first + bins), zero_below=stft.zero_below)
     whole = graph.add("Reshape", seen, graph.shape(-1, len(given), channels, samples))
+    if spec.samples:
+        whole = graph.add("Add", whole, STEM_SAMPLES)
     stems = dict(zip(given, graph.split(whole, len(given)), strict=True))  # each [B, 1, C, N]
     mixture = graph.add("Reshape", "samples", graph.shape(-1, 1, channels, samples))
     unseen = [k for k in range(stft.all_bins) if not first <= k < first + bins]
@@ -148,7 +155,8 @@ def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
         total = graph.add("Mul", total, graph.constant(np.float32(spec.residual_gain)))
         stems[spec.residual_stem] = graph.add("Sub", mixture, total)
     graph.add("Concat", *(stems[name] for name in spec.stems), axis=1, output="audio")
-    ends = {"stems": spec.output_shape(1)[1:], "samples": (channels, samples)}
+    ends = {name: shape for name, shape in spec.gives.items() if name in (OUTPUT, STEM_SAMPLES)}
+    ends |= {"samples": (channels, samples)}
     return graph.model("decode", ends, {"audio": (len(spec.stems), channels, samples)})
 
 

@@ -24,12 +24,12 @@ SLICE = 1 << 18  # numbers of an array at once: 1 MB in float32. Larger ones fra
 Maps = dict[str, NDArray[np.float32]]
 
 
-def attention_maps(network: nn.Module, planes: Tensor) -> Maps:
+def attention_maps(network: nn.Module, *given: Tensor) -> Maps:
     """Attention weights of every module that calls ``scaled_dot_product_attention``.
 
     Args:
         network: in eval mode, not compiled; its output and its state stay as they are.
-        planes: its input ``[1, 2*C, T, F]``, on its device.
+        given: what it takes, of one item, on its device: planes ``[1, 2*C, T, F]``, and what else there is.
 
     Returns:
         Per module the mean weights over items, heads and bins, frames or windows: float32 ``[L, S]``, row
@@ -40,7 +40,7 @@ def attention_maps(network: nn.Module, planes: Tensor) -> Maps:
     """
     maps: Maps = {}
     with torch.no_grad(), _running(network) as names, _Listener(names, maps):
-        network(planes)
+        network(*given)
     return maps
 
 

@@ -16,6 +16,7 @@ from tfswa.runtime.backends.torchscript import TorchThreads, jit_allowed, run_to
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle
 from tfswa.runtime.model.opening import Model
+from tfswa.runtime.model.spec import INPUT
 from tfswa.train.families import build_network, new_spec
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,16 +44,17 @@ class TorchSession:
             raise UsageError(f"backend torch has no precision {precision!r}: choose fp32, fp16 or bf16")
         self.autocast = AUTOCAST.get(precision)
         self._network: Any = load_network(model).to(self.device)
+        self.spec = model.spec
         assert model.bundle is not None
         self.artifact = (WEIGHTS, model.bundle.files[WEIGHTS].sha256)
         self.versions = {"torch": torch.__version__}
         self.description = f"torch {torch.__version__} eager, {precision} on {self.device}"
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives; see ``Session``."""
         self._threads.apply()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            return run_torch(self._network, mixture, self.device)
+            return run_torch(self._network, self.spec, given, self.device)
 
     def close(self) -> None:
         """Release the network."""
@@ -84,7 +86,9 @@ class CompiledSession(TorchSession):
         self._batch = 1
         try:
             with jit_allowed():
-                super().infer(np.zeros(model.spec.input_shape(1), np.float32))
+                super().infer(
+                    {name: np.zeros((1, *shape), np.float32) for name, shape in model.spec.takes.items()}
+                )
         except Exception as error:  # what a compiler that is not there makes torch raise has no common base
             why = reason(getattr(error, "inner_exception", error))
             raise BackendUnavailable(
@@ -93,11 +97,13 @@ class CompiledSession(TorchSession):
             ) from error
         self.description = self.description.replace("eager", "compiled")
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        self._batch = max(self._batch, len(mixture))
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives; see ``Session``."""
+        items = len(given[INPUT])
+        self._batch = max(self._batch, items)
         with jit_allowed():
-            return super().infer(filled(mixture, self._batch))[: len(mixture)]
+            found = super().infer({name: filled(value, self._batch) for name, value in given.items()})
+        return {name: value[:items] for name, value in found.items()}
 
 
 def load_network(model: Model) -> nn.Module:

@@ -7,7 +7,7 @@ written plainly in float64 over the same chunk plan. A fault of the host therefo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, NEXT, OUTPUT, SAMPLES, STATE, STEM_SAMPLES, ModelSpec
+from tfswa.runtime.stream.codec import first_tensors
+from tfswa.train.families.contract import call
 from tfswa.train.spectral import DifferentiableStft
 
 if TYPE_CHECKING:
@@ -49,11 +51,12 @@ class TorchReference:
         """``[C, N] -> [S, C, N]``."""
         return separate_whole(self.network, self.spec, torch.from_numpy(mixture)).numpy()
 
-    def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
+    def network_output(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.floating]]:
+        """What the network alone gives of what it takes, by name; of what is lacking it is given zeros."""
         with torch.inference_mode():
-            out: NDArray[np.float32] = self.network(torch.from_numpy(planes)).numpy()
-        return out
+            tensors = {name: torch.from_numpy(value).to(self.kind) for name, value in given.items()}
+            found = call(self.network, self.spec, tensors)
+            return {name: value.numpy() for name, value in found.items()}
 
     def separate_once(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
         """``[C, N] -> [S, C, N]`` in one pass however long: nothing is cut, discarded or cross-faded.
@@ -63,13 +66,14 @@ class TorchReference:
         with torch.inference_mode():
             piece = torch.from_numpy(np.ascontiguousarray(mixture)).to(self.kind)
             stft = DifferentiableStft(self.spec.stft, dtype=self.kind)
-            return _separate_chunk(self.network, self.spec, stft, piece).double().numpy()
+            return _separate_chunk(self.network, self.spec, stft, piece, {}).double().numpy()
 
     def attention_maps(self, planes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Attention weights by module, of one item ``[1, 2*C, T, F]``; see ``train.attention``."""
         from tfswa.train.attention import attention_maps
 
-        return attention_maps(self.network, torch.from_numpy(planes))
+        given = first_tensors(self.spec, {INPUT: planes})
+        return attention_maps(self.network, *map(torch.from_numpy, given.values()))
 
     def module_shapes(self, planes: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
         """Shapes of what modules give for ``[1, 2*C, T, F]``, by path, in the order in which they end.
@@ -111,7 +115,7 @@ class TorchReference:
                 module = self.network.get_submodule(name)
                 hook = module.register_forward_hook(lambda _, __, output, name=name: tell(name, output))
                 hooks.callback(hook.remove)
-            self.network_output(planes)
+            self.network_output({INPUT: planes})
 
 
 class Float64Reference(TorchReference):
@@ -129,12 +133,6 @@ class Float64Reference(TorchReference):
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
         """``[C, N] -> [S, C, N]``."""
         return separate_whole(self.network, self.spec, torch.from_numpy(mixture).double()).numpy()
-
-    def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.float64]:  # type: ignore[override]
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
-        with torch.inference_mode():
-            out: NDArray[np.float64] = self.network(torch.from_numpy(planes).double()).numpy()
-        return out
 
 
 @torch.no_grad()
@@ -164,10 +162,11 @@ def separate_whole(
     count = 1 + max(0, math.ceil((samples - kept) / step))
     padded = torch.zeros(spec.channels, context + (count - 1) * step + kept + after, dtype=mixture.dtype)
     padded[:, context : context + samples] = mixture
+    state: dict[str, Tensor] = {}
     rise = (torch.arange(fade, dtype=torch.float64) + 0.5) / max(fade, 1)
     for k in range(count):
         piece = padded[:, k * step : k * step + chunk]
-        estimate = _separate_chunk(network, spec, stft, piece.to(device)).cpu().double()
+        estimate = _separate_chunk(network, spec, stft, piece.to(device), state).cpu().double()
         estimate = estimate[..., context : context + kept]
         if k > 0:
             estimate[..., :fade] *= rise
@@ -178,15 +177,21 @@ def separate_whole(
     return stems
 
 
-def _separate_chunk(network: nn.Module, spec: ModelSpec, stft: DifferentiableStft, piece: Tensor) -> Tensor:
-    """``[C, N] -> [S, C, N]``."""
+def _separate_chunk(
+    network: nn.Module, spec: ModelSpec, stft: DifferentiableStft, piece: Tensor, state: dict[str, Tensor]
+) -> Tensor:
+    """``[C, N] -> [S, C, N]``; ``state`` becomes that of the next chunk."""
     planes, spectrum = stft.forward(piece[None])
-    given = dict(zip(spec.outputs, network(planes)[0], strict=True))
+    found = call(network, spec, {INPUT: planes, SAMPLES: piece[None], **state})
+    state.update({STATE + name: found[NEXT + name] for name in spec.state})
+    given = dict(zip(spec.outputs, found[OUTPUT][0], strict=True))
     stems = torch.zeros(len(spec.stems), *piece.shape, dtype=piece.dtype, device=piece.device)
     for index, name in enumerate(spec.stems):
         if name in given:
             others = spectrum if name == spec.unseen_stem else torch.zeros_like(spectrum)
             stems[index] = stft.inverse(given[name][None], others, piece.shape[-1])[0]
+            if spec.samples:
+                stems[index] += found[STEM_SAMPLES][0, spec.outputs.index(name)]
     if spec.residual_stem is not None:
         index = spec.stems.index(spec.residual_stem)
         others = stems.sum(dim=0) - stems[index]

@@ -26,9 +26,10 @@ from tfswa.runtime.errors import BundleError, ConfigError, reason
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.metrics import sdr_db
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle, replacing_directory
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, OUTPUT, SAMPLES, STEM_SAMPLES, ModelSpec
 from tfswa.train.config import ModelConfig, PretrainConfig, TrainConfig
 from tfswa.train.data.songs import TrainingSong
+from tfswa.train.families.contract import call
 from tfswa.train.losses import SeparationLoss
 from tfswa.train.reference import separate_whole
 from tfswa.train.spectral import DifferentiableStft
@@ -90,12 +91,18 @@ class Separation:
     def loss(self, network: Any, signals: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of true stems ``[B, S, C, N]``; see ``Task``."""
         true_planes, _ = self.stft.forward(signals)
-        planes = network(true_planes.sum(dim=1))
+        planes = self._estimate(network, true_planes.sum(dim=1), signals.sum(dim=1))
         wave = None
         if self.terms.needs_waveform:
             # Of what the network does not see there is nothing that a loss would teach it.
             wave = self.stft.inverse(planes, None, signals.shape[-1])
         return self.terms(planes, true_planes[:, self.given], wave, signals[:, self.given])
+
+    def _estimate(self, network: Any, mixture: Tensor, samples: Tensor) -> Tensor:
+        """Planes of the stems that a network gives; those of the samples that it gives are among them."""
+        found = call(network, self.spec, {INPUT: mixture, SAMPLES: samples})
+        planes = found[OUTPUT]
+        return planes + self.stft.forward(found[STEM_SAMPLES])[0] if self.spec.samples else planes
 
     def leave_out(self, terms: Collection[str]) -> None:
         """Let these terms be 0; see ``Task``."""

@@ -1,4 +1,4 @@
-"""Backends: what runs a network's planes. Found through the entry-point group ``tfswa.backends``."""
+"""Backends: what runs a network on named tensors. Found through the entry-point group ``tfswa.backends``."""
 
 from __future__ import annotations
 
@@ -99,8 +99,11 @@ class Session(Protocol):
 
     def __init__(self, model: Model, options: BackendOptions): ...
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``, both float32."""
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """What the network takes to what it gives: float32, by the names of ``ModelSpec``, B items each.
+
+        Of most: ``mixture [B, 2*C, T, F]`` to ``stems [B, S, 2*C, T, F]``.
+        """
 
     def close(self) -> None:
         """Release the network; calling it twice is harmless."""
@@ -214,12 +217,12 @@ def _untold() -> Iterator[None]:
         sys.modules.pop(reporter, None)
 
 
-def filled(mixture: NDArray[np.float32], items: int) -> NDArray[np.float32]:
-    """A batch filled up with silence to a size that a network is compiled for."""
-    if len(mixture) == items:
-        return mixture
-    whole = np.zeros((items, *mixture.shape[1:]), np.float32)
-    whole[: len(mixture)] = mixture
+def filled(tensor: NDArray[np.float32], items: int) -> NDArray[np.float32]:
+    """A batch filled up with zeros to a size that a network is compiled for."""
+    if len(tensor) == items:
+        return tensor
+    whole = np.zeros((items, *tensor.shape[1:]), np.float32)
+    whole[: len(tensor)] = tensor
     return whole
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, import_library
-from tfswa.runtime.backends.torchscript import TorchThreads
+from tfswa.runtime.backends.torchscript import TorchThreads, run_torch
 from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.model.archive import read_extra
+from tfswa.runtime.model.spec import INPUT
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -52,7 +53,7 @@ class AotInductorSession:
                 f"make it again with `tfx export {model.name} --format aotinductor --force`"
             )
         self._threads = TorchThreads(options.threads)
-        self._torch = torch
+        self._spec, self._cpu = model.spec, torch.device("cpu")
         try:
             # Not by aoti_load_package: it also opens what else is in the archive, some of it by pickle.
             loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
@@ -64,14 +65,14 @@ class AotInductorSession:
         self.versions = {"torch": torch.__version__}
         self.description = f"aotinductor, torch {torch.__version__}, fp32 on cpu"
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        torch = self._torch
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives; see ``Session``."""
         self._threads.apply()
-        with torch.inference_mode():
-            items = torch.from_numpy(np.ascontiguousarray(mixture)).split(1)
-            stems: NDArray[np.float32] = torch.cat([self._call(item) for item in items]).numpy()
-        return stems
+        items = []
+        for item in range(len(given[INPUT])):
+            alone = {name: value[item : item + 1] for name, value in given.items()}
+            items.append(run_torch(self._call, self._spec, alone, self._cpu))
+        return {name: np.concatenate([item[name] for item in items]) for name in self._spec.gives}
 
     def close(self) -> None:
         """Release the network."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, ModelSpec
 
 MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by flavor
 PORTABLE = "portable"  # target of an engine that is not bound to one GPU
@@ -38,8 +39,14 @@ def answer_of(engine: str) -> str:
     return engine.removesuffix(".engine") + ".npy"
 
 
-def probe(spec: ModelSpec) -> NDArray[np.float32]:
-    """Input of the self-test: harmonics and bursts, filled with noise; the same bits on every machine.
+def probe(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+    """What a network is given in the self-test: a chunk of ``probe_planes``, and zeros of all else."""
+    planes = probe_planes(spec)
+    return {name: np.zeros((1, *shape), np.float32) for name, shape in spec.takes.items()} | {INPUT: planes}
+
+
+def probe_planes(spec: ModelSpec) -> NDArray[np.float32]:
+    """Planes of the self-test: harmonics and bursts, filled with noise; the same bits on every machine.
 
     It has to look like music: a network that finds neither voices nor beats gives nearly its input back,
     whatever its weights are. (The embedded model, its weights 2 % off, still reaches 77 dB on plain noise,
@@ -64,13 +71,13 @@ def probe(spec: ModelSpec) -> NDArray[np.float32]:
     return (noise * level / fall).astype(np.float32)
 
 
-def samples(stems: NDArray[Any]) -> NDArray[np.float32]:
-    """Evenly strided samples of one item's stems: ``[S, 2*C, T, F] -> [n]``, float32.
+def samples(item: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Evenly strided samples of what a network gave of one item: of one tensor after the other, ``[n]``.
 
     The stride is odd, so that it meets all bins of a power of two.
     """
-    flat = np.ascontiguousarray(stems, np.float32).reshape(-1)
-    return flat[:: max(1, flat.size // SAMPLES) | 1].copy()
+    flats = [np.ascontiguousarray(value, np.float32).reshape(-1) for value in item.values()]
+    return np.concatenate([flat[:: max(1, flat.size // SAMPLES) | 1] for flat in flats])
 
 
 @functools.cache

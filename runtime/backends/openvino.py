@@ -24,6 +24,7 @@ from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.files import caches
 from tfswa.runtime.files.hashes import sha256_of_json
 from tfswa.runtime.machine import cores, int8_instructions, user_cache
+from tfswa.runtime.model.spec import INPUT
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -78,14 +79,15 @@ class OpenvinoSession:
         self._batch, self._request = 0, None
         self._compile(1)
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        items = len(mixture)
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives; see ``Session``."""
+        items = len(given[INPUT])
         if items > self._batch:
             self._compile(items)
         request: Any = self._request
-        stems: NDArray[np.float32] = request.infer([filled(mixture, self._batch)], share_inputs=True)[0]
-        return stems[:items].copy()
+        feeds = {name: filled(given[name], self._batch) for name in self._spec.takes}
+        found = request.infer(feeds, share_inputs=True)
+        return {name: found[name][:items].copy() for name in self._spec.gives}
 
     def close(self) -> None:
         """Release the network."""
@@ -95,20 +97,21 @@ class OpenvinoSession:
         """Make the network ready for a batch."""
         try:
             network = self._core.read_model(self._path)
-            network.reshape({network.inputs[0]: list(self._spec.input_shape(batch))})
+            network.reshape({name: [batch, *shape] for name, shape in self._spec.takes.items()})
             with _kept(cache_folder() / self._key(batch)) as kept:
                 compiled = self._core.compile_model(network, "CPU", {**self._settings(), **kept})
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BundleError(f"{self._path} cannot be loaded by openvino: {reason}") from error
-        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if found != TYPES[self.precision]:
+        hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if hint != TYPES[self.precision]:
             raise BackendUnavailable(
-                f"precision {self.precision} asked for, openvino computes in {found}: choose --precision fp32"
+                f"precision {self.precision} asked for, openvino computes in {hint}: choose --precision fp32"
             )
-        shape, wanted = list(compiled.outputs[0].shape), list(self._spec.output_shape(batch))
-        if shape != wanted:
-            raise BundleError(f"{self._path.name} has shape {shape}, its spec says {wanted}")
+        for name, shape in self._spec.gives.items():
+            found, wanted = list(compiled.output(name).shape), [batch, *shape]
+            if found != wanted:
+                raise BundleError(f"{self._path.name} has shape {found} of {name}, its spec says {wanted}")
         self._request, self._batch = compiled.create_infer_request(), batch
 
     def _settings(self) -> dict[str, Any]:

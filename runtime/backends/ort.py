@@ -17,6 +17,7 @@ from tfswa.runtime.backends import BackendOptions, filled, import_library
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.files import caches
 from tfswa.runtime.machine import cores, user_cache
+from tfswa.runtime.model.spec import INPUT
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -82,36 +83,33 @@ class OrtSession:
             raise BundleError(f"{path} cannot be loaded by onnxruntime: {reason(error)}") from error
         _check_provider(providers[0], self._session.get_providers(), options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise BundleError(
-                f"{path.name} has {len(inputs)} inputs and {len(outputs)} outputs, a separation network has "
-                "one each: export it with `tfx export`"
-            )
-        self._input, self._output = inputs[0], outputs[0]
-        _check_shape(path.name, self._input.shape, model.spec.input_shape(1))
-        _check_shape(path.name, self._output.shape, model.spec.output_shape(1))
+        _check_ends(path.name, "inputs", inputs, model.spec.takes)
+        _check_ends(path.name, "outputs", outputs, model.spec.gives)
+        self._takes, self._gives = ({end.name: end for end in ends} for ends in (inputs, outputs))
         self._library, self._spec = onnxruntime, model.spec
         self.reentrant = self._place is None  # on a GPU the memory that is bound is one call's
-        free = self._input.shape[0]
+        free = self._takes[INPUT].shape[0]
         self.batch_limit = free if isinstance(free, int) else None
-        self._bound: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {}
+        self._bound: dict[int, Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]] = {}
         self.versions = {"onnxruntime": onnxruntime.__version__}
         self.description = f"onnxruntime {onnxruntime.__version__}, {precision} on {options.device}"
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
-        items = len(mixture)
-        planes = np.ascontiguousarray(
-            filled(mixture, self.batch_limit or items), dtype=_TYPES[self._input.type]
-        )
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives; see ``Session``."""
+        items = len(given[INPUT])
+        batch = self.batch_limit or items
+        feeds = {
+            name: np.ascontiguousarray(filled(given[name], batch), dtype=_TYPES[end.type])
+            for name, end in self._takes.items()
+        }
         if self._place is None:
-            out = self._session.run([self._output.name], {self._input.name: planes})[0]
+            found = self._session.run(list(self._gives), feeds)
         else:
-            if len(planes) not in self._bound:
-                self._bound[len(planes)] = self._bind(len(planes))
-            out = self._bound[len(planes)](planes)
-        stems: NDArray[np.float32] = out[:items].astype(np.float32, copy=False)
-        return stems
+            if batch not in self._bound:
+                self._bound[batch] = self._bind(batch)
+            found = self._bound[batch](feeds)
+        named = zip(self._gives, found, strict=True)
+        return {name: value[:items].astype(np.float32, copy=False) for name, value in named}
 
     def close(self) -> None:
         """Release the network."""
@@ -119,24 +117,28 @@ class OrtSession:
         self._session = None
         self._kept.close()
 
-    def _bind(self, batch: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def _bind(self, batch: int) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
         """The network on memory of the device that stays: a call allocates nothing there."""
         assert self._place is not None
-        value = self._library.OrtValue.ortvalue_from_shape_and_type
-        ends = [
-            (self._input, self._spec.input_shape(batch)),
-            (self._output, self._spec.output_shape(batch)),
-        ]
-        source, target = (value(list(shape), _TYPES[end.type], *self._place) for end, shape in ends)
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._input.name, source)
-        binding.bind_ortvalue_output(self._output.name, target)
+        place, value = self._place, self._library.OrtValue.ortvalue_from_shape_and_type
 
-        def run(planes: NDArray[Any]) -> NDArray[Any]:
-            source.update_inplace(planes)
+        def values(ends: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+            return {
+                name: value([batch, *shapes[name]], _TYPES[end.type], *place) for name, end in ends.items()
+            }
+
+        sources, targets = values(self._takes, self._spec.takes), values(self._gives, self._spec.gives)
+        binding = self._session.io_binding()
+        for name, source in sources.items():
+            binding.bind_ortvalue_input(name, source)
+        for name, target in targets.items():
+            binding.bind_ortvalue_output(name, target)
+
+        def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+            for name, source in sources.items():
+                source.update_inplace(feeds[name])
             self._session.run_with_iobinding(binding)
-            stems: NDArray[Any] = target.numpy()
-            return stems
+            return [target.numpy() for target in targets.values()]
 
         return run
 
@@ -185,7 +187,14 @@ def _check_provider(asked: Any, got: list[str], device: str) -> None:
         )
 
 
-def _check_shape(name: str, found: list[Any], wanted: tuple[int, ...]) -> None:
-    """Compare all axes but the batch."""
-    if list(found[1:]) != list(wanted[1:]):
-        raise BundleError(f"{name} has shape {found}, its spec says [B, {', '.join(map(str, wanted[1:]))}]")
+def _check_ends(name: str, what: str, found: list[Any], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names, and all axes but the batch."""
+    if sorted(end.name for end in found) != sorted(wanted):
+        has = ", ".join(end.name for end in found)
+        raise BundleError(
+            f"{name} has the {what} {has}, its spec says {', '.join(wanted)}: export it with `tfx export`"
+        )
+    for end in found:
+        if tuple(end.shape[1:]) != wanted[end.name]:
+            says = ", ".join(map(str, wanted[end.name]))
+            raise BundleError(f"{name} has shape {end.shape} of {end.name}, its spec says [B, {says}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable, TfxError, reason
 from tfswa.runtime.failures import of_library
+from tfswa.runtime.model.spec import INPUT
 
 if TYPE_CHECKING:
     from tfswa.runtime.backends import Session
@@ -16,21 +18,21 @@ if TYPE_CHECKING:
 _MEMORY = ("out of memory", "bad_alloc", "bad allocation", "failed to allocate", "cannot allocate memory")
 
 
-def infer(session: Session, planes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``session.infer``: ``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``.
+def infer(session: Session, given: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+    """``session.infer``: what the network takes to what it gives, by name.
 
     Raises:
         BackendUnavailable: the library failed, or memory ran out.
         TfxError: as the session itself says.
     """
     try:
-        return session.infer(planes)
+        return session.infer(given)
     except TfxError:
         raise
     except Exception as error:
         if not of_library(error):
             raise
-        raise failed(session.name, len(planes), error) from error
+        raise failed(session.name, len(given[INPUT]), error) from error
 
 
 def out_of_memory(error: BaseException | None) -> bool:

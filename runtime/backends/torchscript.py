@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import device as Device
 
     from tfswa.runtime.model.opening import Model
+    from tfswa.runtime.model.spec import ModelSpec
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of what a device's ceiling is measured with
 MATRIX_ROUNDS = 6
@@ -47,15 +48,16 @@ class TorchScriptSession:
         self._threads = TorchThreads(options.threads)
         path = model.file(self.artifact[0])
         self._module: Any = load_traced(path, self.device)
+        self._spec = model.spec
         self.versions = {"torch": torch.__version__}
         self.description = (
             f"torchscript, torch {torch.__version__}, {options.precision or 'fp32'} on {self.device}"
         )
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives; see ``Session``."""
         self._threads.apply()
-        return run_torch(self._module, mixture, self.device)
+        return run_torch(self._module, self._spec, given, self.device)
 
     def close(self) -> None:
         """Release the network."""
@@ -110,14 +112,17 @@ class TorchThreads:
                 torch.set_num_threads(TorchThreads._before)
 
 
-def run_torch(module: Any, mixture: NDArray[np.float32], device: Device) -> NDArray[np.float32]:
-    """Call a torch module on numpy planes."""
+def run_torch(
+    module: Any, spec: ModelSpec, given: Mapping[str, NDArray[np.float32]], device: Device
+) -> dict[str, NDArray[np.float32]]:
+    """Call a torch module on numpy arrays: by place, in the order of ``ModelSpec.takes`` and ``gives``."""
     import torch
 
     with torch.inference_mode():
-        out = module(torch.from_numpy(np.ascontiguousarray(mixture)).to(device))
-        result: NDArray[np.float32] = out.float().cpu().numpy()
-    return result
+        arrays = (np.ascontiguousarray(given[name]) for name in spec.takes)
+        found = module(*(torch.from_numpy(array).to(device) for array in arrays))
+        each = found if isinstance(found, tuple | list) else (found,)
+        return {name: out.float().cpu().numpy() for name, out in zip(spec.gives, each, strict=True)}
 
 
 def load_traced(path: Path, device: Device) -> Any:

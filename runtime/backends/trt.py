@@ -28,11 +28,10 @@ from tfswa.runtime.backends.engines import (
     probe,
     samples,
 )
-from tfswa.runtime.backends.trt_execution import Ends, Execution, failure
+from tfswa.runtime.backends.trt_execution import End, Ends, Execution, failure
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError, reason
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
-from tfswa.runtime.model.opening import INPUT, OUTPUT
 from tfswa.runtime.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -85,9 +84,9 @@ class TrtSession:
             f"batch up to {batch}"
         )
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``, for any B."""
-        return self._execution.infer(mixture)
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives, of any B items; see ``Session``."""
+        return self._execution.infer(given)
 
     def close(self) -> None:
         """Release the engine and its memory."""
@@ -102,7 +101,7 @@ class TrtSession:
                 return Execution(device, library, engine, ends, smallest, batch), batch
             except DeviceMemoryError as error:
                 if batch == smallest:
-                    needed = 2 * (ends.mixture_bytes(batch) + ends.stems_bytes(batch))
+                    needed = 2 * batch * ends.item_bytes
                     raise self._full(device, needed + engine.device_memory_size_v2, error) from error
                 half = max(smallest, batch // 2)
                 reason = str(error)  # the error itself would keep what could not be made in the log
@@ -152,10 +151,11 @@ class TrtSession:
         One item more than the largest batch: both slots, the largest batch and the smallest.
         """
         again = f"rebuild it with `{self._found.command} --force`"
-        found = self.infer(np.repeat(probe(self._model.spec), batch + 1, axis=0))
-        if not np.isfinite(found).all():
+        asked = {name: np.repeat(one, batch + 1, axis=0) for name, one in probe(self._model.spec).items()}
+        found = self.infer(asked)
+        if not all(np.isfinite(value).all() for value in found.values()):
             raise BundleError(f"{self._found.name} gives NaN or Inf in its self-test on this GPU: {again}")
-        given = [samples(stems) for stems in found]
+        given = [samples({name: value[item] for name, value in found.items()}) for item in range(batch + 1)]
         if answer.shape != given[0].shape:
             name = answer_of(self._found.name)
             raise BundleError(f"{name} has {answer.size} numbers, the engine gives {given[0].size}: {again}")
@@ -283,25 +283,32 @@ def _differences(engine: _Built, graph: tuple[str, str], device: Device) -> Iter
 
 
 def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, int, int]:
-    """Input and output of an engine as a model's spec has them; smallest and largest batch."""
+    """Inputs and outputs of an engine as a model's spec has them; smallest and largest batch."""
     modes = {
         tensor: engine.get_tensor_mode(tensor)
         for tensor in map(engine.get_tensor_name, range(engine.num_io_tensors))
     }
-    if modes != {INPUT: library.TensorIOMode.INPUT, OUTPUT: library.TensorIOMode.OUTPUT}:
+    wanted = dict.fromkeys(spec.takes, library.TensorIOMode.INPUT)
+    wanted |= dict.fromkeys(spec.gives, library.TensorIOMode.OUTPUT)
+    if modes != wanted:
         raise BundleError(
-            f"{name} has the inputs and outputs {', '.join(modes)}, a separation network has {INPUT} and "
-            f"{OUTPUT}: build it with `tfx build-engine`"
+            f"{name} has the inputs and outputs {', '.join(modes)}, its model's are {' and '.join(wanted)}: "
+            "build it with `tfx build-engine`"
         )
-    types = [engine.get_tensor_dtype(tensor).name for tensor in (INPUT, OUTPUT)]
-    if not set(types) <= set(TYPES):
-        raise BundleError(f"{name} takes {types[0]} and gives {types[1]}, it may be {' or '.join(TYPES)}")
-    smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(INPUT, 0))
-    for shape in (smallest, largest):
-        if shape[1:] != spec.input_shape(1)[1:]:
-            raise BundleError(
-                f"{name} takes {list(shape)}, the model's spec says {list(spec.input_shape(shape[0]))}: "
-                "export the model and build the engine again"
-            )
-    ends = Ends(spec.input_shape(1)[1:], spec.output_shape(1)[1:], TYPES[types[0]], TYPES[types[1]])
-    return ends, smallest[0], largest[0]
+    types = {tensor: engine.get_tensor_dtype(tensor).name for tensor in wanted}
+    if not set(types.values()) <= set(TYPES):
+        said = ", ".join(f"{tensor} {kind}" for tensor, kind in types.items())
+        raise BundleError(f"{name} has {said}, each may be {' or '.join(TYPES)}")
+    for tensor, size in spec.takes.items():
+        smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor, 0))
+        for shape in (smallest, largest):
+            if shape[1:] != size:
+                raise BundleError(
+                    f"{name} takes {list(shape)}, the model's spec says {[shape[0], *size]}: "
+                    "export the model and build the engine again"
+                )
+    takes, gives = (
+        {tensor: End(shape, TYPES[types[tensor]]) for tensor, shape in ends.items()}
+        for ends in (spec.takes, spec.gives)
+    )
+    return Ends(takes, gives), smallest[0], largest[0]

@@ -11,8 +11,9 @@ copy out of it, and everything of the piece before came earlier; so no two piece
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,6 @@ from numpy.typing import NDArray
 from tfswa.runtime.backends.cuda import CudaGraph, CudaStream, Device, DeviceBuffer, Event, PinnedBuffer
 from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
-from tfswa.runtime.model.opening import INPUT, OUTPUT
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +31,33 @@ SLOTS = 2
 
 
 @dataclass(frozen=True)
-class Ends:
-    """Input and output of an engine, without the batch.
+class End:
+    """An input or an output of an engine.
 
     Attributes:
-        mixture: ``[2*C, T, F]``.
-        stems: ``[S, 2*C, T, F]``.
-        mixture_type: float32 or float16.
-        stems_type: float32 or float16.
+        shape: of one item.
+        kind: float32 or float16.
     """
 
-    mixture: tuple[int, ...]
-    stems: tuple[int, ...]
-    mixture_type: np.dtype[Any]
-    stems_type: np.dtype[Any]
+    shape: tuple[int, ...]
+    kind: np.dtype[Any]
 
-    def mixture_bytes(self, batch: int) -> int:
-        """Size of a batch of mixtures."""
-        return batch * int(np.prod(self.mixture)) * self.mixture_type.itemsize
+    def bytes(self, batch: int) -> int:
+        """Size of a batch."""
+        return batch * math.prod(self.shape) * self.kind.itemsize
 
-    def stems_bytes(self, batch: int) -> int:
-        """Size of a batch of stems."""
-        return batch * int(np.prod(self.stems)) * self.stems_type.itemsize
+
+@dataclass(frozen=True)
+class Ends:
+    """Inputs and outputs of an engine, by name."""
+
+    takes: Mapping[str, End]
+    gives: Mapping[str, End]
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of all of them, of one item."""
+        return sum(end.bytes(1) for end in (*self.takes.values(), *self.gives.values()))
 
 
 class Execution:
@@ -62,13 +67,13 @@ class Execution:
         device: where the engine lies, current in this thread.
         library: ``tensorrt`` or ``tensorrt_rtx``.
         engine: ``ICudaEngine``; the caller's to release after this.
-        ends: its input and output.
+        ends: its inputs and outputs.
         smallest: batch that its profile begins with; smaller pieces are filled up with silence.
         batch: largest piece, not above the end of its profile.
 
     Raises:
         DeviceMemoryError: there is not enough memory for that batch; nothing is kept.
-        BundleError: the engine's output is not of the shape that ``ends`` says.
+        BundleError: an output of the engine is not of the shape that ``ends`` says.
         CudaError: CUDA or the library fails.
     """
 
@@ -87,48 +92,55 @@ class Execution:
                 self._run(slot, batch)
             self._stack = stack.pop_all()
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``, both float32, of any B.
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the engine takes to what it gives, by name: float32, of any B items.
 
         Raises:
             CudaError: CUDA or the library fails.
         """
-        assert mixture.shape[1:] == self._ends.mixture, mixture.shape
-        stems = np.empty((len(mixture), *self._ends.stems), np.float32)
+        takes, gives = self._ends.takes, self._ends.gives
+        assert {name: value.shape[1:] for name, value in given.items()} == {
+            n: e.shape for n, e in takes.items()
+        }
+        items = len(next(iter(given.values())))
+        found = {name: np.empty((items, *end.shape), np.float32) for name, end in gives.items()}
         under_way: deque[tuple[_Slot, slice]] = deque()
         self._device.activate()
         try:
-            for number, start in enumerate(range(0, len(mixture), self._batch)):
+            for number, start in enumerate(range(0, items, self._batch)):
                 if len(under_way) == SLOTS:
-                    _collect(stems, *under_way.popleft())
-                slot, place = self._slots[number % SLOTS], slice(start, start + self._batch)
-                self._send(slot, mixture[place])
+                    _collect(found, *under_way.popleft())
+                slot, place = self._slots[number % SLOTS], slice(start, min(start + self._batch, items))
+                self._send(slot, {name: value[place] for name, value in given.items()}, place.stop - start)
                 under_way.append((slot, place))
             while under_way:
-                _collect(stems, *under_way.popleft())
+                _collect(found, *under_way.popleft())
         except BaseException:
             self._settle()
             raise
-        return stems
+        return found
 
     def close(self) -> None:
         """Release everything but the engine; calling it twice is harmless."""
         self._stack.close()
         self._config = self._kernels = self._engine = None
 
-    def _send(self, slot: _Slot, piece: NDArray[np.float32]) -> None:
+    def _send(self, slot: _Slot, piece: Mapping[str, NDArray[np.float32]], items: int) -> None:
         """Put a piece on its way through a slot that is free."""
-        batch = max(len(piece), self._smallest)
+        batch = max(items, self._smallest)
         run = self._run(slot, batch)
-        slot.host_in.array[: len(piece)] = piece
-        slot.host_in.array[len(piece) : batch] = 0.0
-        self._device.copy_in(slot.mixture, slot.host_in, self._ends.mixture_bytes(batch), self._copies_in)
+        for name, end in self._ends.takes.items():
+            host = slot.host[name]
+            host.array[:items] = piece[name]
+            host.array[items:batch] = 0.0
+            self._device.copy_in(slot.device[name], host, end.bytes(batch), self._copies_in)
         self._copies_in.record(slot.arrived)
         self._compute.wait(slot.arrived)
         run.launch()
         self._compute.record(slot.computed)
         self._copies_out.wait(slot.computed)
-        self._device.copy_out(slot.host_out, slot.stems, self._ends.stems_bytes(len(piece)), self._copies_out)
+        for name, end in self._ends.gives.items():
+            self._device.copy_out(slot.host[name], slot.device[name], end.bytes(items), self._copies_out)
         self._copies_out.record(slot.left)
 
     def _settle(self) -> None:
@@ -152,19 +164,18 @@ class Execution:
         context = self._engine.create_execution_context(self._config)
         if context is None:
             raise failure(self._library, f"made no execution context for batch {batch}")
-        bound = (
-            context.set_input_shape(INPUT, (batch, *self._ends.mixture))
-            and context.set_tensor_address(INPUT, slot.mixture.address)
-            and context.set_tensor_address(OUTPUT, slot.stems.address)
-        )
+        bound = all(
+            context.set_input_shape(name, (batch, *end.shape)) for name, end in self._ends.takes.items()
+        ) and all(context.set_tensor_address(name, memory.address) for name, memory in slot.device.items())
         if not bound:
             raise failure(self._library, f"did not take batch {batch}")
-        found, wanted = tuple(context.get_tensor_shape(OUTPUT)), (batch, *self._ends.stems)
-        if found != wanted:
-            raise BundleError(
-                f"the engine's {OUTPUT} are {list(found)}, the model's spec says {list(wanted)}: "
-                "export the model and build the engine again"
-            )
+        for name, end in self._ends.gives.items():
+            found, wanted = tuple(context.get_tensor_shape(name)), (batch, *end.shape)
+            if found != wanted:
+                raise BundleError(
+                    f"the engine's {name} are {list(found)}, the model's spec says {list(wanted)}: "
+                    "export the model and build the engine again"
+                )
         needed = context.update_device_memory_size_for_shapes()
         if self._scratch is None or self._scratch.size < needed:
             # Contexts that were bound to a smaller one keep it: it is in their graphs.
@@ -180,14 +191,15 @@ class _Slot:
     def __init__(self, device: Device, ends: Ends, batch: int):
         self.runs: dict[int, _Run] = {}
         with ExitStack() as stack:
-            self.host_in = stack.enter_context(
-                closing(PinnedBuffer(device, (batch, *ends.mixture), ends.mixture_type))
-            )
-            self.host_out = stack.enter_context(
-                closing(PinnedBuffer(device, (batch, *ends.stems), ends.stems_type))
-            )
-            self.mixture = stack.enter_context(closing(DeviceBuffer(device, ends.mixture_bytes(batch))))
-            self.stems = stack.enter_context(closing(DeviceBuffer(device, ends.stems_bytes(batch))))
+            both = {**ends.takes, **ends.gives}
+            self.host = {
+                name: stack.enter_context(closing(PinnedBuffer(device, (batch, *end.shape), end.kind)))
+                for name, end in both.items()
+            }
+            self.device = {
+                name: stack.enter_context(closing(DeviceBuffer(device, end.bytes(batch))))
+                for name, end in both.items()
+            }
             self.arrived, self.computed, self.left = (
                 stack.enter_context(closing(Event(device))) for _ in range(3)
             )
@@ -277,8 +289,8 @@ def _config(library: Any, engine: Any) -> tuple[Any, Any]:
     return config, cache
 
 
-def _collect(stems: NDArray[np.float32], slot: _Slot, place: slice) -> None:
+def _collect(found: Mapping[str, NDArray[np.float32]], slot: _Slot, place: slice) -> None:
     """Wait for a piece and put it in its place."""
     slot.left.synchronize()
-    part = stems[place]
-    part[...] = slot.host_out.array[: len(part)]
+    for name, whole in found.items():
+        whole[place] = slot.host[name].array[: place.stop - place.start]

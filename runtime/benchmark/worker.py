@@ -28,6 +28,8 @@ def work() -> None:
     from tfswa.runtime.errors import TfxError
     from tfswa.runtime.machine import gpu_memory_mb, peak_memory_mb
     from tfswa.runtime.model.opening import open_model
+    from tfswa.runtime.model.spec import INPUT
+    from tfswa.runtime.stream.codec import first_tensors
     from tfswa.runtime.stream.separator import Separator
 
     given = json.loads(sys.argv[1])
@@ -48,8 +50,9 @@ def work() -> None:
         opened = time.perf_counter()
         spec, session = separator.spec, separator.session
         random = np.random.default_rng(0)
-        planes = random.standard_normal(spec.input_shape(given["batch"]), dtype=np.float32)
-        separator.infer(planes)
+        items = {INPUT: random.standard_normal(spec.input_shape(given["batch"]), dtype=np.float32)}
+        tensors = first_tensors(spec, items)
+        separator.infer(tensors)
     except (TfxError, MemoryError) as error:
         _say({"error": " ".join(str(error).split()) or type(error).__name__})
         return
@@ -63,7 +66,7 @@ def work() -> None:
         word, *rest = json.loads(line)
         try:
             if word == "run":
-                answer = {"seconds": [_timed(separator.infer, planes) for _ in range(rest[0])]}
+                answer = {"seconds": [_timed(separator.infer, tensors) for _ in range(rest[0])]}
             else:
                 source, target = rest
                 np.save(target, separator.separate(np.load(source)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,11 +159,16 @@ def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
         "context_frames": chunk.context,
         "context_after_frames": chunk.after,
         "fade_frames": chunk.fade,
+        "early_frames": chunk.early,
+        "least_latency_seconds": round(spec.least_latency_samples / stft.sample_rate, 3),
         "latency_seconds": round(ChunkPlan.of(spec).latency_samples() / stft.sample_rate, 3),
         "network_stems": list(spec.outputs),
         "unseen_stem": spec.unseen_stem,
         "residual_stem": spec.residual_stem,
         "residual_gain": spec.residual_gain,
+        "samples": spec.samples,
+        "state": {name: list(shape) for name, shape in spec.state.items()},
+        "state_mb": round(4 * sum(map(math.prod, spec.state.values())) / 1e6, 2),
         "parameters": spec.parameters,
         "weights_mb": round(spec.parameters * 4 / 1e6, 2),
         "gflop_per_second": spec.gflop_per_second,
@@ -180,6 +186,9 @@ def _print(description: Mapping[str, Any]) -> None:
                 size = f"{entry['bytes'] / 1e6:.2f} MB"
                 vouched = "" if entry["trusted"] == "data" else f"  {_vouched(entry['trusted'])}"
                 click.echo(f"  {file:28} {entry['kind']:12} {entry['precision']:5} {size:>10}{vouched}")
+        elif key == "state":
+            size = f"{len(value)} tensors, {description['state_mb']} MB for each stream"
+            click.echo(f"state: {size if value else 'none'}")
         elif key == "trusted":
             click.echo(f"{name}: {_vouched(value)}")
         elif key == "parity":
@@ -195,7 +204,7 @@ def _print(description: Mapping[str, Any]) -> None:
             click.echo(f"{name}: {value:,} ({description['weights_mb']} MB in float32)")
         elif key == "gflop_per_second":
             click.echo(f"GFLOP per second of audio: {value}")
-        elif key != "weights_mb":
+        elif key not in ("weights_mb", "state_mb"):
             click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
 
 

@@ -20,7 +20,6 @@ from tfswa.runtime.model.digest import check_digest
 from tfswa.runtime.model.spec import ModelSpec
 
 METADATA = "tfx"  # key of metadata_props in ONNX; name of the extra file in TorchScript is tfx.json
-INPUT, OUTPUT = "mixture", "stems"  # of every exported graph
 DEMO = "demo"
 AOT_MEMBERS = (
     "data/aotinductor/",

@@ -3,7 +3,13 @@
 A network maps ``mixture [B, 2*C, T, F]`` to ``stems [B, S, 2*C, T, F]``. Planes are the real and the
 imaginary part per audio channel, in the order ``re(0), im(0), re(1), im(1), ...``; of the bins the
 network sees F, by default all but the Nyquist bin. STFT and iSTFT belong to the host, masks and
-normalization to the network, so that a backend knows nothing of families.
+normalization to the network, so that a backend knows nothing of families: it gets named tensors and gives
+named tensors. What a specification may ask for beside these two:
+
+    takes                       gives
+    mixture [B, 2*C, T, F]      stems [B, S, 2*C, T, F]
+    samples [B, C, N]           stem_samples [B, S, C, N]   ``samples``: added after the inverse transform
+    state.NAME [B, ...]         next.NAME [B, ...]          ``state``: what the next chunk is given
 """
 
 from __future__ import annotations
@@ -27,9 +33,15 @@ _SINCE_2: Mapping[tuple[str, str], Any] = {
     ("stft", "seen"): None,
     ("stft", "zero_below"): 0,
     ("chunk", "context_after"): None,
+    ("chunk", "early"): 0,
     ("", "residual_gain"): 1.0,
     ("", "network_stems"): None,
+    ("", "samples"): False,
+    ("", "state"): {},
 }
+INPUT, OUTPUT = "mixture", "stems"  # of every network
+SAMPLES, STEM_SAMPLES = "samples", "stem_samples"  # of one with a branch of its own for samples
+STATE, NEXT = "state.", "next."  # beginnings of the names of what goes from chunk to chunk
 WINDOWS = ("hann", "none")
 PADDINGS = ("zero", "reflect")
 LEAST_SUM = (
@@ -187,6 +199,8 @@ class ChunkSpec:
         fade: frames over which neighbors are cross-faded.
         multiple: T must be divisible by it, a property of the network.
         context_after: frames discarded after it; None: as many as before. Live use waits for them.
+        early: of a network with state: first frames of a chunk that it passes over. They see nothing of what
+            comes before the chunk; the state that it is given is that before the frame behind them.
     """
 
     frames: int = 256
@@ -194,6 +208,7 @@ class ChunkSpec:
     fade: int = 8
     multiple: int = 64
     context_after: int | None = None
+    early: int = 0
 
     def __post_init__(self) -> None:
         _positive(self, "frames", "multiple")
@@ -203,7 +218,9 @@ class ChunkSpec:
                 f"chunk of {self.frames} frames is not a multiple of {self.multiple}: "
                 f"use {math.ceil(self.frames / self.multiple) * self.multiple}"
             )
-        _integers(self, "context", "fade", *(() if self.context_after is None else ("context_after",)))
+        _integers(self, "context", "fade", "early")
+        if self.context_after is not None:
+            _integers(self, "context_after")
         if min(self.context, self.after, self.fade) < 0 or self.step < max(self.fade, 1):
             context = self.context if self.context_after is None else f"{self.context} + {self.after}"
             raise BundleError(
@@ -238,6 +255,11 @@ class ModelSpec:
         residual_stem: the stem that is replaced by mixture minus ``residual_gain`` times all others, or None.
         residual_gain: see there; 1 makes the sum of stems the mixture.
         network_stems: what the network gives, in its order; None: all stems. It may lack the residual one.
+        samples: whether the network also takes the chunk's samples, and gives samples of its stems, which are
+            added after the inverse transform.
+        state: of a causal network, what goes from chunk to chunk: shapes by name, without the batch. Zeros
+            are given with a signal's first chunk; what it gives is the state before frame ``early`` of the
+            next chunk.
         weights_license: license of the weights, SPDX where there is one.
         parameters: number of weights.
         gflop_per_second: billions of floating-point operations per second of audio, chunk overlap left out.
@@ -253,6 +275,8 @@ class ModelSpec:
     residual_stem: str | None = None
     residual_gain: float = 1.0
     network_stems: tuple[str, ...] | None = None
+    samples: bool = False
+    state: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     weights_license: str = "unknown"
     parameters: int = 0
     gflop_per_second: float = 0.0
@@ -275,7 +299,10 @@ class ModelSpec:
             if name is not None and name not in self.stems:
                 raise BundleError(f"{role} {name!r} is not one of the stems {list(self.stems)}")
         self._check_network_stems()
-        numbers = math.prod(self.input_shape(1)) + math.prod(self.output_shape(1))
+        if not isinstance(self.samples, bool):
+            raise BundleError(f"samples {self.samples!r} must be true or false")
+        self._check_state()
+        numbers = sum(map(math.prod, (*self.takes.values(), *self.gives.values())))
         if 4 * numbers > CHUNK_BYTES:
             raise BundleError(
                 f"{len(self.stems)} stems of {self.channels} channels, {self.chunk.frames} frames and "
@@ -297,6 +324,56 @@ class ModelSpec:
                     f"nor the residual_stem {self.residual_stem!r}"
                 )
 
+    def _check_state(self) -> None:
+        """Names and shapes; and every frame that goes into the state sees all that is under its window."""
+        if not isinstance(self.state, Mapping):
+            raise BundleError(f"state {self.state!r} must be a table of shapes by name")
+        state = {name: _shape_of_state(name, self.state[name]) for name in sorted(self.state, key=str)}
+        object.__setattr__(self, "state", state)
+        chunk, stft = self.chunk, self.stft
+        if not state:
+            if chunk.early:
+                raise BundleError(f"early {chunk.early} frames are for a network with state, this has none")
+            return
+        if stft.offset:
+            raise BundleError(
+                f"offset {stft.offset} of the first frame and a network with state: frames of one chunk "
+                f"would not be on the grid of the next, every {stft.hop} samples: use offset 0"
+            )
+        edge = math.ceil(stft.n_fft / 2 / stft.hop)  # frames at an end whose windows leave the chunk
+        reach = edge - 1  # frames from one frame to the last whose window is over its center
+        for name, given, least in (
+            ("early", chunk.early, edge),
+            ("context", chunk.context, chunk.early + reach),
+            ("context_after", chunk.after, edge + reach),
+        ):
+            if given < least:
+                raise BundleError(
+                    f"{name} {given} is too little for a network with state: windows of {stft.n_fft} and hop "
+                    f"{stft.hop} need {least} frames"
+                )
+
+    @property
+    def takes(self) -> dict[str, tuple[int, ...]]:
+        """What the network takes: shapes by name, in its order, without the batch."""
+        branch = {SAMPLES: (self.channels, self.chunk_samples)} if self.samples else {}
+        return {INPUT: self.input_shape(1)[1:], **branch, **{STATE + n: s for n, s in self.state.items()}}
+
+    @property
+    def beside_planes(self) -> str:
+        """What the network takes beside planes, in words; empty for most."""
+        names = [name for name in self.takes if name != INPUT]
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        return ", ".join(names[:2]) + more
+
+    @property
+    def gives(self) -> dict[str, tuple[int, ...]]:
+        """What the network gives: shapes by name, in its order, without the batch."""
+        branch = (
+            {STEM_SAMPLES: (len(self.outputs), self.channels, self.chunk_samples)} if self.samples else {}
+        )
+        return {OUTPUT: self.output_shape(1)[1:], **branch, **{NEXT + n: s for n, s in self.state.items()}}
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """The stems that the network gives, in its order."""
@@ -316,6 +393,11 @@ class ModelSpec:
     def context_after_samples(self) -> int:
         """Samples discarded at the end of a chunk."""
         return self.chunk.after * self.stft.hop
+
+    @property
+    def least_latency_samples(self) -> int:
+        """Samples that must be there before the first of them is done, in chunks that keep one hop."""
+        return (1 + self.chunk.fade + self.chunk.after) * self.stft.hop
 
     @property
     def fade_samples(self) -> int:
@@ -374,6 +456,13 @@ class ModelSpec:
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise BundleError(f"the model's spec is incomplete or has unknown fields: {reason}") from error
+
+
+def _shape_of_state(name: object, shape: object) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, list | tuple) else ()
+    if not _is_file_name(name) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise BundleError(f"state {name!r} has the shape {shape!r}: it must be a name, and sizes above 0")
+    return sizes
 
 
 def _as_json_reads(value: Any) -> Any:

@@ -14,10 +14,11 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, SAMPLES, ModelSpec
 from tfswa.runtime.songs.finding import find_songs
 from tfswa.runtime.songs.loading import Song, load, loudest_chunk
 from tfswa.runtime.songs.synthetic import difficult_signals, synthetic_song
+from tfswa.runtime.stream.codec import first_tensors
 from tfswa.runtime.stream.overlap import ChunkPlan
 from tfswa.runtime.stream.transform import Stft
 
@@ -72,13 +73,26 @@ def songs(path: Path | None, spec: ModelSpec) -> list[Item]:
 
 
 def loudest_planes(mixture: NDArray[np.float32], spec: ModelSpec) -> tuple[int, NDArray[np.float32]]:
-    """Where a song's loudest chunk begins, in samples, and the network's input for it, ``[1, 2*C, T, F]``.
+    """Where a song's loudest chunk begins, in samples, and the network's planes of it, ``[1, 2*C, T, F]``.
+
+    Raises:
+        AudioError: the song is silent.
+    """
+    start, given = loudest_tensors(mixture, spec)
+    return start, given[INPUT]
+
+
+def loudest_tensors(
+    mixture: NDArray[np.float32], spec: ModelSpec
+) -> tuple[int, dict[str, NDArray[np.float32]]]:
+    """The same, and all that the network takes, as of a signal's first chunk.
 
     Raises:
         AudioError: the song is silent.
     """
     start, chunk = loudest_chunk(mixture, spec)
-    return start, Stft(spec.stft).planes(chunk[np.newaxis])
+    chunks = chunk[np.newaxis]
+    return start, first_tensors(spec, {INPUT: Stft(spec.stft).planes(chunks), SAMPLES: chunks})
 
 
 def adversaries(spec: ModelSpec, seed: int = SEED) -> list[Item]:

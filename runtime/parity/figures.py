@@ -11,22 +11,37 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.evaluation.bsseval import MEASURES, BssEval
 from tfswa.runtime.metrics import finite_db, sdr_db, sdr_windows_db, si_sdr_db, snr_db
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import NEXT, OUTPUT, STEM_SAMPLES, ModelSpec
 from tfswa.runtime.parity.certificate import GraphFigures, QualityFigures, SignalFigures
 from tfswa.runtime.songs.loading import Song
 
 Stems = NDArray[np.floating[Any]]
 
 
-def graph_figures(item: str, spec: ModelSpec, right: Stems, found: Stems) -> list[GraphFigures]:
-    """Compare network outputs ``[B, S, 2*C, T, F]``, stem by stem."""
+def output_parts(spec: ModelSpec, out: Mapping[str, Stems]) -> dict[str, Stems]:
+    """What a network gave, part by part, ``[B, ...]``: each stem, its samples, and each state.
+
+    Stems go by their names, the others by that of the tensor.
+    """
+    parts = {stem: out[OUTPUT][:, index] for index, stem in enumerate(spec.outputs)}
+    if spec.samples:
+        for index, stem in enumerate(spec.outputs):
+            parts[f"{STEM_SAMPLES}.{stem}"] = out[STEM_SAMPLES][:, index]
+    return parts | {NEXT + name: out[NEXT + name] for name in spec.state}
+
+
+def graph_figures(
+    item: str, spec: ModelSpec, right: Mapping[str, Stems], found: Mapping[str, Stems]
+) -> list[GraphFigures]:
+    """Compare what two networks gave, part by part."""
     rows = []
-    for index, stem in enumerate(spec.outputs):
-        one, two = right[:, index], found[:, index]
+    others = output_parts(spec, found)
+    for part, one in output_parts(spec, right).items():
+        two = others[part]
         peak = float(np.abs(one).max())
         error = finite_db(float(np.abs(one - two).max()) / peak) if peak else None
         snr = finite_db(snr_db(one, two)) if np.isfinite(two).all() else None
-        rows.append(GraphFigures(item, stem, error, snr, bool(np.array_equal(one, two))))
+        rows.append(GraphFigures(item, part, error, snr, bool(np.array_equal(one, two))))
     return rows
 
 

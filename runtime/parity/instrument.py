@@ -43,11 +43,17 @@ def open_instrument(model: Model, backend: str, precision: str) -> Instrument:
     """Open a bundle's artifact.
 
     Raises:
-        UsageError: a backend whose values cannot be looked at, or no such precision.
+        UsageError: a backend whose values cannot be looked at, no such precision, or a network that takes
+            more than planes.
         BackendUnavailable: the bundle has no such artifact, or a library is missing; of TensorRT's engines,
             the command of NVIDIA's own tool.
         BundleError: the file cannot be read.
     """
+    if model.spec.beside_planes:
+        raise UsageError(
+            f"localize follows the mixture's planes, {model.name} also takes "
+            f"{model.spec.beside_planes}: use `tfx parity`, which compares all that it gives"
+        )
     if backend == "trt":
         file, _ = model.artifact("onnx", precision)
         line = layers_line(model.file(file), model.spec, gate_for(precision).snr_db)

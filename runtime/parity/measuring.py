@@ -17,12 +17,13 @@ from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.parity.candidates import Candidate
 from tfswa.runtime.parity.certificate import AxisFigures, Certificate, GraphFigures
-from tfswa.runtime.parity.corpus import Kind, loudest_planes
+from tfswa.runtime.parity.corpus import Kind, loudest_tensors
 from tfswa.runtime.parity.evidence import versions_of
 from tfswa.runtime.parity.figures import Quality, graph_figures, signal_figures, worst_snr_db
 from tfswa.runtime.parity.kept import ItemFigures, Kept
 from tfswa.runtime.parity.reference import Reference, load_reference
 from tfswa.runtime.songs.loading import Song
+from tfswa.runtime.stream.codec import Tensors
 from tfswa.runtime.stream.separator import Separator
 
 Audio = NDArray[np.float32]
@@ -66,7 +67,7 @@ class Referee:
         self._full: Reference | None = load_reference(FULL)(model) if self.reference.exact else None
         self.rounding_db: dict[str, float | None] = {}
         self._model = model
-        self._planes: tuple[Audio, Audio] | None = None
+        self._chunk: tuple[Tensors, Tensors] | None = None
 
     def separate(self, song: Song, real: bool) -> Right:
         """What the reference makes of a song."""
@@ -81,12 +82,13 @@ class Referee:
         quality = Quality(song, self._model.spec)
         return Right(stems, quality, quality.measure(stems))
 
-    def graph(self, song: Song) -> tuple[Audio, Audio]:
-        """Planes of the song's loudest chunk, and what the network makes of them."""
-        if self._planes is None:
-            _, planes = loudest_planes(song.mixture, self._model.spec)
-            self._planes = planes, self.reference.network_output(planes).astype(np.float32)
-        return self._planes
+    def graph(self, song: Song) -> tuple[Tensors, Tensors]:
+        """What the network takes of the song's loudest chunk, and what it makes of that."""
+        if self._chunk is None:
+            _, given = loudest_tensors(song.mixture, self._model.spec)
+            found = self.reference.network_output(given)
+            self._chunk = given, {name: value.astype(np.float32) for name, value in found.items()}
+        return self._chunk
 
 
 class Measuring:
@@ -149,9 +151,9 @@ class Measuring:
 
     def _graph(self, referee: Referee, song: Song) -> tuple[list[GraphFigures], dict[str, int]]:
         """The network alone."""
-        planes, right = referee.graph(song)
+        given, right = referee.graph(song)
         self._session.non_finite = 0
-        found = self._session.infer(planes)
+        found = self._session.infer(given)
         name = f"a chunk of {song.name}"
         return graph_figures(name, self._model.spec, right, found), {name: self._session.non_finite}
 
@@ -232,9 +234,9 @@ class _Counting:
         self.versions, self.batch_limit = session.versions, getattr(session, "batch_limit", None)
         self.non_finite = 0
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        out = self._session.infer(mixture)
-        self.non_finite += int(out.size - np.count_nonzero(np.isfinite(out)))
+    def infer(self, given: Tensors) -> Tensors:
+        out = self._session.infer(given)
+        self.non_finite += sum(int(part.size - np.count_nonzero(np.isfinite(part))) for part in out.values())
         return out
 
     def close(self) -> None:

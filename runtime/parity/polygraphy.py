@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tfswa.runtime.backends.engines import ENGINE
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import INPUT
 from tfswa.runtime.model.spec import ModelSpec
 
 REFERENCE = "polygraphy-fp32.json"  # where the first command leaves the outputs for the second
@@ -37,7 +36,7 @@ def command_line(bundle: Bundle, artifact: str, snr_db: float) -> str | None:
         runner = ["--trt", "--model-type", "engine"]
         if entry.details.get("flavor") == "rtx":
             prefix = "POLYGRAPHY_USE_TENSORRT_RTX=1 "
-    shape = ["--input-shapes", f"{INPUT}:[{','.join(map(str, bundle.spec.input_shape(1)))}]"]
+    shape = _shapes(bundle.spec)
     first = ["polygraphy", "run", str(bundle.file(full)), "--onnxrt", *shape, "--save-outputs", REFERENCE]
     second = ["polygraphy", "run", str(bundle.file(artifact)), *runner, *shape]
     second += ["--load-outputs", REFERENCE, "--compare", "snr", "--snr-threshold", f"{snr_db:g}"]
@@ -54,5 +53,11 @@ def layers_line(graph: Path, spec: ModelSpec, snr_db: float) -> str:
     """
     line = ["polygraphy", "run", str(graph), "--onnxrt", "--trt", "--strongly-typed"]
     line += ["--onnx-outputs", "*", "--trt-outputs", "*"]
-    line += ["--input-shapes", f"{INPUT}:[{','.join(map(str, spec.input_shape(1)))}]"]
-    return shlex.join([*line, "--compare", "snr", "--snr-threshold", f"{snr_db:g}", "--fail-fast"])
+    return shlex.join(
+        [*line, *_shapes(spec), "--compare", "snr", "--snr-threshold", f"{snr_db:g}", "--fail-fast"]
+    )
+
+
+def _shapes(spec: ModelSpec) -> list[str]:
+    named = (f"{name}:[{','.join(map(str, (1, *shape)))}]" for name, shape in spec.takes.items())
+    return ["--input-shapes", *named]

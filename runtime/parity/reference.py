@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -38,8 +38,8 @@ class Reference(Protocol):
     def separate_once(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
         """``[C, N] -> [S, C, N]`` in one pass; N is (T - 1) * hop, T a multiple of ``chunk.multiple``."""
 
-    def network_output(self, planes: NDArray[np.float32]) -> NDArray[np.floating]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``: the network alone."""
+    def network_output(self, given: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.floating]]:
+        """What the network alone gives of what it takes, by name; of what is lacking it is given zeros."""
 
 
 class EagerNetwork(Reference, Protocol):

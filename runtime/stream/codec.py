@@ -1,13 +1,13 @@
-"""Between samples and planes: a chunk to what a network takes, and what it gives to stems."""
+"""Between samples and tensors: a chunk to what a network takes, and what it gives to stems."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, OUTPUT, SAMPLES, STEM_SAMPLES, ModelSpec
 from tfswa.runtime.stream.samples import all_finite
 from tfswa.runtime.stream.transform import pack, unpack
 from tfswa.runtime.stream.transform_torch import transform_for
@@ -16,6 +16,22 @@ from tfswa.runtime.stream.wiener import refine
 Audio = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
 """Of one chunk: ``[C, T, K]``."""
+Tensors = Mapping[str, NDArray[np.float32]]
+"""What a network takes, or gives, by name; see ``ModelSpec``."""
+
+
+def first_tensors(spec: ModelSpec, given: Tensors) -> dict[str, NDArray[np.float32]]:
+    """What the network takes with a signal's first chunk: the given tensors, and zeros for what they lack.
+
+    Args:
+        spec: the model's contract.
+        given: of B items; ``mixture`` must be among them.
+    """
+    items = len(given[INPUT])
+    return {
+        name: given[name] if name in given else np.zeros((items, *shape), np.float32)
+        for name, shape in spec.takes.items()
+    }
 
 
 class Codec:
@@ -40,21 +56,24 @@ class Codec:
         """Spectra of ``[B, C, N]``: one transform per chunk, so that a batch changes no bit of it."""
         return [self._stft.forward(chunk) for chunk in chunks]
 
-    def planes(self, spectra: Sequence[Spectrum]) -> NDArray[np.float32]:
-        """What the network takes: ``[B, 2*C, T, F]``."""
-        return np.stack([pack(spectrum, self.spec.stft) for spectrum in spectra])
+    def tensors(self, chunks: Audio, spectra: Sequence[Spectrum]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes of chunks ``[B, C, N]``: all but its state."""
+        planes = np.stack([pack(spectrum, self.spec.stft) for spectrum in spectra])
+        return {INPUT: planes, SAMPLES: chunks} if self.spec.samples else {INPUT: planes}
 
-    def stems(self, chunk: Audio, spectrum: Spectrum, out: NDArray[np.float32]) -> Audio:
-        """One chunk's network output ``[S, 2*C, T, F]`` to all stems ``[S, C, N]``."""
+    def stems(self, chunk: Audio, spectrum: Spectrum, out: Tensors) -> Audio:
+        """What the network gave of one chunk, without the batch, to all stems ``[S, C, N]``."""
         spec, given, gain = self.spec, self.spec.outputs, self.spec.residual_gain
         spectra = np.zeros((len(given), *spectrum.shape), np.complex64)  # [S, C, T, K]
         if spec.unseen_stem in given:
             spectra[given.index(spec.unseen_stem)] = spectrum
         with np.errstate(invalid="ignore", over="ignore"):  # the stream engine says it, with chunk and stem
-            unpack(out, spectra, spec.stft)
-            if self.wiener and all_finite(out):
+            unpack(out[OUTPUT], spectra, spec.stft)
+            if self.wiener and all_finite(out[OUTPUT]):
                 spectra, given, gain = refine(spectra, spectrum, spec, self.wiener), spec.stems, 1.0
             stems = self._stft.inverse(spectra, chunk.shape[-1])
+            if spec.samples:
+                stems += out[STEM_SAMPLES]
             if given != spec.stems:
                 silent = np.zeros_like(chunk)
                 stems = np.stack([stems[given.index(s)] if s in given else silent for s in spec.stems])

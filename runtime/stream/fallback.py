@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import numpy as np
@@ -50,8 +51,8 @@ class Fallback:
                 "--on-nonfinite recompute, or choose another --backend or --precision"
             )
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``.
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """What the network takes to what it gives, by name.
 
         Raises:
             TfxError: the network cannot be loaded; the type is that of the reason.
@@ -64,7 +65,7 @@ class Fallback:
                     f"a chunk with NaN or Inf cannot be computed in float32: {error}"
                 ) from error
             self.description = f"{self._session.description} ({self._session.artifact[0]})"
-        return infer(self._session, mixture)
+        return infer(self._session, given)
 
     def close(self) -> None:
         """Release the network, if it was loaded."""

@@ -24,7 +24,8 @@ from tfswa.runtime.backends.running import infer
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError, did_you_mean
 from tfswa.runtime.limits import MOST_BATCH, check_number
 from tfswa.runtime.model.opening import Model, open_model
-from tfswa.runtime.stream.codec import Codec, Spectrum
+from tfswa.runtime.model.spec import INPUT, NEXT, OUTPUT, STATE
+from tfswa.runtime.stream.codec import Codec, Tensors
 from tfswa.runtime.stream.fallback import Fallback
 from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
 from tfswa.runtime.stream.samples import all_finite
@@ -137,27 +138,28 @@ class Separator:
         """What computed chunks again, of which file; None where it was not needed."""
         return None if self.fallback is None else self.fallback.description
 
-    def infer(self, planes: Audio) -> Audio:
-        """The network alone: ``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``.
+    def infer(self, given: Tensors) -> Tensors:
+        """The network alone: what it takes to what it gives, by the names and shapes of the spec.
 
         Raises:
             BackendUnavailable, TfxError: see ``running.infer``; or a shape that is not the spec's.
         """
         with self._turn:
-            out = infer(self.session, planes)
-        return self._checked(out, len(planes), self.session.description)
+            out = infer(self.session, given)
+        return self._checked(out, len(given[INPUT]), self.session.description)
 
-    def infer_again(self, planes: Audio) -> Audio:
+    def infer_again(self, given: Tensors) -> Tensors:
         """The same by the float32 network."""
         assert self.fallback is not None
         with self._fallback_turn:
-            out = self.fallback.infer(planes)
-        return self._checked(out, len(planes), str(self.fallback.description))
+            out = self.fallback.infer(given)
+        return self._checked(out, len(given[INPUT]), str(self.fallback.description))
 
-    def _checked(self, out: Audio, items: int, by: str) -> Audio:
-        expected = self.spec.output_shape(items)
-        if out.shape != expected:
-            raise TfxError(f"{by} returned shape {out.shape}, the spec says {expected}")
+    def _checked(self, out: Tensors, items: int, by: str) -> Tensors:
+        found = {name: value.shape for name, value in out.items()}
+        expected = {name: (items, *shape) for name, shape in self.spec.gives.items()}
+        if found != expected:
+            raise TfxError(f"{by} returned shapes {found}, the spec says {expected}")
         return out
 
     def stream(self) -> Stream:
@@ -234,6 +236,8 @@ class Separator:
 class Stream(OverlapAdd):
     """One signal on its way through a model: a stream engine whose state is that signal's alone.
 
+    The chunks of a network with state go through it one after the other, whatever the batch is.
+
     Attributes:
         network_seconds: CPU time that the calling thread spent in the network.
     """
@@ -241,13 +245,15 @@ class Stream(OverlapAdd):
     def __init__(self, separator: Separator):
         spec, self._separator = separator.spec, separator
         self._finite: list[bool] = []  # of each item that the network gave last; empty without a fallback
+        self._state = {STATE + name: np.zeros((1, *size), np.float32) for name, size in spec.state.items()}
+        self._given: Tensors = {}  # what the network took last
         self.network_seconds = 0.0
         super().__init__(
             self._separate_chunks,
             channels=spec.channels,
             stems=spec.stems,
             plan=ChunkPlan.of(spec),
-            batch=separator.batch,
+            batch=1 if spec.state else separator.batch,
             redo=None if separator.fallback is None else self._recompute,
         )
 
@@ -255,9 +261,12 @@ class Stream(OverlapAdd):
         """``[B, C, N] -> [B, S, C, N]``."""
         codec = self._separator.codec
         spectra = codec.spectra(chunks)
-        out = self._timed(self._separator.infer, spectra)
-        self._finite = [] if self._separator.fallback is None else [all_finite(item) for item in out]
-        return np.stack([codec.stems(*chunk) for chunk in zip(chunks, spectra, out, strict=True)])
+        self._given = {**codec.tensors(chunks, spectra), **self._state}
+        items = self._run_network(self._separator.infer, len(chunks))
+        self._finite = []
+        if self._separator.fallback is not None:
+            self._finite = [all(map(all_finite, item.values())) for item in items]
+        return np.stack([codec.stems(*chunk) for chunk in zip(chunks, spectra, items, strict=True)])
 
     def _recompute(self, chunk: Audio, place: int) -> Audio:
         """A chunk ``[1, C, N]`` of the latest batch to stems ``[1, S, C, N]``, by the float32 network."""
@@ -266,18 +275,21 @@ class Stream(OverlapAdd):
             raise NonFiniteError(
                 "the network's output is finite, its inverse transform is not: check the model"
             )
-        spectra = codec.spectra(chunk)
-        out = self._timed(self._separator.infer_again, spectra)
-        return codec.stems(chunk[0], spectra[0], out[0])[np.newaxis]
+        self._given = {name: value[place : place + 1] for name, value in self._given.items()}
+        (item,) = self._run_network(self._separator.infer_again, 1)
+        return codec.stems(chunk[0], codec.spectra(chunk)[0], item)[np.newaxis]
 
-    def _timed(self, network: Callable[[Audio], Audio], spectra: Sequence[Spectrum]) -> Audio:
-        """Spectra of B chunks to the network's output ``[B, S, 2*C, T, F]``."""
-        planes = self._separator.codec.planes(spectra)
+    def _run_network(self, network: Callable[[Tensors], Tensors], count: int) -> list[Tensors]:
+        """What the network gives of what it was given, item by item; its state is kept for the next chunk."""
         before = time.thread_time()
         try:
-            return network(planes)
+            out = network(self._given)
         finally:
             self.network_seconds += time.thread_time() - before
+        self._state = {name: out[NEXT + name.removeprefix(STATE)] for name in self._state}
+        if not all(map(all_finite, self._state.values())):  # or it would break every chunk to come
+            out = {**out, OUTPUT: np.full_like(out[OUTPUT], np.nan)}
+        return [{name: value[item] for name, value in out.items()} for item in range(count)]
 
 
 def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:

@@ -42,13 +42,18 @@ def check_wiener(iterations: object, spec: ModelSpec | None = None) -> None:
         spec: the model's contract; None checks the number alone.
 
     Raises:
-        UsageError: no whole number from 0 to ``MOST_WIENER``, or the model has one stem.
+        UsageError: no whole number from 0 to ``MOST_WIENER``, or the model has one stem or gives samples.
     """
     check_number("wiener", iterations, MOST_WIENER, least=0)
     if iterations and spec is not None and len(spec.stems) < 2:
         raise UsageError(
             f"wiener {iterations} shares the mixture between at least 2 stems, the model has 1, "
             f"{spec.stems[0]}: leave it out, or choose another model"
+        )
+    if iterations and spec is not None and spec.samples:
+        raise UsageError(
+            f"wiener {iterations} works on spectra, the model also gives samples of its "
+            f"{len(spec.outputs)} stems: leave it out, or choose another model"
         )
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from planes import Tensors, planes_session
 
 torch = pytest.importorskip("torch", reason="torch is not installed: export needs it")
 
 from tfswa.export import check  # noqa: E402
 from tfswa.runtime.errors import AudioError, ExportError, NonFiniteError  # noqa: E402
 from tfswa.runtime.model.opening import FileModel  # noqa: E402
-from tfswa.runtime.model.spec import ModelSpec  # noqa: E402
+from tfswa.runtime.model.spec import INPUT, ModelSpec  # noqa: E402
 from tfswa.runtime.songs.synthetic import synthetic_song  # noqa: E402
 from tfswa.runtime.stream.transform import Stft  # noqa: E402
 
@@ -35,7 +36,10 @@ class Graph:
     def __init__(self, change: Any):
         self.change, self.closed = change, False
 
-    def infer(self, mixture: Planes) -> Planes:
+    def infer(self, given: Tensors) -> Tensors:
+        return planes_session(self._halves)(given)
+
+    def _halves(self, mixture: Planes) -> Planes:
         out = np.stack((mixture, mixture), axis=1) * np.float32(0.5)
         return np.asarray(self.change(out), np.float32)
 
@@ -50,7 +54,7 @@ def compare(tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(check, "open_session", lambda *_: graph)
         model = FileModel("x", Path("model.onnx"), "onnx", "fp32", tiny_spec, "0" * 64)
         try:
-            given = check.check_planes(tiny_spec) if planes is None else planes
+            given = check.check_tensors(tiny_spec) if planes is None else {INPUT: planes}
             return check.check_graph(network or Halves(), model, given)[0]
         finally:
             assert graph.closed or network is not None
@@ -133,8 +137,14 @@ def test_silence_is_equal_to_silence_only(compare: Any, tiny_spec: ModelSpec) ->
         compare(lambda out: out + 1e-6, planes=silence)
 
 
+def planes_of(spec: ModelSpec, audio: Path | None = None) -> Planes:
+    """All that a network of planes alone is compared on."""
+    (planes,) = check.check_tensors(spec, audio).values()
+    return planes
+
+
 def test_generated_music_is_seeded_loud_and_different_in_each_item(tiny_spec: ModelSpec) -> None:
-    first, again = check.check_planes(tiny_spec), check.check_planes(tiny_spec)
+    first, again = planes_of(tiny_spec), planes_of(tiny_spec)
     assert first.shape == tiny_spec.input_shape(2)
     assert first.dtype == np.float32
     assert np.array_equal(first, again)
@@ -151,7 +161,7 @@ def test_chunks_of_a_file_are_its_first_loud_ones(tiny_spec: ModelSpec, tmp_path
     path = tmp_path / "song.wav"
     soundfile.write(path, signal.T, rate, subtype="FLOAT")
     wanted = Stft(tiny_spec.stft).planes(np.stack((loud[:, :size], loud[:, size : 2 * size])))
-    np.testing.assert_array_equal(check.check_planes(tiny_spec, path), wanted)
+    np.testing.assert_array_equal(planes_of(tiny_spec, path), wanted)
 
 
 def test_a_file_of_less_than_a_chunk_is_padded_and_used_reversed_too(
@@ -160,7 +170,7 @@ def test_a_file_of_less_than_a_chunk_is_padded_and_used_reversed_too(
     rate = tiny_spec.stft.sample_rate
     path = tmp_path / "short.wav"
     soundfile.write(path, synthetic_song(tiny_spec, tiny_spec.chunk_samples / 3 / rate).mixture.T, rate)
-    planes = check.check_planes(tiny_spec, path)
+    planes = planes_of(tiny_spec, path)
     assert planes.shape == tiny_spec.input_shape(2)
     assert planes[0].any()
     assert not np.allclose(planes[0], planes[1])
@@ -171,7 +181,7 @@ def test_a_silent_file_is_refused(tiny_spec: ModelSpec, tmp_path: Path, level: f
     path = tmp_path / "silent.wav"
     soundfile.write(path, np.full((30_000, 2), level), tiny_spec.stft.sample_rate, subtype="FLOAT")
     with pytest.raises(AudioError, match="quieter than -60 dBFS"):
-        check.check_planes(tiny_spec, path)
+        check.check_tensors(tiny_spec, path)
 
 
 def test_damage_in_the_file_to_compare_on_is_told(
@@ -181,6 +191,6 @@ def test_damage_in_the_file_to_compare_on_is_told(
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (tiny_spec.chunk_samples, tiny_spec.channels))
     soundfile.write(path, noise, tiny_spec.stft.sample_rate, subtype="FLOAT")
     path.write_bytes(path.read_bytes()[:-1000])
-    check.check_planes(tiny_spec, path)
+    check.check_tensors(tiny_spec, path)
     assert f"{path}: " in caplog.text
     assert "the rest is missing" in caplog.text

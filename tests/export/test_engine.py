@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from simulated_gpu import SimulatedCuda
 from system_calls import alone
 
@@ -42,6 +43,7 @@ from tfswa.runtime.gates import gate_for  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.bundle import Bundle, _entries, _read_manifest, _write_manifest  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.model.spec import OUTPUT  # noqa: E402
 
 
 @pytest.fixture
@@ -213,10 +215,16 @@ def test_an_engine_without_its_answer_is_built_again(trt: Any, exported: BundleM
     assert Bundle.open(exported.bundle.path).files[f"engines/{made.key}.npy"].kind == "answer"
 
 
+def one(found: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """What a network gave of a single item."""
+    assert all(len(value) == 1 for value in found.values())
+    return {name: value[0] for name, value in found.items()}
+
+
 def test_an_answer_is_what_the_network_gives(exported: BundleModel) -> None:
     right = engine.answer(exported)
     with closing(OrtSession(exported, BackendOptions())) as session:
-        found = samples(session.infer(probe(exported.spec))[0])
+        found = samples(one(session.infer(probe(exported.spec))))
     assert (right.dtype, right.ndim) == (np.float32, 1)
     assert 2000 < right.size <= 4096
     assert right.std() > 0.01
@@ -227,14 +235,15 @@ def test_an_answer_is_what_the_network_gives(exported: BundleModel) -> None:
 def test_a_graph_of_low_precision_gives_the_answer_too(low: BundleModel, precision: Precision) -> None:
     graph = open_model(low.bundle.path / f"model.{precision}.onnx")
     assert isinstance(graph, FileModel)
-    found = samples(Rounding(graph).infer(probe(low.spec))[0])
+    found = samples(one(Rounding(graph).infer(probe(low.spec))))
     assert (snr_db(engine.answer(low), found) or 0) > gate_for(precision).snr_db
 
 
 def test_a_network_without_an_answer_is_not_built(
     exported: BundleModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "run_torch", lambda *_: np.full(exported.spec.output_shape(1), np.nan))
+    broken = {OUTPUT: np.full(exported.spec.output_shape(1), np.nan, np.float32)}
+    monkeypatch.setattr(engine, "run_torch", lambda *_: broken)
     with pytest.raises(NonFiniteError, match="gives NaN or Inf for the self-test: train it again"):
         engine.answer(exported)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planes import infer_planes
 
 torch = pytest.importorskip("torch", reason="torch is not installed: export needs it")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
@@ -48,8 +49,8 @@ def run(graph: Any, mixture: Any) -> Any:
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_onnxruntime_gives_what_eager_gives(exported: BundleModel, batch: int) -> None:
     planes = np.random.default_rng(batch).standard_normal(exported.spec.input_shape(batch), np.float32)
-    eager = TorchSession(exported, BackendOptions()).infer(planes)
-    out = OrtSession(exported, BackendOptions()).infer(planes)
+    eager = infer_planes(TorchSession(exported, BackendOptions()), planes)
+    out = infer_planes(OrtSession(exported, BackendOptions()), planes)
     assert out.shape == exported.spec.output_shape(batch)
     value = snr_db(eager, out)
     assert value is not None
@@ -60,8 +61,8 @@ def test_near_silence_keeps_its_small_constants(exported: BundleModel) -> None:
     # sqrt(x + 1e-8): torch's own optimizer takes 1e-8 for 0, and is 20 dB off here.
     planes = np.random.default_rng(0).standard_normal(exported.spec.input_shape(1), np.float32) * 1e-5
     planes = planes.astype(np.float32)
-    eager = TorchSession(exported, BackendOptions()).infer(planes)
-    value = snr_db(eager, OrtSession(exported, BackendOptions()).infer(planes))
+    eager = infer_planes(TorchSession(exported, BackendOptions()), planes)
+    value = snr_db(eager, infer_planes(OrtSession(exported, BackendOptions()), planes))
     assert value is not None
     assert value >= RUNTIME_GATE_DB
 
@@ -189,6 +190,6 @@ def test_the_whole_lightweight_network(tmp_path: Path) -> None:
     again = open_model(tmp_path / "lite.tfx")
     eager, session = TorchSession(again, BackendOptions()), OrtSession(again, BackendOptions())
     for batch in (1, 2):
-        value = snr_db(eager.infer(planes[:batch]), session.infer(planes[:batch]))
+        value = snr_db(infer_planes(eager, planes[:batch]), infer_planes(session, planes[:batch]))
         assert value is not None
         assert value >= RUNTIME_GATE_DB

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planes import infer_planes
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs the graph")
@@ -29,6 +30,7 @@ from tfswa.runtime.errors import ConfigError, ExportError, TfxError, UsageError 
 from tfswa.runtime.gates import gate_for  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
+from tfswa.runtime.model.spec import INPUT  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 
 CODES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -93,9 +95,10 @@ def test_what_the_manifest_says(low_bundle: Path, precision: str) -> None:
 
 def test_onnxruntime_runs_fp16(low_bundle: Path) -> None:
     model = open_model(low_bundle)
-    planes = check.check_planes(model.spec)
+    planes = check.check_tensors(model.spec)[INPUT]
     full, low = (
-        OrtSession(model, BackendOptions(precision=precision)).infer(planes) for precision in ("fp32", "fp16")
+        infer_planes(OrtSession(model, BackendOptions(precision=precision)), planes)
+        for precision in ("fp32", "fp16")
     )
     value = snr_db(full, low)
     assert value is not None
@@ -142,7 +145,9 @@ def test_io_in_fp16_and_a_plan_by_the_command(exported: BundleModel, tmp_path: P
     graph = onnx.load(model.file("model.fp16.onnx"))
     ends = (*graph.graph.input, *graph.graph.output)
     assert {value.type.tensor_type.elem_type for value in ends} == {TensorProto.FLOAT16}
-    out = OrtSession(model, BackendOptions(precision="fp16")).infer(check.check_planes(model.spec))
+    out = infer_planes(
+        OrtSession(model, BackendOptions(precision="fp16")), check.check_tensors(model.spec)[INPUT]
+    )
     assert out.dtype == np.float32
     assert np.isfinite(out).all()
 
@@ -252,20 +257,22 @@ def test_a_graph_that_overflows_never_gets_into_the_bundle(plain: BundleModel) -
 def test_an_adversary_alone_is_enough(low_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(low_bundle / "model.fp16.onnx")
     assert isinstance(model, FileModel)
-    network, planes = load_network(open_model(low_bundle)), check.check_planes(model.spec)
-    assert min(check.check_graph(network, model, planes)[0].values()) > gate_for("fp16").snr_db
-    loud = {"a bang": np.full(model.spec.input_shape(1), 1e30, np.float32)}
-    monkeypatch.setattr(check, "adversarial_planes", lambda spec: loud)
+    network, given = load_network(open_model(low_bundle)), check.check_tensors(model.spec)
+    assert min(check.check_graph(network, model, given)[0].values()) > gate_for("fp16").snr_db
+    loud = {"a bang": {INPUT: np.full(model.spec.input_shape(1), 1e30, np.float32)}}
+    monkeypatch.setattr(check, "adversaries", lambda spec: loud)
     with pytest.raises(ExportError, match=r"fp16 graph (overflows|gives NaN or Inf) on a bang"):
-        check.check_graph(network, model, planes)
+        check.check_graph(network, model, given)
 
 
 def test_adversaries_are_finite_and_loud(exported: BundleModel) -> None:
-    found = check.adversarial_planes(exported.spec)
+    found = check.adversaries(exported.spec)
     assert {"silence", "direct current", "white noise", "square wave of full scale"} < set(found)
-    for name, planes in found.items():
-        assert planes.shape == exported.spec.input_shape(1)
-        assert planes.any() == (name != "silence")
+    for name, given in found.items():
+        assert {tensor: value.shape for tensor, value in given.items()} == {
+            INPUT: exported.spec.input_shape(1)
+        }
+        assert given[INPUT].any() == (name != "silence")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planes import infer_planes
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs the graph")
@@ -23,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from tfswa.calibration.ranges import Collector  # noqa: E402
 from tfswa.export import cli  # noqa: E402
 from tfswa.export import onnx as onnx_export  # noqa: E402
-from tfswa.export.check import check_planes  # noqa: E402
+from tfswa.export.check import check_tensors  # noqa: E402
 from tfswa.export.onnx import PLAN, export_onnx  # noqa: E402
 from tfswa.export.plan import PrecisionPlan  # noqa: E402
 from tfswa.export.precision import typed  # noqa: E402
@@ -51,6 +52,7 @@ from tfswa.runtime.errors import (  # noqa: E402
 from tfswa.runtime.machine import int8_instructions  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, open_model  # noqa: E402
+from tfswa.runtime.model.spec import INPUT  # noqa: E402
 
 INT8_DB = 35.0  # each of 41 layers loses some 50 dB, and random weights add nothing to that
 SAME_DB = 90.0  # the same 8-bit numbers, sums in another order
@@ -71,7 +73,7 @@ def ranges(full: Any, exported_bundle: Path) -> dict[str, float]:
     """Of every layer, from generated music."""
     spec = open_model(exported_bundle).spec
     collector = Collector(full, spec)
-    for planes in check_planes(spec):
+    for planes in check_tensors(spec)[INPUT]:
         collector.add(planes[None])
     return collector.ranges("minmax")
 
@@ -431,12 +433,12 @@ class TestRunning:
         roundings of a network differ from each other by the sum of their losses, 3 dB more than one of them.
         """
         pytest.importorskip("openvino", reason="openvino is not installed")
-        planes = check_planes(calibrated.spec)
+        planes = check_tensors(calibrated.spec)[INPUT]
 
         def infer(backend: str, precision: str) -> Any:
             with closing(open_session(backend, calibrated, BackendOptions(precision, threads=1))) as session:
                 assert session.artifact[0] == ("model.onnx" if precision == "fp32" else "model.int8.onnx")
-                return session.infer(planes)
+                return infer_planes(session, planes)
 
         if int8_instructions() == "saturating":
             with pytest.raises(BackendUnavailable, match="neither VNNI nor AMX"):
@@ -465,7 +467,7 @@ class TestRunning:
         if int8_instructions() == "saturating":
             pytest.skip("this CPU has neither VNNI nor AMX: openvino's sums of 8-bit products saturate")
         (name,) = [found.name for found in layers(full) if found.name.endswith(layer)][:1]
-        planes = check_planes(exported.spec)
+        planes = check_tensors(exported.spec)[INPUT]
         graph = quantize_graph(full, ranges, [name])
         core = process_core()
         network = core.read_model(graph.SerializeToString())
@@ -476,16 +478,16 @@ class TestRunning:
         assert (snr_db(right, found) or 999) > lost + 16  # 12 / 500
 
     def test_onnxruntime_runs_the_mixed_graph(self, calibrated: BundleModel) -> None:
-        planes = check_planes(calibrated.spec)
+        planes = check_tensors(calibrated.spec)[INPUT]
         found = {}
         for precision in ("fp32", "int8", "mixed"):
             with closing(open_session("ort", calibrated, BackendOptions(precision=precision))) as session:
-                found[precision] = session.infer(planes)
+                found[precision] = infer_planes(session, planes)
         assert (snr_db(found["fp32"], found["mixed"]) or 0) > INT8_DB
         assert LIKE_DB < (snr_db(found["int8"], found["mixed"]) or 0) < SAME_DB
 
     def test_a_narrow_range_clips(self, full: Any, ranges: dict[str, float], exported: BundleModel) -> None:
-        planes = check_planes(exported.spec)[:1]
+        planes = check_tensors(exported.spec)[INPUT][:1]
         right = run(full, {"mixture": planes})
         losses = []
         for factor in (1.0, 0.1):

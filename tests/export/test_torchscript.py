@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planes import infer_planes
 
 torch = pytest.importorskip("torch", reason="torch is not installed: export needs it")
 
@@ -25,9 +26,9 @@ RUNTIME_GATE_DB = 90.0  # the same kernels on the same weights: rounding at most
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_torchscript_gives_what_eager_gives(exported: BundleModel, batch: int) -> None:
     planes = np.random.default_rng(batch).standard_normal(exported.spec.input_shape(batch), np.float32)
-    eager = TorchSession(exported, BackendOptions()).infer(planes)
+    eager = infer_planes(TorchSession(exported, BackendOptions()), planes)
     session = TorchScriptSession(exported, BackendOptions())
-    out = session.infer(planes)
+    out = infer_planes(session, planes)
     assert out.shape == exported.spec.output_shape(batch)
     value = snr_db(eager, out)
     assert value is not None
@@ -55,9 +56,9 @@ def test_it_runs_on_a_gpu(exported: BundleModel) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     planes = np.random.default_rng(0).standard_normal(exported.spec.input_shape(2), np.float32)
-    eager = TorchSession(exported, BackendOptions()).infer(planes)
+    eager = infer_planes(TorchSession(exported, BackendOptions()), planes)
     session = TorchScriptSession(exported, BackendOptions(device="cuda"))
-    value = snr_db(eager, session.infer(planes))
+    value = snr_db(eager, infer_planes(session, planes))
     assert value is not None
     assert value >= 60.0  # cuDNN may use TF32 in convolutions
 

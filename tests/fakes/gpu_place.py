@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from simulated_gpu import SimulatedCuda, SimulatedTensorRt
+from planes import planes_session
+from simulated_gpu import Network, SimulatedCuda, SimulatedTensorRt
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.backends.engines import PORTABLE, answer_of, probe, samples
@@ -20,6 +21,7 @@ from tfswa.runtime.backends.trt import TrtSession
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, open_model
+from tfswa.runtime.model.spec import INPUT, OUTPUT
 
 ENGINE = "engines/0123456789abcdef.engine"
 
@@ -32,7 +34,7 @@ def network(mixture: NDArray[np.float32]) -> NDArray[np.float32]:
 class Place:
     """A machine and a bundle with an engine, all of which a test may change before it opens a session."""
 
-    def __init__(self, bundle: Bundle, patch: pytest.MonkeyPatch):
+    def __init__(self, bundle: Bundle, patch: pytest.MonkeyPatch, net: Any = network):
         self.patch, self.path = patch, bundle.path
         self.spec = bundle.spec
         self.details: dict[str, Any] = {
@@ -42,14 +44,14 @@ class Place:
             "batch": [1, 2, 4],
             "target": PORTABLE,
         }
-        self.machine()
+        self.machine(net=net)
         if "model.onnx" not in bundle.files:
             self.add("model.onnx", b"graph", kind="onnx", precision="fp32")
         self.engine()
 
     def machine(self, cuda: SimulatedCuda | None = None, net: Any = network, **library: Any) -> None:
         self.cuda = cuda or SimulatedCuda()
-        self.library = SimulatedTensorRt(self.cuda, net, self.spec.input_shape(1)[1:], **library)
+        self.library = SimulatedTensorRt(self.cuda, self._named(net), self.spec.takes, **library)
         self.patch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
         self.patch.setitem(sys.modules, "tensorrt_rtx", self.library)
 
@@ -59,7 +61,13 @@ class Place:
         self.add(name, plan, kind="engine", precision=about["precision"], details=about)
 
     def answer(self, net: Any, name: str = ENGINE) -> None:
-        self.store_answer(samples(net(probe(self.spec))[0]), name)
+        found = self._named(net)(probe(self.spec))
+        self.store_answer(samples({tensor: value[0] for tensor, value in found.items()}), name)
+
+    def _named(self, net: Any) -> Network:
+        """A network of a model that takes planes alone may be a function of these."""
+        alone = {*self.spec.takes, *self.spec.gives} == {INPUT, OUTPUT}
+        return planes_session(net) if alone else net  # type: ignore[no-any-return]
 
     def store_answer(self, right: NDArray[np.float32], name: str = ENGINE) -> None:
         data = io.BytesIO()

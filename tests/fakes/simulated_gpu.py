@@ -12,7 +12,7 @@ import itertools
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Tensors = Mapping[str, NDArray[np.float32]]
+Network = Callable[[Tensors], Tensors]
+Shapes = Mapping[str, tuple[int, ...]]  # by name, without the batch
 
 
 class Error(enum.IntEnum):
@@ -276,6 +278,10 @@ class SimulatedTensorRt:
     """The runtime half of ``tensorrt_rtx`` on a ``SimulatedCuda``; its engines all compute ``network``.
 
     Attributes:
+        takes: shapes of the inputs.
+        gives: shapes of the outputs, as the network makes them.
+        types: of each of them.
+        tensors: which of them are inputs, and which outputs.
         profile: smallest, best and largest batch.
         scratch: from a batch to the bytes that a context needs for it.
         capturable: what contexts answer to ``is_stream_capturable``.
@@ -290,14 +296,17 @@ class SimulatedTensorRt:
         self,
         cuda: SimulatedCuda,
         network: Network,
-        mixture: tuple[int, ...],
+        takes: Shapes,
         *,
         profile: tuple[int, int, int] = (1, 2, 4),
     ):
         self.__name__, self.__version__ = "tensorrt_rtx", "1.7.1.116"
-        self.cuda, self.network, self.mixture, self.profile = cuda, network, mixture, profile
-        self.stems = network(np.zeros((1, *mixture), np.float32)).shape[1:]
-        self.type, self.tensors = "FLOAT", {"mixture": "input", "stems": "output"}
+        self.cuda, self.network, self.profile = cuda, network, profile
+        made = network({name: np.zeros((1, *shape), np.float32) for name, shape in takes.items()})
+        self.takes: Shapes = dict(takes)
+        self.gives: Shapes = {name: value.shape[1:] for name, value in made.items()}
+        self.tensors = dict.fromkeys(self.takes, "input") | dict.fromkeys(self.gives, "output")
+        self.types = dict.fromkeys(self.tensors, "FLOAT")
         self.scratch: Callable[[int], int] = lambda batch: 100 * batch
         self.capturable, self.refuses = True, ""
         self.logger: Any = None
@@ -335,11 +344,11 @@ class Engine:
         return self.library.tensors[name]
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return SimpleNamespace(name=self.library.type)
+        return SimpleNamespace(name=self.library.types[name])
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        assert (name, index) == ("mixture", 0)
-        return [(batch, *self.library.mixture) for batch in self.library.profile]
+        assert index == 0
+        return [(batch, *self.library.takes[name]) for batch in self.library.profile]
 
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
@@ -378,7 +387,8 @@ class Context:
     """``IExecutionContext``."""
 
     def __init__(self, engine: Engine):
-        self.engine, self.library, self.batch = engine, engine.library, 0
+        self.engine, self.library = engine, engine.library
+        self._batches: dict[str, int] = {}  # by input
         self.addresses: dict[str, int] = {}
         self.library.cuda.live["context"] += 1
         self.scratch, self.warm = (0, 0), False
@@ -387,19 +397,25 @@ class Context:
         self.library.cuda.live["context"] -= 1
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.batch = shape[0]
+        self._batches[name] = shape[0]
         smallest, _, largest = self.library.profile
-        return name == "mixture" and shape[1:] == self.library.mixture and smallest <= self.batch <= largest
+        return shape[1:] == self.library.takes.get(name) and smallest <= shape[0] <= largest
+
+    @property
+    def _batch(self) -> int:
+        assert self._batches.keys() == self.library.takes.keys(), "not all inputs have a shape"
+        (batch,) = set(self._batches.values())
+        return batch
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return name in self.library.tensors
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.batch, *self.library.stems)
+        return (self._batch, *self.library.gives[name])
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return self.library.scratch(self.batch)
+        return self.library.scratch(self._batch)
 
     def set_device_memory(self, address: int, size: int) -> None:
         self.scratch = (address, size)
@@ -412,7 +428,7 @@ class Context:
         stream = cuda._handles[number]
         assert cuda.current == self.engine.home, "another device is current"
         address, size = self.scratch
-        assert size >= library.scratch(self.batch)
+        assert size >= library.scratch(self._batch)
         used_by = library.scratch_streams.setdefault(address, number)
         assert used_by == number, "scratch memory is used by two streams, maybe at once"
         if stream.recording is not None:
@@ -421,17 +437,25 @@ class Context:
             library.logger.log(_Logger.ERROR, library.refuses)
             return False
         self.warm = True
-        cuda.log.append(("enqueue", self.batch))
-        shape, addresses = (self.batch, *library.mixture), dict(self.addresses)
-        kind = {"FLOAT": np.float32, "HALF": np.float16}[library.type]
+        cuda.log.append(("enqueue", self._batch))
+        batch, addresses = self._batch, dict(self.addresses)
+        assert addresses.keys() == library.tensors.keys(), "not all tensors have memory"
+
+        def kind(name: str) -> np.dtype[Any]:
+            return np.dtype({"FLOAT": np.float32, "HALF": np.float16}[library.types[name]])
 
         def compute() -> None:
             cuda.view(address, size)[...] = 0xFF
-            bytes_in = int(np.prod(shape)) * np.dtype(kind).itemsize
-            given = cuda.view(addresses["mixture"], bytes_in).view(kind).reshape(shape)
+            given = {}
+            for name, item in library.takes.items():
+                shape = (batch, *item)
+                found = cuda.view(addresses[name], int(np.prod(shape)) * kind(name).itemsize)
+                given[name] = found.view(kind(name)).reshape(shape).astype(np.float32)
             with np.errstate(all="ignore"):  # a first run is of memory as it is found
-                made = np.ascontiguousarray(library.network(given.astype(np.float32)), kind)
-            cuda.view(addresses["stems"], made.nbytes)[...] = made.reshape(-1).view(np.uint8)
+                out = library.network(given)
+                made = {name: np.ascontiguousarray(out[name], kind(name)) for name in library.gives}
+            for name, value in made.items():
+                cuda.view(addresses[name], value.nbytes)[...] = value.reshape(-1).view(np.uint8)
 
         cuda.put(stream, compute)
         return True

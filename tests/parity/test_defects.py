@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from gpu_place import Place
 from parity_fakes import CHUNK, HYPER, RATE, STFT
+from planes import infer_planes
 
 torch = pytest.importorskip("torch", reason="torch is not installed: artifact and reference are networks")
 
@@ -207,7 +209,8 @@ def place(
         register(backends, "trt", TrtSession)
     shutil.copytree(model.bundle.path, tmp_path / "engine.tfx")
     place = Place(Bundle.open(tmp_path / "engine.tfx"), monkeypatch)
-    right = TorchSession(model, BackendOptions()).infer
+    session = TorchSession(model, BackendOptions())
+    right = partial(infer_planes, session)
     place.machine(net=right)
     place.answer(right)
     return place
@@ -230,7 +233,7 @@ def under_a_new_key(place: Place, model: BundleModel) -> None:
     """A build that took the wrong file, or a cache that mixed two up: its answer tells."""
     session = TorchSession(model, BackendOptions())
     older(session._network)
-    place.machine(net=session.infer)
+    place.machine(net=partial(infer_planes, session))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from command_line import Tfx
 from numpy.typing import NDArray
+from planes import infer_planes
 
 from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.errors import ConfigError
@@ -332,8 +333,8 @@ def test_it_exports_and_separates(one_stem: BundleModel, tmp_path: Path, tfx: Tf
     model = open_model(one_stem.bundle.path)
     for batch in (1, 3):
         planes = np.random.default_rng(batch).standard_normal(model.spec.input_shape(batch), np.float32)
-        eager = TorchSession(model, BackendOptions()).infer(planes)
-        found = OrtSession(model, BackendOptions()).infer(planes)
+        eager = infer_planes(TorchSession(model, BackendOptions()), planes)
+        found = infer_planes(OrtSession(model, BackendOptions()), planes)
         value = snr_db(eager, found)
         assert found.shape == model.spec.output_shape(batch)
         assert value is not None

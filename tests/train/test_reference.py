@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import open_model
-from tfswa.runtime.model.spec import ModelSpec, StftSpec
+from tfswa.runtime.model.spec import INPUT, OUTPUT, ModelSpec, StftSpec
 from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
 from tfswa.runtime.stream.transform import Stft, pack, unpack
 
@@ -154,7 +154,8 @@ def test_the_reference_of_a_bundle(network_bundle: Bundle) -> None:
     expected = separate_whole(load_network(model), model.spec, torch.from_numpy(mixture)).numpy()
     np.testing.assert_array_equal(reference.separate(mixture), expected)
     planes = np.random.default_rng(0).standard_normal(model.spec.input_shape(2)).astype(np.float32)
-    assert reference.network_output(planes).shape == model.spec.output_shape(2)
+    found = reference.network_output({INPUT: planes})
+    assert {name: value.shape for name, value in found.items()} == {OUTPUT: model.spec.output_shape(2)}
     assert "torch" in reference.description
 
 
@@ -229,6 +230,6 @@ def test_modules_tell_what_they_give(network_bundle: Bundle) -> None:
         n: shapes[n] for n in ("stem", "encoder.0")
     }
     whole = reference.module_outputs(planes, modules)
-    np.testing.assert_array_equal(whole[""], reference.network_output(planes))
+    np.testing.assert_array_equal(whole[""], reference.network_output({INPUT: planes})[OUTPUT])
     np.testing.assert_array_equal(whole["stem"], found["stem"])
     assert not any(module._forward_hooks for module in reference.network.modules())

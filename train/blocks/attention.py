@@ -73,7 +73,7 @@ class TimeAttention(AxialAttention):
         tokens = self.norm(x)
         origin = tokens if source is None else self.norm(source)
         cos, sin = rotary_tables(x.shape[1], x.shape[2] // self.heads, x.device)
-        return x + self.attend(tokens, origin, lambda z: _rotate(z, cos, sin))
+        return x + self.attend(tokens, origin, lambda z: rotate(z, cos, sin))
 
 
 class FrequencyAttention(AxialAttention):
@@ -131,7 +131,8 @@ def rotary_tables(frames: int, head_dim: int, device: torch.device) -> tuple[Ten
     return angles.cos(), angles.sin()
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn ``[..., L, head_dim]`` by the angles of ``rotary_tables``."""
     first, second = x.chunk(2, dim=-1)
     rotated: Tensor = x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)
     return rotated

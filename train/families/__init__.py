@@ -6,7 +6,7 @@ A family is found through the entry-point group ``tfswa.families``, so a third p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -37,7 +37,10 @@ class SeparationNetwork(Protocol):
     checkpointing: bool
 
     def forward(self, mixture: Tensor) -> Tensor:
-        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
+        """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``.
+
+        Of a specification with samples or state, more tensors, and a tuple; see ``contract.call``.
+        """
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Fix the input normalization: mean and standard deviation of the features per bin, ``[F]``."""
@@ -68,6 +71,8 @@ class Family:
         network: class built from (spec, hyper).
         chunk: the chunking it is made for.
         stft: the transform it is made for.
+        state: what a causal network hands from chunk to chunk, from (spec, hyper): shapes by name, without
+            the batch; ``forward`` takes and gives these tensors behind the planes. None: nothing.
         renamed: former names of hyper-parameters, which older bundles hold, and those of today.
         published: parameters that the family's source states, to be compared with ours; None: none.
         published_stems: the stems of the network that they are of.
@@ -79,6 +84,7 @@ class Family:
     network: type[Any]
     chunk: ChunkSpec = ChunkSpec()
     stft: StftSpec = StftSpec()
+    state: Callable[[ModelSpec, Any], Mapping[str, tuple[int, ...]]] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     published: int | None = None
     published_stems: tuple[str, ...] = ("vocals", "accompaniment")
@@ -123,7 +129,9 @@ def new_spec(
         ConfigError: unknown family or hyper-parameter, or values that contradict each other.
     """
     entry = get_family(family)
-    completed = dataclasses.asdict(hyper_of(entry, hyper or {}))
+    typed = hyper_of(entry, hyper or {})
+    completed = dataclasses.asdict(typed)
+    wanted = chunk or entry.chunk
     try:
         spec = ModelSpec(
             family=family,
@@ -131,11 +139,12 @@ def new_spec(
             hyper=completed,
             channels=channels,
             stft=stft or entry.stft,
-            chunk=chunk or entry.chunk,
+            chunk=dataclasses.replace(wanted, early=0),
             residual_stem=residual_stem,
             network_stems=None if network_stems is None else tuple(network_stems),
             weights_license=weights_license,
         )
+        spec = dataclasses.replace(spec, chunk=wanted, state=_state_of(entry, spec, typed))
     except BundleError as error:
         raise ConfigError(str(error)) from error
     parameters, gflop = count_costs(spec)
@@ -150,6 +159,12 @@ def build_network(spec: ModelSpec) -> nn.Module:
     """
     family = get_family(spec.family)
     hyper = hyper_of(family, spec.hyper)
+    has, wanted = spec.state, _state_of(family, spec, hyper)
+    if has != wanted:
+        raise ConfigError(
+            f"family {family.name!r}: the specification has the state {_named(has)}, its network has "
+            f"{_named(wanted)}: make the specification with `tfx new`"
+        )
     try:
         network = family.network(spec, hyper)
     except TfxError:
@@ -161,6 +176,14 @@ def build_network(spec: ModelSpec) -> nn.Module:
             f"family {family.name!r}: its network is a {type(network).__name__}, not a torch.nn.Module"
         )
     return network
+
+
+def _state_of(family: Family, spec: ModelSpec, hyper: Any) -> dict[str, tuple[int, ...]]:
+    return {} if family.state is None else dict(family.state(spec, hyper))
+
+
+def _named(state: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in state.items()) or "none"
 
 
 def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:

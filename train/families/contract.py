@@ -1,7 +1,7 @@
 """What a family's network must be able to do, checked by name when it is built rather than in a traceback.
 
 for                          the network needs
-everything                   forward: [B, 2*C, T, F] -> [B, S, 2*C, T, F]
+everything                   forward: [B, 2*C, T, F] -> [B, S, 2*C, T, F]; with samples or state, see call
 fixed input normalization    set_statistics(mean, std), and features where that is not of the planes
 pre-training                 features and reconstruct
 optim.checkpointing          the attribute checkpointing
@@ -10,13 +10,16 @@ optim.checkpointing          the attribute checkpointing
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tfswa.runtime.errors import ConfigError, TfxError
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import INPUT, ModelSpec
+
+_IN_WORDS = "[B, stems, 2 x channels, T, F]"
 
 
 def contract_error(family: str, what: str, error: Exception) -> ConfigError:
@@ -29,30 +32,59 @@ def contract_error(family: str, what: str, error: Exception) -> ConfigError:
     )
 
 
+def call(network: nn.Module, spec: ModelSpec, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Call a network on named tensors.
+
+    Its ``forward`` takes them by place, in the order of ``ModelSpec.takes``, and gives one tensor, or a tuple
+    in the order of ``ModelSpec.gives``.
+
+    Args:
+        network: in any mode.
+        spec: the contract.
+        given: ``mixture [B, 2*C, T, F]`` and what else the network takes; what is lacking is zeros.
+    """
+    found = network(*_arguments(spec, given))
+    return dict(zip(spec.gives, found if isinstance(found, tuple) else (found,), strict=True))
+
+
+def _arguments(spec: ModelSpec, given: Mapping[str, Tensor]) -> list[Tensor]:
+    mixture = given[INPUT]
+    return [
+        given[name] if name in given else mixture.new_zeros(len(mixture), *shape)
+        for name, shape in spec.takes.items()
+    ]
+
+
 def checked_forward(network: nn.Module, spec: ModelSpec, mixture: Tensor) -> Tensor:
-    """Call the network, and compare the shape of what it gives with the contract's.
+    """Call the network, and compare names and shapes of what it gives with the contract's.
 
     Args:
         network: on any device, ``meta`` too.
         spec: the contract.
         mixture: ``[B, 2*C, T, F]``.
 
+    Returns:
+        Its stems.
+
     Raises:
-        ConfigError: it fails, or gives another shape than ``[B, S, 2*C, T, F]``.
+        ConfigError: it fails, or gives something else than the contract says.
     """
     try:
-        stems = network(mixture)
+        found = network(*_arguments(spec, {INPUT: mixture}))
     except TfxError:
         raise
     except Exception as error:  # whatever a third party's code raises
         raise contract_error(spec.family, f"forward of mixture {list(mixture.shape)}", error) from error
-    wanted = list(spec.output_shape(len(mixture)))
-    if not isinstance(stems, Tensor) or list(stems.shape) != wanted:
-        given = list(stems.shape) if isinstance(stems, Tensor) else f"a {type(stems).__name__}"
+    each = found if isinstance(found, tuple) else (found,)
+    given = [list(one.shape) if isinstance(one, Tensor) else f"a {type(one).__name__}" for one in each]
+    wanted = [[len(mixture), *shape] for shape in spec.gives.values()]
+    if given != wanted:
+        said, is_ = (given[0], wanted[0]) if len(given) == len(wanted) == 1 else (given, wanted)
         raise ConfigError(
-            f"family {spec.family!r}: forward of mixture {list(mixture.shape)} gives {given}, the contract "
-            f"is {wanted} [B, stems, 2 x channels, T, F]: mend its last layer"
+            f"family {spec.family!r}: forward of mixture {list(mixture.shape)} gives {said}, the contract "
+            f"is {is_} {_IN_WORDS if len(wanted) == 1 else ', '.join(spec.gives)}: mend its last layer"
         )
+    stems: Tensor = each[0]
     return stems
 
 

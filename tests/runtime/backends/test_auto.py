@@ -8,9 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
+from planes import Tensors
 
 from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions, auto, open_session
@@ -38,8 +37,8 @@ def fake(called: str, version: str = "1", missing: bool = False, gpu: bool = Fal
                 raise BackendUnavailable(f"{called} does not run on {options.device}")
             self.versions, self.description, self.closed = {"lib": version}, called, False
 
-        def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-            return mixture
+        def infer(self, given: Tensors) -> Tensors:
+            return given
 
         def close(self) -> None:
             self.closed = True

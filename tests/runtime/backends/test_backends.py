@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from planes import infer_planes
 from system_calls import alone
 
 from tfswa.runtime import backends
@@ -167,7 +168,7 @@ def test_onnxruntime_runs_a_graph(onnx_model: Callable[..., BundleModel]) -> Non
     session = open_session("ort", model, BackendOptions(threads=1))
     for batch in (1, 3):
         mixture = planes(model.spec, batch)
-        out = session.infer(mixture)
+        out = infer_planes(session, mixture)
         assert out.dtype == np.float32
         np.testing.assert_array_equal(out, np.stack((mixture, mixture), axis=1))
     assert session.artifact == ("model.onnx", model.bundle.files["model.onnx"].sha256)
@@ -180,7 +181,7 @@ def test_onnxruntime_runs_a_graph(onnx_model: Callable[..., BundleModel]) -> Non
 def test_onnxruntime_takes_half_precision_planes_as_float32(onnx_model: Callable[..., BundleModel]) -> None:
     model = onnx_model(precision="fp16", half=True)
     mixture = planes(model.spec)
-    out = open_session("ort", model, BackendOptions(precision="fp16")).infer(mixture)
+    out = infer_planes(open_session("ort", model, BackendOptions(precision="fp16")), mixture)
     assert out.dtype == np.float32
     np.testing.assert_array_equal(out[:, 0], mixture.astype(np.float16).astype(np.float32))
 
@@ -190,13 +191,17 @@ def test_a_graph_of_another_shape_is_refused(
     onnx_model: Callable[..., BundleModel], graph: dict[str, int]
 ) -> None:
     with pytest.raises(
-        BundleError, match=rf"model\.onnx has shape .*{graph['stems']}.*spec says \[B, 2, 4, 16, 256\]"
+        BundleError,
+        match=rf"model\.onnx has shape .*{graph['stems']}.* of stems, its spec says \[B, 2, 4, 16, 256\]$",
     ):
         open_session("ort", onnx_model(**graph), CPU)
 
 
 def test_a_graph_with_a_second_input_is_refused(onnx_model: Callable[..., BundleModel]) -> None:
-    with pytest.raises(BundleError, match="2 inputs and 1 outputs"):
+    with pytest.raises(
+        BundleError,
+        match=r"^model\.onnx has the inputs mixture, spare0, its spec says mixture: export it with `tfx exp",
+    ):
         open_session("ort", onnx_model(inputs=2), CPU)
 
 
@@ -289,8 +294,8 @@ def test_bound_memory_gives_what_a_plain_run_gives(
     bound = OrtSession(model, CPU)
     for batch in (1, 3, 1, 2):
         planes = np.random.default_rng(batch).standard_normal(model.spec.input_shape(batch), np.float32)
-        first = bound.infer(planes)
-        assert np.array_equal(first, plain.infer(planes))
+        first = infer_planes(bound, planes)
+        assert np.array_equal(first, infer_planes(plain, planes))
     bound.close()
     bound.close()
 
@@ -342,7 +347,7 @@ def test_auto_falls_to_the_eager_network(network_bundle: Bundle) -> None:
 def test_torchscript_runs_a_module(script_model: BundleModel) -> None:
     session = TorchScriptSession(script_model, CPU)
     mixture = planes(script_model.spec, 2)
-    np.testing.assert_array_equal(session.infer(mixture), np.stack((mixture, 2 * mixture), axis=1))
+    np.testing.assert_array_equal(infer_planes(session, mixture), np.stack((mixture, 2 * mixture), axis=1))
     assert session.artifact == ("model.ts", script_model.bundle.files["model.ts"].sha256)
     session.close()
     session.close()
@@ -377,11 +382,11 @@ def test_the_eager_network_runs(network_bundle: Bundle) -> None:
     model = open_model(network_bundle.path)
     mixture = planes(model.spec, 2)
     session = open_session("torch", model, CPU)
-    out = session.infer(mixture)
+    out = infer_planes(session, mixture)
     assert out.shape == model.spec.output_shape(2)
     assert out.dtype == np.float32
     assert session.artifact == (WEIGHTS, network_bundle.files[WEIGHTS].sha256)
-    half = open_session("torch", model, BackendOptions(precision="bf16")).infer(mixture)
+    half = infer_planes(open_session("torch", model, BackendOptions(precision="bf16")), mixture)
     assert half.dtype == np.float32
     assert 1e-5 < np.abs(half - out).max() < 0.1  # another precision, the same network
     session.close()
@@ -392,8 +397,8 @@ def test_weights_stored_in_half_precision_are_run_in_float32(tmp_path: Path, net
     weights = network_bundle.weights()
     half = Bundle.create(tmp_path / "half.tfx", network_bundle.spec, weights, precision="fp16")
     mixture = planes(half.spec)
-    full = open_session("torch", open_model(network_bundle.path), CPU).infer(mixture)
-    near = open_session("torch", open_model(half.path), CPU).infer(mixture)
+    full = infer_planes(open_session("torch", open_model(network_bundle.path), CPU), mixture)
+    near = infer_planes(open_session("torch", open_model(half.path), CPU), mixture)
     assert 0 < np.abs(near - full).max() < 1e-3
 
 

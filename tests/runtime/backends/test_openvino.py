@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from planes import infer_planes
 
 from tfswa.runtime.backends import BackendOptions, open_session
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
@@ -49,9 +50,9 @@ def test_it_gives_what_onnxruntime_gives_in_any_batch(exported: BundleModel) -> 
     reference = open_session("ort", exported, BackendOptions(threads=1))
     for batch in (1, 3, 2, 1):  # grown once, then filled up
         mixture = planes(exported.spec, batch)
-        out = session.infer(mixture)
+        out = infer_planes(session, mixture)
         assert (out.shape, out.dtype) == (exported.spec.output_shape(batch), np.float32)
-        assert near(reference.infer(mixture), out, FULL_GATE_DB)
+        assert near(infer_planes(reference, mixture), out, FULL_GATE_DB)
     assert session.artifact == ("model.onnx", exported.bundle.files["model.onnx"].sha256)
     assert session.versions == {"openvino": openvino.__version__}
     assert session.description.endswith("fp32 on cpu")
@@ -94,26 +95,26 @@ def test_a_plan_with_two_precisions_beside_int8_is_refused_in_mixed(exported: Bu
 
 def test_an_answer_is_the_callers_own(exported: BundleModel) -> None:
     session = OpenvinoSession(exported, BackendOptions(threads=1))
-    first = session.infer(planes(exported.spec))
+    first = infer_planes(session, planes(exported.spec))
     kept = first.copy()
-    session.infer(planes(exported.spec) + 1)
+    infer_planes(session, planes(exported.spec) + 1)
     np.testing.assert_array_equal(first, kept)
 
 
 def test_an_item_does_not_depend_on_what_fills_the_batch(exported: BundleModel) -> None:
     session = OpenvinoSession(exported, BackendOptions(threads=1))
     three = planes(exported.spec, 3)
-    whole = session.infer(three)
-    alone = session.infer(three[1:2])
+    whole = infer_planes(session, three)
+    alone = infer_planes(session, three[1:2])
     assert near(whole[1:2], alone, FULL_GATE_DB)
 
 
 @needs_bf16
 def test_bfloat16_is_bfloat16(exported: BundleModel) -> None:
     mixture = planes(exported.spec)
-    full = open_session("openvino", exported, BackendOptions()).infer(mixture)
+    full = infer_planes(open_session("openvino", exported, BackendOptions()), mixture)
     session = open_session("openvino", exported, BackendOptions(precision="bf16"))
-    low = session.infer(mixture)
+    low = infer_planes(session, mixture)
     assert near(full, low, LOW_GATE_DB)
     assert not near(full, low, FULL_GATE_DB)  # it was rounded
     assert session.artifact[0] == "model.onnx"
@@ -140,14 +141,14 @@ def test_what_was_compiled_is_kept_by_its_key(exported: BundleModel, private_cac
 
 def test_what_was_compiled_is_not_taken_for_other_weights(exported: BundleModel) -> None:
     onnx = pytest.importorskip("onnx")
-    before = OpenvinoSession(exported, BackendOptions()).infer(planes(exported.spec))
+    before = infer_planes(OpenvinoSession(exported, BackendOptions()), planes(exported.spec))
     graph = onnx.load(exported.file("model.onnx"))
     for tensor in graph.graph.initializer:
         if tensor.name == "head.bias":
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 1, tensor.name))
     data = graph.SerializeToString()
     exported.bundle.add("model.onnx", data, kind="onnx", precision="fp32")
-    after = OpenvinoSession(open_model(exported.name), BackendOptions()).infer(planes(exported.spec))
+    after = infer_planes(OpenvinoSession(open_model(exported.name), BackendOptions()), planes(exported.spec))
     assert not near(before, after, LOW_GATE_DB)
 
 
@@ -208,7 +209,7 @@ def test_one_flipped_byte_of_what_was_compiled_is_compiled_again(
 ) -> None:
     options = BackendOptions(threads=1)
     mixture = planes(exported.spec)
-    first = OpenvinoSession(exported, options).infer(mixture)
+    first = infer_planes(OpenvinoSession(exported, options), mixture)
     (folder,) = cache_folder().iterdir()
     random = np.random.default_rng(0)
     for _ in range(PLACES):
@@ -217,7 +218,7 @@ def test_one_flipped_byte_of_what_was_compiled_is_compiled_again(
         whole[int(random.integers(len(whole)))] ^= 1 << int(random.integers(8))
         blob.write_bytes(whole)
         caplog.clear()
-        assert near(first, OpenvinoSession(exported, options).infer(mixture), FULL_GATE_DB)
+        assert near(first, infer_planes(OpenvinoSession(exported, options), mixture), FULL_GATE_DB)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "is damaged: compiled again" in caplog.text
     caplog.clear()

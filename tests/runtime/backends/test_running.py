@@ -6,8 +6,9 @@ from parity_fakes import Fixed
 
 from tfswa.runtime.backends import BackendOptions, open_session, resolved, running
 from tfswa.runtime.errors import BackendUnavailable, NonFiniteError, UsageError
+from tfswa.runtime.model.spec import INPUT
 
-PLANES = np.zeros((4, 1, 1, 1), np.float32)
+GIVEN = {INPUT: np.zeros((4, 1, 1, 1), np.float32)}
 
 
 class LibraryError(Exception):
@@ -37,19 +38,19 @@ def raising(error: Exception) -> Fixed:
 )
 def test_memory_that_runs_out_names_backend_and_batch(error: Exception) -> None:
     with pytest.raises(BackendUnavailable, match=r"^backend fixed ran out of memory .* 4: --batch 2 takes"):
-        running.infer(raising(error), PLANES)
+        running.infer(raising(error), GIVEN)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no kernel\nat line 7"), LibraryError("no kernel")])
 def test_what_a_library_says_is_told_in_one_line(error: Exception) -> None:
     with pytest.raises(BackendUnavailable, match=r"^backend fixed failed .* 4 \(no kernel\): use another"):
-        running.infer(raising(error), PLANES)
+        running.infer(raising(error), GIVEN)
 
 
 @pytest.mark.parametrize("error", [TypeError("ours"), NonFiniteError("as it is")])
 def test_the_rest_is_left_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        running.infer(raising(error), PLANES)
+        running.infer(raising(error), GIVEN)
     assert caught.value is error
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ import numpy as np
 import pytest
 from gpu_place import ENGINE, Place, network
 from numpy.typing import NDArray
+from planes import Tensors, infer_planes
 from simulated_gpu import Context, Engine, Error, RuntimeConfig, SimulatedCuda
 
 from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions, open_session
-from tfswa.runtime.backends.engines import probe
+from tfswa.runtime.backends.engines import probe, probe_planes
 from tfswa.runtime.backends.trt import TrtSession
 from tfswa.runtime.errors import BackendUnavailable, BundleError, CudaError, UsageError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import open_model
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.stream.separator import Separator
 
 CUDA = BackendOptions(device="cuda")
@@ -59,9 +61,66 @@ def test_any_batch_gives_the_right_stems(place: Place, profile: tuple[int, int, 
     with closing(place.open()) as session:
         for batch in (1, 2, 3, 5, 8, 13, 1):
             mixture = planes(place.spec, batch)
-            stems = session.infer(mixture)
+            stems = infer_planes(session, mixture)
             assert (stems.shape, stems.dtype) == (place.spec.output_shape(batch), np.float32)
             np.testing.assert_array_equal(stems, network(mixture))
+
+
+def causal_network(given: Tensors) -> dict[str, NDArray[np.float32]]:
+    """Nothing but the right item of every input in the right place gives these outputs."""
+    mixture, memory, total = given["mixture"], given["state.memory"], given["state.total"]
+    return {
+        "stems": network(mixture) + total[:, :1, np.newaxis, np.newaxis, np.newaxis],
+        "stem_samples": np.stack((0.25 * given["samples"], 0.5 * np.flip(given["samples"], -1)), axis=1),
+        "next.memory": np.flip(memory, -1) + np.round(mixture[:, 0, :3, :5]),
+        "next.total": total + memory.sum(axis=1)[:, :2],
+    }
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("profile", [(1, 2, 4), (3, 3, 3)])
+@pytest.mark.parametrize("kind", ["FLOAT", "HALF"])
+def test_a_network_with_state_and_samples_goes_through_in_pieces(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    registered: None,
+    profile: tuple[int, int, int],
+    greedy: bool,
+    kind: str,
+) -> None:
+    spec = ModelSpec(
+        family="causal",
+        stems=("vocals", "accompaniment"),
+        stft=StftSpec(n_fft=512, hop=128, sample_rate=8000),
+        chunk=ChunkSpec(frames=16, context=4, fade=2, multiple=8, early=2),
+        samples=True,
+        state={"memory": (3, 5), "total": (2,)},
+    )
+    filled: list[bool] = []  # of each run, whether what lies behind the first item was silence
+
+    def watched(given: Tensors) -> Tensors:
+        filled.append(not any(value[1:].any() for value in given.values()))
+        return causal_network(given)
+
+    bundle = Bundle.create(tmp_path / "causal.tfx", spec, {"w": np.zeros(1, np.float32)})
+    place = Place(bundle, monkeypatch, causal_network)
+    place.machine(SimulatedCuda(greedy=greedy), watched, profile=profile)
+    place.library.types |= dict.fromkeys(("state.memory", "next.memory"), kind)  # small integers: exact
+    place.answer(causal_network)
+    with closing(place.open()) as session:
+        for batch in (1, 2, 3, 5, 8, 13, 1):
+            random = np.random.default_rng(batch)
+            given = {
+                name: random.integers(-9, 10, (batch, *shape)).astype(np.float32)
+                for name, shape in spec.takes.items()
+            }
+            found, wanted = session.infer(given), causal_network(given)
+            assert list(found) == list(spec.gives)
+            for name, value in found.items():
+                assert (value.shape, value.dtype) == ((batch, *spec.gives[name]), np.float32)
+                np.testing.assert_array_equal(value, wanted[name])
+        assert filled[-1]  # the last batch was one item
+    place.left_nothing()
 
 
 def test_a_session_says_what_it_runs(place: Place) -> None:
@@ -77,13 +136,13 @@ def test_a_session_says_what_it_runs(place: Place) -> None:
 
 
 def test_float16_at_both_ends(place: Place) -> None:
-    place.library.type = "HALF"
+    place.library.types = {"mixture": "HALF", "stems": "HALF"}
     place.add("model.fp16.onnx", b"half", kind="onnx", precision="fp16")
     digest = place.model.bundle.files["model.fp16.onnx"].sha256
     place.engine(precision="fp16", onnx_sha256=digest)
     mixture = planes(place.spec, 3)
     with closing(place.open(precision="fp16")) as session:
-        stems = session.infer(mixture)
+        stems = infer_planes(session, mixture)
     half = np.float16
     np.testing.assert_array_equal(stems, network(mixture.astype(half).astype(np.float32)).astype(half))
 
@@ -97,8 +156,8 @@ def test_a_small_piece_is_filled_up_with_silence(place: Place) -> None:
 
     place.machine(net=watched, profile=(3, 3, 3))
     with closing(place.open()) as session:
-        session.infer(planes(place.spec, 3) + 10)
-        session.infer(planes(place.spec, 1))
+        infer_planes(session, planes(place.spec, 3) + 10)
+        infer_planes(session, planes(place.spec, 1))
     assert seen[-1].shape[0] == 3
     assert seen[-1][0].any()
     assert not seen[-1][1:].any()
@@ -106,9 +165,9 @@ def test_a_small_piece_is_filled_up_with_silence(place: Place) -> None:
 
 def test_an_answer_is_the_callers_own(place: Place) -> None:
     with closing(place.open()) as session:
-        first = session.infer(planes(place.spec, 2))
+        first = infer_planes(session, planes(place.spec, 2))
         kept = first.copy()
-        session.infer(planes(place.spec, 2) + 1)
+        infer_planes(session, planes(place.spec, 2) + 1)
         np.testing.assert_array_equal(first, kept)
 
 
@@ -116,7 +175,7 @@ def test_copies_overlap_with_compute(place: Place) -> None:
     """Piece k + 1 is on its way, and queued behind piece k, before the host waits for piece k."""
     with closing(place.open()) as session:
         place.cuda.log.clear()
-        session.infer(planes(place.spec, 16))
+        infer_planes(session, planes(place.spec, 16))
     kinds = [entry[0] if entry[0] != "copy" else entry[1] for entry in place.cuda.log]
     piece = ["in", "launch", "out"]
     assert kinds == piece * 2 + (["wait", *piece]) * 2 + ["wait"] * 2
@@ -128,7 +187,7 @@ def test_copies_overlap_with_compute(place: Place) -> None:
 def test_a_graph_is_recorded_once_per_batch_and_slot_and_replayed(place: Place) -> None:
     with closing(place.open()) as session:
         for _ in range(3):
-            session.infer(planes(place.spec, 8 + 3))
+            infer_planes(session, planes(place.spec, 8 + 3))
         log = place.cuda.log
         # Batch 4 in both slots and batch 1 in the second one by the self-test, batch 3 in the first one here.
         assert [entry for entry in log if entry[0] == "captured"] == [("captured", 1)] * 4
@@ -154,7 +213,7 @@ def test_without_a_graph_the_stems_are_the_same(
         place.cuda.fail = lambda name: unable if name == names[how] else None
     mixture = planes(place.spec, 7)
     with caplog.at_level("INFO"), closing(place.open()) as session:
-        np.testing.assert_array_equal(session.infer(mixture), network(mixture))
+        np.testing.assert_array_equal(infer_planes(session, mixture), network(mixture))
     assert "going on without" in caplog.text
     assert not [entry for entry in place.cuda.log if entry[0] == "launch"]
     place.left_nothing()
@@ -165,17 +224,17 @@ def test_a_small_batch_may_need_more_scratch_memory_than_a_large_one(place: Plac
     mixture = planes(place.spec, 11)
     with closing(place.open()) as session:
         for batch in (11, 6, 1, 11):
-            np.testing.assert_array_equal(session.infer(mixture[:batch]), network(mixture[:batch]))
+            np.testing.assert_array_equal(infer_planes(session, mixture[:batch]), network(mixture[:batch]))
     place.left_nothing()
 
 
 def test_two_sessions_do_not_meet(place: Place) -> None:
     one, two = place.open(), place.open()
     first, second = planes(place.spec, 5), planes(place.spec, 6)
-    np.testing.assert_array_equal(one.infer(first), network(first))
-    np.testing.assert_array_equal(two.infer(second), network(second))
+    np.testing.assert_array_equal(infer_planes(one, first), network(first))
+    np.testing.assert_array_equal(infer_planes(two, second), network(second))
     one.close()
-    np.testing.assert_array_equal(two.infer(first), network(first))
+    np.testing.assert_array_equal(infer_planes(two, first), network(first))
     two.close()
     place.left_nothing()
 
@@ -185,7 +244,7 @@ def test_another_thread_and_another_gpu(place: Place) -> None:
     session = place.open(device="cuda:1")
     assert "(cuda:1)" in session.description
     found = []
-    thread = threading.Thread(target=lambda: found.append(session.infer(planes(place.spec, 3))))
+    thread = threading.Thread(target=lambda: found.append(infer_planes(session, planes(place.spec, 3))))
     thread.start()
     thread.join()
     np.testing.assert_array_equal(found[0], network(planes(place.spec, 3)))
@@ -228,9 +287,9 @@ def test_an_error_in_a_song_leaves_a_session_that_works(place: Place) -> None:
         left = iter([None, Error.cudaErrorInvalidValue])
         place.cuda.fail = lambda found, name=name, left=left: next(left, None) if found == name else None
         with pytest.raises(CudaError, match=rf"^{name} on cuda:0 gave cudaErrorInvalidValue, it failed$"):
-            session.infer(mixture)
+            infer_planes(session, mixture)
         assert place.cuda.idle
-        np.testing.assert_array_equal(session.infer(mixture), network(mixture))
+        np.testing.assert_array_equal(infer_planes(session, mixture), network(mixture))
     session.close()
     place.left_nothing()
 
@@ -257,7 +316,7 @@ def test_without_memory_it_goes_on_with_half_the_batch(
     assert warnings == [f"no memory for batch 4 ({reason}): going on with batch 2"]
     assert session.description.endswith("batch up to 2")
     mixture = planes(place.spec, 7)
-    np.testing.assert_array_equal(session.infer(mixture), network(mixture))
+    np.testing.assert_array_equal(infer_planes(session, mixture), network(mixture))
     session.close()
     place.left_nothing()
 
@@ -423,12 +482,24 @@ def test_an_exported_file_is_refused(place: Place) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"type": "INT8"}, "takes INT8 and gives INT8, it may be FLOAT or HALF"),
-        ({"tensors": {"mixture": "input", "stems": "input"}}, "has the inputs and outputs mixture, stems, a"),
-        ({"tensors": {"mixture": "input", "a": "output", "b": "output"}}, "inputs and outputs mixture, a, b"),
-        ({"mixture": (2, 16, 256)}, r"takes \[1, 2, 16, 256\], the model's spec says \[1, 4, 16, 256\]: exp"),
         (
-            {"stems": (3, 4, 16, 256)},
+            {"types": {"mixture": "FLOAT", "stems": "INT8"}},
+            r"abcdef\.engine has mixture FLOAT, stems INT8, each may be FLOAT or HALF$",
+        ),
+        (
+            {"tensors": {"mixture": "input", "stems": "input"}},
+            "has the inputs and outputs mixture, stems, its model's are mixture and stems: build it with",
+        ),
+        (
+            {"tensors": {"mixture": "input", "a": "output", "b": "output"}},
+            "has the inputs and outputs mixture, a, b, its model's are mixture and stems: build it with",
+        ),
+        (
+            {"takes": {"mixture": (2, 16, 256)}},
+            r"takes \[1, 2, 16, 256\], the model's spec says \[1, 4, 16, 256\]: exp",
+        ),
+        (
+            {"gives": {"stems": (3, 4, 16, 256)}},
             r"stems are \[4, 3, 4, 16, 256\], the model's spec says \[4, 2, 4, 16, ",
         ),
     ],
@@ -529,9 +600,11 @@ def test_the_simulated_tensorrt_has_the_members_of_the_real_one(place: Place) ->
 
 
 def test_the_probe_is_the_same_for_ever(place: Place) -> None:
-    first = probe(place.spec)
+    first = probe_planes(place.spec)
     assert (first.shape, first.dtype) == (place.spec.input_shape(1), np.float32)
-    np.testing.assert_array_equal(first, probe(place.spec))
+    np.testing.assert_array_equal(first, probe_planes(place.spec))
+    (alone,) = probe(place.spec).values()
+    np.testing.assert_array_equal(first, alone)
     assert hashlib.sha256(first.tobytes()).hexdigest()[:16] == PROBE
     assert 0.05 < float(first.std()) < 1.0
     assert float(np.abs(first).max()) <= 4.0
@@ -550,7 +623,7 @@ def test_a_song_through_the_whole_house(
     place = Place(Bundle.open(network_bundle.path), monkeypatch)
     noise = np.random.default_rng(11).standard_normal((2, 9 * place.spec.chunk_samples)).astype(np.float32)
     with Separator(place.model, backend="ort") as reference:
-        place.machine(net=reference.session.infer)
+        place.machine(net=partial(infer_planes, reference.session))
         place.store_answer(answer(model))
         with Separator(place.model, backend="trt", options=CUDA, batch=6) as separator:
             stems = separator.separate(0.1 * noise)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planes import infer_planes
 
 from tfswa.runtime.backends import BackendOptions, open_session
 from tfswa.runtime.errors import BundleError
@@ -51,7 +52,10 @@ def test_what_carries_a_digest_is_still_what_onnx_and_torch_read(exported: Bundl
     onnx.checker.check_model(graph)
     assert {prop.key for prop in graph.metadata_props} == {"tfx", digest.KEY}
     planes = np.random.default_rng(1).standard_normal(exported.spec.input_shape(1), np.float32)
-    made = [open_session(name, exported, BackendOptions()).infer(planes) for name in ("ort", "torchscript")]
+    made = [
+        infer_planes(open_session(name, exported, BackendOptions()), planes)
+        for name in ("ort", "torchscript")
+    ]
     np.testing.assert_allclose(*made, atol=1e-4 * float(np.abs(made[0]).max()))
 
 

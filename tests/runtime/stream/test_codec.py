@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.model.spec import INPUT, OUTPUT, ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.stream.codec import Codec
 
 SPEC = ModelSpec(
@@ -25,10 +25,10 @@ def stems_of(spec: ModelSpec, *gains: float) -> tuple[NDArray[np.float32], NDArr
     chunk = np.random.default_rng(0).uniform(-0.5, 0.5, (2, spec.chunk_samples)).astype(np.float32)
     codec = Codec(spec, "cpu")
     spectra = codec.spectra(chunk[None])
-    planes = codec.planes(spectra)
-    assert planes.shape == spec.input_shape(1)
-    out = np.stack([np.float32(gain) * planes[0] for gain in gains])
-    return chunk, codec.stems(chunk, spectra[0], out)
+    given = codec.tensors(chunk[None], spectra)
+    assert {name: value.shape for name, value in given.items()} == {INPUT: spec.input_shape(1)}
+    out = np.stack([np.float32(gain) * given[INPUT][0] for gain in gains])
+    return chunk, codec.stems(chunk, spectra[0], {OUTPUT: out})
 
 
 def changed(**values: Any) -> ModelSpec:
@@ -78,6 +78,6 @@ def test_what_is_zero_below_a_bound_is_the_residuals() -> None:
     codec = Codec(spec, "cpu")
     chunk = np.full((2, spec.chunk_samples), 0.5, np.float32)  # all of it is near bin 0
     spectra = codec.spectra(chunk[None])
-    stems = codec.stems(chunk, spectra[0], codec.planes(spectra))
+    stems = codec.stems(chunk, spectra[0], {OUTPUT: codec.tensors(chunk[None], spectra)[INPUT]})
     np.testing.assert_allclose(stems.sum(axis=0), chunk, atol=1e-6)
     assert stems[1].mean() > 0.3

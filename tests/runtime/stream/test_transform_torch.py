@@ -16,7 +16,7 @@ from tfswa.runtime.errors import TfxError  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
 from tfswa.runtime.model.bundle import Bundle  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel  # noqa: E402
-from tfswa.runtime.model.spec import ModelSpec, StftSpec  # noqa: E402
+from tfswa.runtime.model.spec import INPUT, OUTPUT, ModelSpec, StftSpec  # noqa: E402
 from tfswa.runtime.stream import codec, transform_torch  # noqa: E402
 from tfswa.runtime.stream.separator import Separator  # noqa: E402
 from tfswa.runtime.stream.transform import Stft  # noqa: E402
@@ -79,8 +79,8 @@ def test_a_separator_uses_it_and_says_so(
         def __init__(self, model: Any, options: BackendOptions):
             self.spec: ModelSpec = model.spec
 
-        def infer(self, mixture: Any) -> Any:
-            return np.stack([mixture / 2] * len(self.spec.stems), axis=1)
+        def infer(self, given: Any) -> Any:
+            return {OUTPUT: np.stack([given[INPUT] / 2] * len(self.spec.stems), axis=1)}
 
         def close(self) -> None:
             pass

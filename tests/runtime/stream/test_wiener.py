@@ -18,7 +18,7 @@ from tfswa.runtime.errors import NonFiniteError, UsageError
 from tfswa.runtime.limits import MOST_WIENER
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel
-from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.model.spec import INPUT, OUTPUT, ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.stream import separator as separator_module
 from tfswa.runtime.stream.codec import Codec
 from tfswa.runtime.stream.separator import Separator
@@ -182,9 +182,9 @@ class TestBins:
         codec = Codec(spec, "cpu", wiener=2)
         chunk = noise(spec.chunk_samples, spec.channels)
         (spectrum,) = codec.spectra(chunk[None])
-        planes = codec.planes([spectrum])[0]
+        planes = codec.tensors(chunk[None], [spectrum])[INPUT][0]
         shares = np.linspace(0.2, 0.7, len(spec.outputs), dtype=np.float32)
-        stems = codec.stems(chunk, spectrum, shares[:, None, None, None] * planes)
+        stems = codec.stems(chunk, spectrum, {OUTPUT: shares[:, None, None, None] * planes})
         assert stems.shape == (len(spec.stems), *chunk.shape)
         assert np.isfinite(stems).all()
         if spec.residual_stem is not None:  # whatever its gain was: this filter shares all of the mixture
@@ -211,11 +211,11 @@ class Uneven:
         # Quarters are exact, and so is what is made of twice the input.
         self._shares = np.random.default_rng(0).integers(0, 5, shape).astype(np.float32) / 4
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        out = np.stack([plane * self._shares for plane in mixture])
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        out = np.stack([plane * self._shares for plane in given[INPUT]])
         if self.spoilt:
             out[0, 1, 0, 5, 7] = np.nan
-        return out
+        return {OUTPUT: out}
 
     def close(self) -> None:
         """Nothing is held."""
