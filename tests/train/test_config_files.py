@@ -25,7 +25,7 @@ def test_a_name_a_file_and_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_config("seed") == (Path("seed"), None)
     for name, words in (
         ("seeed", "did you mean 'seed'"),
-        ("zzz", "choose one of demo"),
+        ("zzz", "choose one of deep, demo"),
         ("a/seed.toml", "'seed'"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -15,7 +15,9 @@ from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 torch = pytest.importorskip("torch", reason="torch is not installed: families need it")
 
 from tfswa.train import families  # noqa: E402
+from tfswa.train.config_files import find_config, load_config  # noqa: E402
 from tfswa.train.families import build_network, family_names, get_family, new_spec  # noqa: E402
+from tfswa.train.loop import training_spec  # noqa: E402
 
 Hyper = dict[str, Any]
 OPTIONS = list(
@@ -62,6 +64,46 @@ def test_the_families_have_their_published_sizes() -> None:
         assert f"{spec.parameters / 1e6:.1f}M" in summary
 
 
+def test_the_deep_configuration_has_axial_attention_at_two_levels() -> None:
+    spec = training_spec(load_config(find_config("deep")[0]))
+    assert spec.parameters == 16_749_694
+    assert spec.gflop_per_second < 0.6 * new_spec("tfswa_unet").gflop_per_second
+    with torch.device("meta"):
+        network = build_network(spec)
+    places = {name.split(".blocks")[0] for name, module in network.named_modules() if name.endswith(".time")}
+    assert places == {"encoder.2", "encoder.3", "decoder.0"}  # levels 2, 3, and 2 on the way up
+    assert {len(stage.blocks) for stage in network.decoder} == {1, 2}
+
+
+def test_axial_attention_begins_at_level_1_where_a_bundle_does_not_say(tiny_spec: ModelSpec) -> None:
+    """Bundles that are older than the hyper-parameter, the embedded one among them."""
+    assert "axial_from" not in tiny_spec.hyper
+    said = dataclasses.replace(tiny_spec, hyper={**tiny_spec.hyper, "axial_from": 1})
+    networks = []
+    for spec in (tiny_spec, said):
+        torch.manual_seed(0)
+        networks.append(build_network(spec).state_dict())
+    one, two = networks
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("axial_from", "levels"), [(0, {"encoder.0", "encoder.1", "decoder.0"}), (1, {"encoder.1"}), (2, set())]
+)
+def test_axial_attention_begins_where_it_is_told(
+    tiny_spec: ModelSpec, axial_from: int, levels: set[str]
+) -> None:
+    spec = dataclasses.replace(tiny_spec, hyper={**tiny_spec.hyper, "axial_from": axial_from})
+    network = build_network(spec)
+    for part in ("time", "frequency"):
+        names = [name for name, _ in network.named_modules() if name.endswith(f".{part}")]
+        assert {name.split(".blocks")[0] for name in names} == levels
+    embeddings = {name.removesuffix(".embedding") for name in network.state_dict() if "embedding" in name}
+    assert embeddings == levels  # one is stored where it is used
+    assert network(torch.randn(spec.input_shape(1))).shape == spec.output_shape(1)
+
+
 def test_costs_are_counted_by_hand_for_one_convolution(register: Callable[..., None]) -> None:
     @dataclasses.dataclass(frozen=True)
     class NoHyper:
@@ -88,11 +130,12 @@ def test_a_new_spec_is_complete(tiny_hyper: Hyper) -> None:
     chunk = ChunkSpec(frames=16, context=2, fade=1, multiple=8)
     options = {"hyper": tiny_hyper, "stft": TINY_STFT, "chunk": chunk}
     spec = new_spec("tfswa_lite", residual_stem="vocals", weights_license="MIT", **options)
-    assert spec.hyper == tiny_hyper
+    complete = {**tiny_hyper, "axial_from": 1}
+    assert spec.hyper == complete
     assert (spec.stft, spec.chunk) == (TINY_STFT, chunk)
     assert (spec.residual_stem, spec.weights_license) == ("vocals", "MIT")
     partial = new_spec("tfswa_lite", **{**options, "hyper": {**tiny_hyper, "window": 2}})
-    assert partial.hyper == {**tiny_hyper, "window": 2}
+    assert partial.hyper == {**complete, "window": 2}
     assert new_spec("tfswa_lite").hyper["mask"] == "magnitude"
 
 
@@ -304,7 +347,9 @@ def test_a_former_name_of_a_hyper_parameter_is_read(tiny_spec: ModelSpec) -> Non
 def test_an_unknown_family_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="unknown family 'tfswa_light': did you mean 'tfswa_lite'"):
         get_family("tfswa_light")
-    with pytest.raises(ConfigError, match=r"unknown family 'demucs': choose one of .*tfswa_lite, tfswa_unet"):
+    with pytest.raises(
+        ConfigError, match=r"unknown family 'demucs': choose one of .*tfswa_lite, .*tfswa_unet"
+    ):
         new_spec("demucs")
 
 

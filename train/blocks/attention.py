@@ -37,11 +37,18 @@ class AxialAttention(nn.Module):
     Args:
         dim: D, a multiple of heads.
         heads: attention heads.
+
+    Attributes:
+        mix: what attends: scaled queries, keys and values ``[N, heads, L, D/heads]`` to the same shape. A
+            family may put another in place of ``mix_all``.
     """
+
+    mix: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.mix = mix_all
         self.norm = nn.LayerNorm(dim)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
@@ -51,11 +58,10 @@ class AxialAttention(nn.Module):
         """Let ``tokens`` ask ``origin``, both ``[N, L, D]``; ``turn`` marks queries and keys by place."""
         (query,) = project(self.query, tokens, 1, scale=self.scale)
         key, value = project(self.key_value, origin, 2, scale=1.0)
-        mixed = functional.scaled_dot_product_attention(
+        mixed = self.mix(
             turn(split_heads(query, self.heads)),  # [N, heads, L, D/heads]
             turn(split_heads(key, self.heads)),
             split_heads(value, self.heads),
-            scale=1.0,
         )
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(tokens.shape))
         return out
@@ -105,6 +111,11 @@ class CrossAttention(nn.Module):
         b, t, f, d = time.shape
         out: Tensor = 0.5 * (from_bins(asked_time, b) + asked_frequency.reshape(b, t, f, d))
         return out
+
+
+def mix_all(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Every place attends to every other; queries are scaled already."""
+    return functional.scaled_dot_product_attention(query, key, value, scale=1.0)
 
 
 def over_bins(x: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ After TFSWA-ResUNet (EURASIP J. Adv. Signal Process. 2025:39), made complex, fol
       |   2x2 stride 2                  | 2x2 transposed
       | stage 3 ------------------------+
 
-A stage is one residual convolution, then blocks of TSA -> FSA -> Swin, each followed by its MLP. Stage 0
-has Swin blocks alone: full attention over its bins would cost more than all the rest.
+A stage is one residual convolution, then blocks of TSA -> FSA -> Swin, each followed by its MLP. Stages
+above ``axial_from`` have Swin blocks alone: in stage 0, full attention over the bins would cost more than
+all the rest.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class TfswaHyper:
         normalization: ``fixed`` statistics of the training set per bin, or ``instance``: those of the
             chunk, per bin and item.
         fusion: ``serial`` TSA -> FSA, or ``cross``: both from the same input, then cross-attention.
+        axial_from: first level with TSA and FSA; finer levels have Swin alone.
     """
 
     dims: tuple[int, ...] = (32, 64, 128, 256)
@@ -76,6 +78,7 @@ class TfswaHyper:
     mask: Literal["complex", "magnitude", "direct"] = "complex"
     normalization: Literal["fixed", "instance"] = "fixed"
     fusion: Literal["serial", "cross"] = "serial"
+    axial_from: int = 1  # what bundles that do not say have
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class TfswaLiteHyper(TfswaHyper):
 
 
 class Block(nn.Module):
-    """TSA -> FSA -> Swin, each with its MLP; at level 0 Swin alone. Tokens ``[B, T, F, D]``."""
+    """TSA -> FSA -> Swin, each with its MLP; if not axial, Swin alone. Tokens ``[B, T, F, D]``."""
 
     def __init__(self, dim: int, heads: int, hyper: TfswaHyper, *, axial: bool, shifted: bool):
         super().__init__()
@@ -127,14 +130,14 @@ class Stage(nn.Module):
     def __init__(self, level: int, bins: int, depth: int, hyper: TfswaHyper, *, decoder: bool):
         super().__init__()
         self.checkpointing = False
-        dim, heads = hyper.dims[level], hyper.heads[level]
+        dim, heads, axial = hyper.dims[level], hyper.heads[level], level >= hyper.axial_from
         self.conv = ResidualConv(dim)
         # Shifts alternate; the decoder starts shifted, so that stages of depth 1 still meet both.
         self.blocks = nn.ModuleList(
-            Block(dim, heads, hyper, axial=level > 0, shifted=(index + decoder) % 2 == 1)
+            Block(dim, heads, hyper, axial=axial, shifted=(index + decoder) % 2 == 1)
             for index in range(depth)
         )
-        if level > 0:
+        if axial:
             self.embedding = nn.Parameter(torch.empty(bins, dim))
         else:
             self.register_buffer("embedding", torch.zeros(1, 1), persistent=False)
@@ -281,6 +284,8 @@ def _check(spec: ModelSpec, hyper: TfswaHyper, levels: int) -> None:
             raise ConfigError(f"{name} {value} must be above 0")
     if min(hyper.depths + hyper.decoder_depths) < 0:
         raise ConfigError(f"depths {hyper.depths} and {hyper.decoder_depths} must be 0 or above")
+    if not 0 <= hyper.axial_from <= levels:
+        raise ConfigError(f"axial_from {hyper.axial_from} must be 0 to {levels}, the number of levels")
     for dim, heads in zip(hyper.dims, hyper.heads, strict=True):
         if dim % (2 * heads):
             raise ConfigError(f"dims {dim} is not an even multiple of its {heads} heads: change either")
