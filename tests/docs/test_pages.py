@@ -26,6 +26,7 @@ CANNOT_RUN = {
         "git clone <this repository> tfx && cd tfx": "needs an address; tests/scripts has the quickstart",
         "pip install -c constraints.txt -e '.[train,export]'": OWN_ENVIRONMENT,
     },
+    "docs/adding-a-backend.md": {"cp -r examples/my_backend mine": OWN_ENVIRONMENT},
     "docs/adding-a-family.md": {"cp -r examples/my_family mine": OWN_ENVIRONMENT},
     "docs/build-engine.md": {
         "pip install '.[export,trt-rtx]'": OWN_ENVIRONMENT,
@@ -101,9 +102,25 @@ def blocks(page: str) -> list[Block]:
     return blocks_of((ROOT / page).read_text(encoding="utf-8"))
 
 
+def install_template(name: str, site: Path) -> None:
+    """What pip would write of a package in examples."""
+    source = ROOT / "examples" / name
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    info = site / f"{name}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    shutil.copy(source / f"{name}.py", site)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A newcomer's: these programs on the path, the template family installed, nothing cached."""
+    """A newcomer's: these programs on the path, the templates installed, nothing cached."""
     programs = tmp_path / "programs"
     programs.mkdir()
     for name, line in (
@@ -114,14 +131,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line}\n')
         (programs / name).chmod(0o755)
     site = tmp_path / "site"
-    shutil.copytree(ROOT / "examples" / "my_family", site)
-    info = site / "my_family-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: my-family\nVersion: 0.1.0\n")
-    template = (ROOT / "examples" / "my_family" / "pyproject.toml").read_text()
-    points = re.search(r'^\[project\.entry-points\."tfswa\.families"\]\n(.*?)$', template, re.M)
-    assert points is not None
-    (info / "entry_points.txt").write_text("[tfswa.families]\n" + points[1].replace('"', "") + "\n")
+    for name in ("my_family", "my_backend"):
+        install_template(name, site)
     own = {f"XDG_{kind}_HOME": str(tmp_path / kind) for kind in ("CACHE", "CONFIG", "STATE", "DATA")}
     return {
         **os.environ,
