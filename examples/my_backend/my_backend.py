@@ -40,14 +40,15 @@ class MySession:
             )
         self.artifact = model.artifact("onnx", "fp32")  # raises, and says how to make it, where it is missing
         self._graph = onnx.ReferenceEvaluator(str(model.file(self.artifact[0])))  # checked against its hash
+        self._gives = model.spec.gives  # names and shapes
         version = import_library("onnx", backend=self.name).__version__
         self.versions = {"onnx": version}  # a certificate of parity holds for these alone
         self.description = f"onnx {version} reference operators, fp32 on cpu"
 
-    def infer(self, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[B, 2*C, T, F]`` to ``[B, S, 2*C, T, F]``, both float32."""
-        stems: NDArray[np.float32] = self._graph.run(None, {"mixture": mixture})[0]
-        return stems
+    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """What the network takes to what it gives, by name; ``mixture`` to ``stems`` of most."""
+        found = self._graph.run(list(self._gives), dict(given))
+        return dict(zip(self._gives, found, strict=True))
 
     def close(self) -> None:
         """Release the network; calling it twice is harmless."""
