@@ -183,19 +183,21 @@ def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx
         raise ExportError(
             f"{size} bytes of weights do not fit one ONNX file, at most {LIMIT_BYTES}: not written"
         )
+    # 2 items: torch.export takes a size of 1 for a constant
+    example = tuple(torch.zeros(2, *shape) for shape in spec.takes.values())
+    shapes = _free_batch(network, spec)
     with _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         try:
             program = torch.onnx.export(
-                network,
-                # 2 items: torch.export takes a size of 1 for a constant
-                tuple(torch.zeros(2, *shape) for shape in spec.takes.values()),
+                _without_loops(network, example, shapes),
+                example,
                 dynamo=True,
                 optimize=False,
                 verbose=False,
                 opset_version=opset,
                 input_names=list(spec.takes),
                 output_names=list(spec.gives),
-                dynamic_shapes=_free_batch(network, spec),
+                dynamic_shapes=shapes,
                 custom_translation_table=TRANSLATIONS,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -214,6 +216,16 @@ def _free_batch(network: nn.Module, spec: ModelSpec) -> Any:
     named = sum(argument.kind is not inspect.Parameter.VAR_POSITIONAL for argument in arguments)
     each = [free for _ in spec.takes]
     return tuple(each) if named >= len(each) else (*each[:named], tuple(each[named:]))
+
+
+def _without_loops(network: nn.Module, example: Any, shapes: Any) -> Any:
+    """Return what torch.onnx is to convert: the network, or of one with LSTMs the program that it makes.
+
+    Where the batch is free, torch.onnx would take an LSTM apart into a loop over the frames (torch 2.13).
+    """
+    if not any(isinstance(module, nn.LSTM) for module in network.modules()):
+        return network
+    return torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
 
 
 def _simplify(model: ir.Model) -> None:
@@ -418,6 +430,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", r".*treespec, LeafSpec", FutureWarning)
             # All inputs share one batch, which it would name once for each of them.
             warnings.filterwarnings("ignore", r".*axis name: batch will not be used", UserWarning)
+            # An LSTM lists its own parameters, which torch puts others in the place of while it traces.
+            warnings.filterwarnings("ignore", r"The tensor attributes self\..*\._flat_weights", UserWarning)
             yield
     finally:
         log.setLevel(level)

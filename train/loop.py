@@ -38,7 +38,7 @@ from tfswa.train.data.chunks import Chunks
 from tfswa.train.data.loader import Batch, batches
 from tfswa.train.data.songs import TrainingSong, load_training_songs
 from tfswa.train.families import SeparationNetwork, build_network, get_family, new_spec
-from tfswa.train.families.contract import check_trainable, features_of, takes_statistics
+from tfswa.train.families.contract import check_trainable, features_of, statistics_of, takes_statistics
 from tfswa.train.lock import RunLock
 from tfswa.train.meter import Meter
 from tfswa.train.ranks import process_rank
@@ -184,7 +184,8 @@ class Run:
 
     def start(self) -> None:
         """Begin a new run: fix the input statistics, write the configuration."""
-        if "mean" not in self.given and takes_statistics(self.trainer.network):
+        network = self.trainer.network
+        if takes_statistics(network) and statistics_of(network) not in self.given:
             self._set_statistics()
         if self.first:
             sweep(self.out)

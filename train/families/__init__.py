@@ -76,6 +76,8 @@ class Family:
         renamed: former names of hyper-parameters, which older bundles hold, and those of today.
         published: parameters that the family's source states, to be compared with ours; None: none.
         published_stems: the stems of the network that they are of.
+        elsewhere: the name that a weight has in the state dictionaries of the source's own package, of its
+            name here and the spec; `tfx import checkpoint` reads those as well. None: there are none.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict)
     published: int | None = None
     published_stems: tuple[str, ...] = ("vocals", "accompaniment")
+    elsewhere: Callable[[str, ModelSpec], str] | None = None
 
     def new_spec(self) -> ModelSpec:
         """The spec of an untrained model, all as the family has it."""

@@ -2,7 +2,8 @@
 
 for                          the network needs
 everything                   forward: [B, 2*C, T, F] -> [B, S, 2*C, T, F]; with samples or state, see call
-fixed input normalization    set_statistics(mean, std), and features where that is not of the planes
+fixed input normalization    set_statistics(mean, std), features where that is not of the planes, and the
+                             attribute statistics where the weight that it sets is not called "mean"
 pre-training                 features and reconstruct
 optim.checkpointing          the attribute checkpointing
 """
@@ -117,6 +118,11 @@ def features_of(network: nn.Module, planes: Tensor) -> Tensor:
 def takes_statistics(network: nn.Module) -> bool:
     """Whether the network normalizes its input by fixed statistics."""
     return callable(getattr(network, "set_statistics", None))
+
+
+def statistics_of(network: nn.Module) -> str:
+    """Name of a weight that ``set_statistics`` sets: where a model is begun with it, it is left as it is."""
+    return str(getattr(network, "statistics", "mean"))
 
 
 def meta_forward(network: nn.Module, spec: ModelSpec, batch: int = 1) -> Tensor:

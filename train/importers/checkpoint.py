@@ -91,10 +91,13 @@ def import_checkpoint(
         wanted = {name: tuple(value.shape) for name, value in build_network(spec).state_dict().items()}
     found, key, others = _chosen(source, read_tensors(source), key)
     kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
+    ours = _names(spec, kept, wanted)
+    wanted = {theirs: wanted[name] for theirs, name in ours.items()}
     prefix = _prefix(source, kept, wanted, prefix)
     weights = {name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)}
     left_out = sorted({*found.keys() - {prefix + name for name in weights}, *others})
     _check_fit(source, spec.family, weights, wanted, prefix)
+    weights = {ours[name]: value for name, value in weights.items()}
     provenance = {
         "command": "tfx import checkpoint",
         "checkpoint": source.name,
@@ -224,6 +227,14 @@ def _chosen(source: Path, loaded: Mapping[str, Any], key: str | None) -> tuple[S
             f"it holds {few(inner) or 'none'}"
         )
     return {str(name): value for name, value in inner[key].items()}, key, []
+
+
+def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Names that a file may have, and ours: our own, or where none of those is there, the package's."""
+    elsewhere = get_family(spec.family).elsewhere
+    if elsewhere is None or any(name.endswith(tuple(wanted)) for name in found):
+        return {name: name for name in wanted}
+    return {elsewhere(name, spec): name for name in wanted}
 
 
 def _prefix(source: Path, found: State, wanted: Mapping[str, Any], given: str | None) -> str:
