@@ -60,8 +60,8 @@ def trace(network: nn.Module, spec: ModelSpec) -> torch.jit.ScriptModule:
     with jit_allowed(), torch.no_grad():
         given = tuple(torch.zeros(2, *shape) for shape in spec.takes.values())
         # An LSTM compares the width of its input with its own, which no batch changes.
-        tracing = torch.jit.TracerWarning
-        warnings.filterwarnings("ignore", category=tracing, module=r"torch\.nn\.modules\.rnn")
+        said = "Converting a tensor to a Python boolean"
+        warnings.filterwarnings("ignore", said, module=r"torch\.nn\.modules\.rnn")
         traced = torch.jit.trace(network, given, check_trace=False)  # type: ignore[no-untyped-call]
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced)
     _free_device(frozen.graph)

@@ -22,6 +22,7 @@ they meet nowhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,10 @@ class Net(nn.Module):
         self.fc3 = nn.Linear(hidden, channels * bins, bias=False)
         self.bn3 = nn.BatchNorm1d(channels * bins)
 
+    def normalized(self, x: Tensor) -> Tensor:
+        """Unscaled magnitudes of the ``bins`` as the network hears them, ``[B, C, T, bins]`` to the same."""
+        return (x + self.input_mean) * self.input_scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalized magnitudes ``[B, C, T, bins]`` to the mask before its ReLU, ``[B, C, T, F]``."""
         b, channels, t, bins = x.shape
@@ -117,7 +122,7 @@ class OpenUnmix(nn.Module):
         """
         bins = self.hyper.bins
         std = std.clamp_min(max(LEAST * float(std.max()), LEAST))
-        for net in self.nets:
+        for net in self._each():
             net.input_mean.copy_(-mean[:bins])
             net.input_scale.copy_(1 / std[:bins])
 
@@ -128,7 +133,7 @@ class OpenUnmix(nn.Module):
     def forward(self, mixture: Tensor) -> Tensor:
         """``[B, 2*C, T, F] -> [B, S, 2*C, T, F]``."""
         seen = self.features(mixture[..., : self.hyper.bins])
-        masks = [net((seen + net.input_mean) * net.input_scale) for net in self.nets]
+        masks = [net(net.normalized(seen)) for net in self._each()]
         return masked(mixture, torch.relu(torch.stack(masks, dim=1))[:, :, :, None])
 
     def reconstruct(self, mixture: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,15 +141,15 @@ class OpenUnmix(nn.Module):
 
         Features are normalized as for the first stem, and are 0 above ``bins``.
         """
-        bins, first = self.hyper.bins, self.nets[0]
-        seen = self.features(mixture[..., :bins])
-        truth = ((seen + first.input_mean) * first.input_scale).detach()
-        blind = hidden[..., :bins]
-        guess = [
-            net(((seen + net.input_mean) * net.input_scale).masked_fill(blind, 0.0)) for net in self.nets
-        ]
+        bins, nets = self.hyper.bins, self._each()
+        seen, blind = self.features(mixture[..., :bins]), hidden[..., :bins]
+        truth = nets[0].normalized(seen).detach()
+        guess = [net(net.normalized(seen).masked_fill(blind, 0.0)) for net in nets]
         above = (0, mixture.shape[3] - bins)
         return torch.stack(guess, dim=1), nn.functional.pad(truth, above)[:, None]
+
+    def _each(self) -> list[Net]:
+        return cast(list[Net], list(self.nets))
 
 
 def in_the_package(name: str, spec: ModelSpec) -> str:
