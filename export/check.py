@@ -209,13 +209,13 @@ class Rounding:
         Raises:
             ExportError: one of them overflows.
         """
-        for name, given in adversaries(self.model.spec).items():
+        for name, given in adversarial_tensors(self.model.spec).items():
             found = self.infer(given, name)
             if not all(np.isfinite(value).all() for value in found.values()):
                 raise ExportError(f"{self.model.precision} graph gives NaN or Inf on {name}; not written")
 
 
-def adversaries(spec: ModelSpec) -> dict[str, Tensors]:
+def adversarial_tensors(spec: ModelSpec) -> dict[str, Tensors]:
     """What a network takes of signals that break low precision, one chunk each, by name."""
     return {name: _given(spec, chunk[np.newaxis]) for name, chunk in adversarial_chunks(spec)}
 

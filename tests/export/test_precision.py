@@ -260,13 +260,13 @@ def test_an_adversary_alone_is_enough(low_bundle: Path, monkeypatch: pytest.Monk
     network, given = load_network(open_model(low_bundle)), check.check_tensors(model.spec)
     assert min(check.check_graph(network, model, given)[0].values()) > gate_for("fp16").snr_db
     loud = {"a bang": {INPUT: np.full(model.spec.input_shape(1), 1e30, np.float32)}}
-    monkeypatch.setattr(check, "adversaries", lambda spec: loud)
+    monkeypatch.setattr(check, "adversarial_tensors", lambda spec: loud)
     with pytest.raises(ExportError, match=r"fp16 graph (overflows|gives NaN or Inf) on a bang"):
         check.check_graph(network, model, given)
 
 
 def test_adversaries_are_finite_and_loud(exported: BundleModel) -> None:
-    found = check.adversaries(exported.spec)
+    found = check.adversarial_tensors(exported.spec)
     assert {"silence", "direct current", "white noise", "square wave of full scale"} < set(found)
     for name, given in found.items():
         assert {tensor: value.shape for tensor, value in given.items()} == {
