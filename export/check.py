@@ -150,17 +150,18 @@ class _Comparison:
         alone, batch = (output_parts(spec, infer(given)) for given in (first, self.given))
         worst: dict[str, float] = {}
         for part in alone:
+            called = f"stem {part}" if part in spec.outputs else part
             for found in (alone, batch):
                 if not np.isfinite(found[part]).all():
-                    raise ExportError(f"{kind} graph gives NaN or Inf in stem {part}; not written")
+                    raise ExportError(f"{kind} graph gives NaN or Inf in {called}; not written")
             against_eager = [
                 likeness_db(self.eager[item][part][0], one)
                 for found in (alone, batch)
                 for item, one in enumerate(found[part])
             ]
-            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager{on}", part)
+            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager{on}", called)
             in_batch = likeness_db(alone[part][0], batch[part][0])
-            _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", part)
+            _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", called)
             worst[part] = min(*against_eager, in_batch)
         return worst
 
@@ -260,6 +261,6 @@ def _open(model: FileModel) -> Session:
     return open_session(AUTO, model, BackendOptions(precision=model.precision))
 
 
-def _hold(value_db: float, gate_db: float, what: str, stem: str) -> None:
+def _hold(value_db: float, gate_db: float, what: str, part: str) -> None:
     if value_db < gate_db:
-        raise ExportError(f"{what}: stem {stem} SNR {value_db:.1f} dB, gate {gate_db:g} dB; not written")
+        raise ExportError(f"{what}: {part} SNR {value_db:.1f} dB, gate {gate_db:g} dB; not written")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.spec import INPUT, ModelSpec
 
 MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by flavor
@@ -76,8 +77,19 @@ def samples(item: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
 
     The stride is odd, so that it meets all bins of a power of two.
     """
+    return np.concatenate(_sampled(item))
+
+
+def answer_likeness_db(answer: NDArray[np.float32], item: Mapping[str, NDArray[Any]]) -> float:
+    """How near a network's item is to an answer of as many samples: the worst SNR of a tensor, in dB."""
+    parts = _sampled(item)
+    rights = np.split(answer, np.cumsum([part.size for part in parts])[:-1])
+    return min(likeness_db(right, part) for right, part in zip(rights, parts, strict=True))
+
+
+def _sampled(item: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
     flats = [np.ascontiguousarray(value, np.float32).reshape(-1) for value in item.values()]
-    return np.concatenate([flat[:: max(1, flat.size // SAMPLES) | 1] for flat in flats])
+    return [flat[:: max(1, flat.size // SAMPLES) | 1] for flat in flats]
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from tfswa.runtime.backends.engines import (
     ENGINE,
     MODULES,
     PORTABLE,
+    answer_likeness_db,
     answer_of,
     library_logger,
     probe,
@@ -31,7 +32,6 @@ from tfswa.runtime.backends.engines import (
 from tfswa.runtime.backends.trt_execution import End, Ends, Execution, failure
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError, reason
 from tfswa.runtime.gates import gate_for
-from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -155,12 +155,13 @@ class TrtSession:
         found = self.infer(asked)
         if not all(np.isfinite(value).all() for value in found.values()):
             raise BundleError(f"{self._found.name} gives NaN or Inf in its self-test on this GPU: {again}")
-        given = [samples({name: value[item] for name, value in found.items()}) for item in range(batch + 1)]
-        if answer.shape != given[0].shape:
+        given = [{name: value[item] for name, value in found.items()} for item in range(batch + 1)]
+        count = samples(given[0]).size
+        if answer.shape != (count,):
             name = answer_of(self._found.name)
-            raise BundleError(f"{name} has {answer.size} numbers, the engine gives {given[0].size}: {again}")
+            raise BundleError(f"{name} has {answer.size} numbers, the engine gives {count}: {again}")
         gate_db = gate_for(self._precision).snr_db
-        reached_db = min(likeness_db(answer, item) for item in given)
+        reached_db = min(answer_likeness_db(answer, item) for item in given)
         if reached_db < gate_db:
             raise BundleError(
                 f"{self._found.name} reaches {reached_db:.1f} dB SNR in its self-test, {self._precision} "
@@ -299,16 +300,21 @@ def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, 
     if not set(types.values()) <= set(TYPES):
         said = ", ".join(f"{tensor} {kind}" for tensor, kind in types.items())
         raise BundleError(f"{name} has {said}, each may be {' or '.join(TYPES)}")
+    batches = set()
     for tensor, size in spec.takes.items():
         smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor, 0))
+        batches.add((smallest[0], largest[0]))
         for shape in (smallest, largest):
             if shape[1:] != size:
                 raise BundleError(
                     f"{name} takes {list(shape)}, the model's spec says {[shape[0], *size]}: "
                     "export the model and build the engine again"
                 )
+    if len(batches) > 1:
+        said = " and ".join(f"{smallest} to {largest}" for smallest, largest in sorted(batches))
+        raise BundleError(f"{name} takes batches of {said}, by its inputs: build the engine again")
     takes, gives = (
         {tensor: End(shape, TYPES[types[tensor]]) for tensor, shape in ends.items()}
         for ends in (spec.takes, spec.gives)
     )
-    return Ends(takes, gives), smallest[0], largest[0]
+    return Ends(takes, gives), *batches.pop()

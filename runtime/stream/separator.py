@@ -262,7 +262,7 @@ class Stream(OverlapAdd):
         codec = self._separator.codec
         spectra = codec.spectra(chunks)
         self._given = {**codec.tensors(chunks, spectra), **self._state}
-        items = self._run_network(self._separator.infer, len(chunks))
+        items = self._run_network(self._separator.infer, self._given)
         self._finite = []
         if self._separator.fallback is not None:
             self._finite = [all(map(all_finite, item.values())) for item in items]
@@ -275,21 +275,21 @@ class Stream(OverlapAdd):
             raise NonFiniteError(
                 "the network's output is finite, its inverse transform is not: check the model"
             )
-        self._given = {name: value[place : place + 1] for name, value in self._given.items()}
-        (item,) = self._run_network(self._separator.infer_again, 1)
+        given = {name: value[place : place + 1] for name, value in self._given.items()}
+        (item,) = self._run_network(self._separator.infer_again, given)
         return codec.stems(chunk[0], codec.spectra(chunk)[0], item)[np.newaxis]
 
-    def _run_network(self, network: Callable[[Tensors], Tensors], count: int) -> list[Tensors]:
-        """What the network gives of what it was given, item by item; its state is kept for the next chunk."""
+    def _run_network(self, network: Callable[[Tensors], Tensors], given: Tensors) -> list[Tensors]:
+        """What the network gives, item by item; its state is kept for the next chunk."""
         before = time.thread_time()
         try:
-            out = network(self._given)
+            out = network(given)
         finally:
             self.network_seconds += time.thread_time() - before
         self._state = {name: out[NEXT + name.removeprefix(STATE)] for name in self._state}
         if not all(map(all_finite, self._state.values())):  # or it would break every chunk to come
             out = {**out, OUTPUT: np.full_like(out[OUTPUT], np.nan)}
-        return [{name: value[item] for name, value in out.items()} for item in range(count)]
+        return [{name: value[item] for name, value in out.items()} for item in range(len(given[INPUT]))]
 
 
 def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:

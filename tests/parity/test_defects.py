@@ -28,6 +28,7 @@ from tfswa.runtime.errors import BackendUnavailable, BundleError, TfxError  # no
 from tfswa.runtime.gates import default_gates  # noqa: E402
 from tfswa.runtime.model.bundle import Bundle  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel  # noqa: E402
+from tfswa.runtime.model.spec import OUTPUT  # noqa: E402
 from tfswa.runtime.parity.certificate import Certificate  # noqa: E402
 from tfswa.runtime.parity.compare import compare  # noqa: E402
 from tfswa.runtime.parity.corpus import Item  # noqa: E402
@@ -85,7 +86,12 @@ def in_its_output(change: Callable[[Any], Any]) -> Plant:
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         made = TorchSession.infer
-        patch.setattr(TorchSession, "infer", lambda session, planes: change(made(session, planes).copy()))
+
+        def infer(session: Any, given: Any) -> Any:
+            out = made(session, given)
+            return {**out, OUTPUT: change(out[OUTPUT].copy())}
+
+        patch.setattr(TorchSession, "infer", infer)
 
     return plant
 
@@ -96,9 +102,7 @@ def in_the_host(target: Any, name: str, change: Callable[[Any], Any]) -> Plant:
 
 
 def unmask(network: Any) -> None:
-    shifted = [
-        module for module in network.modules() if isinstance(module, WindowAttention) and any(module.shift)
-    ]
+    shifted = [module for module in network.modules() if isinstance(module, WindowAttention) and module.shift]
     assert shifted
     for module in shifted:
         module.masks.zero_()
