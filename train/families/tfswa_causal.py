@@ -40,6 +40,7 @@ from tfswa.train.blocks.attention import (
     split_heads,
 )
 from tfswa.train.blocks.conv import BRANCH_INIT, fold, unfold
+from tfswa.train.blocks.masking import magnitudes, masked
 from tfswa.train.blocks.window import MASKED
 from tfswa.train.families import Family
 
@@ -114,8 +115,6 @@ class CausalConv(nn.Module):
 
 class CausalTime(AxialAttention):
     """TSA over the last frames; residual inside. The state is keys and values, not yet turned."""
-
-    mask: Tensor
 
     def __init__(self, name: str, dim: int, heads: int, memory: int, bins: int):
         super().__init__(dim, heads)
@@ -304,9 +303,7 @@ class CausalUnet(nn.Module):
 
     def features(self, mixture: Tensor) -> Tensor:
         """Return what is normalized: log-compressed magnitudes, ``[B, C, T, F]``."""
-        b, _, t, f = mixture.shape
-        power = mixture.square().reshape(b, self.channels, 2, t, f).sum(dim=2)
-        return torch.log(torch.sqrt(power + TINY) + 1e-3)
+        return torch.log(magnitudes(mixture, self.channels, TINY) + 1e-3)
 
     def forward(self, mixture: Tensor, *state: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Planes and state to stems and state.
@@ -322,8 +319,7 @@ class CausalUnet(nn.Module):
         heard = mixture[:, :, self.early :]
         b, _, t, f = heard.shape
         out = self._planes((self.features(heard) - self.mean) / self.std, past)
-        masks = out.sigmoid().reshape(b, self.stems, self.channels, 1, t, f)
-        stems = (heard.reshape(b, 1, self.channels, 2, t, f) * masks).flatten(2, 3)
+        stems = masked(heard, out.sigmoid().reshape(b, self.stems, self.channels, 1, t, f))
         stems = functional.pad(stems, (0, 0, self.early, 0))
         if not self.names:
             return stems
