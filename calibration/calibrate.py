@@ -80,6 +80,19 @@ class Planned:
     artifact: Exported | None
 
 
+def check_planes_alone(model: Model) -> None:
+    """Refuse a network that takes more than planes.
+
+    Raises:
+        UsageError: it takes samples or state.
+    """
+    if model.spec.beside_planes:
+        raise UsageError(
+            f"calibration is for networks that take the mixture's planes alone, {model.name} also takes "
+            f"{model.spec.beside_planes}: use --precision fp16 or bf16"
+        )
+
+
 class Calibration:
     """A bundle's network and audio to calibrate it on, from ranges to a plan.
 
@@ -104,11 +117,7 @@ class Calibration:
     def __init__(self, model: Model, corpus: Corpus, *, half: Low = "bf16", step: Step):
         self.model, self.corpus, self.half, self._step = model, corpus, half, step
         bundle_of(model, "calibrate")
-        if model.spec.beside_planes:
-            raise UsageError(
-                f"calibration is for networks that take the mixture's planes alone, {model.name} also takes "
-                f"{model.spec.beside_planes}: use --precision fp16 or bf16"
-            )
+        check_planes_alone(model)
         name, self.digest = model.artifact("onnx", "fp32")
         self.file = model.file(name)
         self.graph = onnx.load(self.file)

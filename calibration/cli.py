@@ -122,6 +122,7 @@ def calibrate(
 
     _check_request(bool(audio), corpus_file, sensitivity, half, costs_by, chart, force)
     opened = open_model(model)
+    work.check_planes_alone(opened)  # refused before the work
     again = not sensitivity or not work.is_done(opened) or force
     if again:
         work.check_writable(opened, force=force)

@@ -28,6 +28,9 @@ after = context if chunk.get("context_after") is None else chunk["context_after"
 kept = length - context - after  # samples of a chunk that are used
 step = kept - fade
 margin = n_fft // 2 - offset  # samples outside the chunk that the first and the last frame cover
+# What a causal network hands from chunk to chunk: zeros before the first.
+state = {f"state.{name}": np.zeros((1, *size), np.float32) for name, size in spec.get("state", {}).items()}
+gives = [output.name for output in session.get_outputs()]
 
 
 def separate_chunk(piece):  # [C, length] -> [S, C, length]
@@ -38,7 +41,11 @@ def separate_chunk(piece):  # [C, length] -> [S, C, length]
     spectrum = scipy.fft.rfft(frames * (window * scale).astype(np.float32))  # [C, T, n_fft / 2 + 1]
     bins = spectrum[..., first : first + count]
     planes = np.stack((bins.real, bins.imag), axis=1).reshape(1, -1, *bins.shape[1:])  # [1, 2*C, T, F]
-    out = session.run(["stems"], {"mixture": planes.astype(np.float32)})[0][0].astype(np.float64)
+    branch = {"samples": piece[np.newaxis]} if spec.get("samples") else {}  # networks that take them too
+    found = session.run(gives, {"mixture": planes.astype(np.float32), **branch, **state})
+    found = dict(zip(gives, found, strict=True))
+    state.update({name: found[name.replace("state", "next", 1)] for name in state})
+    out = found["stems"][0].astype(np.float64)
     out = out.reshape(len(given), -1, 2, *bins.shape[1:])  # [S, 2*C, T, F] -> [S, C, 2, T, F]
     full = np.zeros((len(stems), *spectrum.shape), complex)
     if spec["unseen_stem"] in given:  # the bins that the network does not see are the mixture's
@@ -52,6 +59,8 @@ def separate_chunk(piece):  # [C, length] -> [S, C, length]
         total[..., t * hop : t * hop + n_fft] += pieces[:, :, t]
         weight[t * hop : t * hop + n_fft] += window**2
     result = (total / np.maximum(weight, 1e-12))[..., margin : margin + length]
+    if branch:
+        result[[stems.index(name) for name in given]] += found["stem_samples"][0]
     if spec["residual_stem"]:  # this stem is the mixture minus the others
         index = stems.index(spec["residual_stem"])
         result[index] = piece - spec["residual_gain"] * (result.sum(axis=0) - result[index])

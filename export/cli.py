@@ -255,6 +255,7 @@ def _report(made: Exported, *, as_json: bool) -> None:
     import math
 
     from tfswa.export.artifact import finite_or_none
+    from tfswa.runtime.model.spec import NEXT
 
     if as_json:
         report = {
@@ -272,7 +273,9 @@ def _report(made: Exported, *, as_json: bool) -> None:
         click.echo(json.dumps(report))
         return
     click.echo(f"{made.file}  {made.bytes / MEGABYTE:.1f} MB in {made.seconds:.1f} s")
-    for stem, value in made.snr_db.items():
+    handed = {name: value for name, value in made.snr_db.items() if name.startswith(NEXT)}
+    worst = {f"the worst of {len(handed)} states": min(handed.values())} if handed else {}
+    for stem, value in ({n: v for n, v in made.snr_db.items() if n not in handed} | worst).items():
         click.echo(f"  {stem}: {f'{value:.1f} dB' if math.isfinite(value) else 'equal bits'} against eager")
     if peak := made.details.get("peak"):
         click.echo(

@@ -90,6 +90,12 @@ class Curriculum:
             ChunkSpec(frames=frames, context=0, fade=0, multiple=self._spec.chunk.multiple)
         except BundleError as error:
             raise ConfigError(f"{name}: {error}") from error
+        least = self._spec.first_counted + 1
+        if frames <= least:
+            raise ConfigError(
+                f"{name} {frames} frames: {self._spec.family} passes over the first {self._spec.chunk.early} "
+                f"and what they reach, use more than {least}"
+            )
         return (frames - 1) * self._spec.stft.hop
 
 

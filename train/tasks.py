@@ -85,6 +85,7 @@ class Separation:
         self.groups = [config.data.sources[stem] for stem in spec.stems]
         self.seconds = config.run.validation_seconds or math.inf
         self.stft = DifferentiableStft(spec.stft, device)
+        self.start = spec.first_counted
         self.given = [spec.stems.index(stem) for stem in spec.outputs]
         self.terms = SeparationLoss(config.loss, spec.stft.sample_rate, device)
 
@@ -95,8 +96,15 @@ class Separation:
         wave = None
         if self.terms.needs_waveform:
             # Of what the network does not see there is nothing that a loss would teach it.
-            wave = self.stft.inverse(planes, None, signals.shape[-1])
-        return self.terms(planes, true_planes[:, self.given], wave, signals[:, self.given])
+            wave = self.stft.inverse(planes, None, signals.shape[-1])[..., self.start * self.spec.stft.hop :]
+        # Frames that the network passes over teach it nothing, nor do samples that they reach.
+        counted = slice(self.start, None)
+        return self.terms(
+            planes[..., counted, :],
+            true_planes[:, self.given, :, counted],
+            wave,
+            signals[:, self.given, :, self.start * self.spec.stft.hop :],
+        )
 
     def _estimate(self, network: Any, mixture: Tensor, samples: Tensor) -> Tensor:
         """Planes of the stems that a network gives; those of the samples that it gives are among them."""

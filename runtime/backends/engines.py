@@ -30,6 +30,7 @@ CAPABILITY = "compute capability "
 ENGINE, ANSWER, KEY = "engine", "answer", "engine key"  # kinds of files
 SAMPLES = 4096  # of an answer; a few thousand tell one network from another
 
+QUIET = np.float32(0.1)  # of what is no plane
 _PEAK = 4.0  # of the probe; music of full scale peaks near 32, most of it lies below 1
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,9 @@ def answer_of(engine: str) -> str:
 
 
 def probe(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
-    """What a network is given in the self-test: a chunk of ``probe_planes``, and zeros of all else."""
-    planes = probe_planes(spec)
-    return {name: np.zeros((1, *shape), np.float32) for name, shape in spec.takes.items()} | {INPUT: planes}
+    """What a network is given in the self-test: a chunk of ``probe_planes``, and quiet noise of all else."""
+    others = {name: QUIET * _noise((1, *shape)) for name, shape in spec.takes.items() if name != INPUT}
+    return {INPUT: probe_planes(spec), **others}
 
 
 def probe_planes(spec: ModelSpec) -> NDArray[np.float32]:
@@ -51,25 +52,33 @@ def probe_planes(spec: ModelSpec) -> NDArray[np.float32]:
 
     It has to look like music: a network that finds neither voices nor beats gives nearly its input back,
     whatever its weights are. (The embedded model, its weights 2 % off, still reaches 77 dB on plain noise,
-    39 dB on this and on music.) Whole numbers are mixed as in the finalizer of MurmurHash3 (A. Appleby,
-    2008), because no random generator promises its numbers for ever.
+    39 dB on this and on music.)
 
     Returns:
         float32 ``[1, 2*C, T, F]``.
     """
     shape = spec.input_shape(1)
-    mixed = np.arange(math.prod(shape), dtype=np.uint32)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed ^= mixed >> np.uint32(shift)
-        mixed *= np.uint32(factor)
-    mixed ^= mixed >> np.uint32(16)
-    noise = mixed.reshape(shape).astype(np.float32) * np.float32(2.0**-31) - np.float32(1.0)
+    noise = _noise(shape)
     frames, bins = np.arange(shape[2])[:, np.newaxis], np.arange(shape[3])
     pitch = 20 + frames // 16 * 3 % 17  # in bins; another every 16 frames
     sounds = (bins % pitch < 2) | (frames % 24 < 3)
     level = np.where(sounds, np.float32(_PEAK), np.float32(_PEAK * 0.01))
     fall = 1.0 + 15.0 * bins.astype(np.float32) / np.float32(shape[3])
     return (noise * level / fall).astype(np.float32)
+
+
+def _noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Numbers from -1 to 1. Whole ones are mixed as in the finalizer of MurmurHash3 (A. Appleby, 2008).
+
+    No random generator promises its numbers for ever.
+    """
+    mixed = np.arange(math.prod(shape), dtype=np.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed ^= mixed >> np.uint32(shift)
+        mixed *= np.uint32(factor)
+    mixed ^= mixed >> np.uint32(16)
+    noise: NDArray[np.float32] = mixed.reshape(shape).astype(np.float32) * np.float32(2.0**-31)
+    return noise - np.float32(1.0)
 
 
 def samples(item: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -122,6 +122,10 @@ def run_torch(
         arrays = (np.ascontiguousarray(given[name]) for name in spec.takes)
         found = module(*(torch.from_numpy(array).to(device) for array in arrays))
         each = found if isinstance(found, tuple | list) else (found,)
+        if len(each) != len(spec.gives):
+            raise BundleError(
+                f"the network gives {len(each)} tensors, its spec says {len(spec.gives)}: export it again"
+            )
         return {name: out.float().cpu().numpy() for name, out in zip(spec.gives, each, strict=True)}
 
 

@@ -64,6 +64,11 @@ def seams(
     if picture is not None:
         pictures.require_matplotlib("leave --picture out")
     opened = open_model(model)
+    if opened.spec.state:
+        raise UsageError(
+            f"seams are lost context, and {model} hands what it heard from chunk to chunk as "
+            f"{len(opened.spec.state)} state tensors: there are none to measure"
+        )
     if store and output is None and opened.bundle is not None:
         opened.bundle.check_rechunk()  # refused before the work
     found = measure_seams(

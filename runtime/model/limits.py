@@ -13,4 +13,7 @@ N_FFT = 1 << 20  # samples of a window
 SAMPLE_RATE = 1 << 22  # Hz
 FRAMES = 1 << 20  # of a chunk
 STEMS = 256
+STATES = 4096  # tensors that go from chunk to chunk
+STATE_SIZES = 8  # of the shape of one
+STATE_NAME = 200  # characters
 CHUNK_BYTES = 4 << 30  # of the network's input and output for one chunk, float32

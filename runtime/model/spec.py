@@ -22,7 +22,16 @@ from typing import Any, Self
 
 from tfswa.runtime.documents import from_json
 from tfswa.runtime.errors import BundleError
-from tfswa.runtime.model.limits import CHUNK_BYTES, FRAMES, N_FFT, SAMPLE_RATE, STEMS
+from tfswa.runtime.model.limits import (
+    CHUNK_BYTES,
+    FRAMES,
+    N_FFT,
+    SAMPLE_RATE,
+    STATE_NAME,
+    STATE_SIZES,
+    STATES,
+    STEMS,
+)
 
 SPEC_VERSION = 2
 # What version 1 does not say, and what it means by that: section of the spec, name, value.
@@ -33,9 +42,12 @@ _SINCE_2: Mapping[tuple[str, str], Any] = {
     ("stft", "seen"): None,
     ("stft", "zero_below"): 0,
     ("chunk", "context_after"): None,
-    ("chunk", "early"): 0,
     ("", "residual_gain"): 1.0,
     ("", "network_stems"): None,
+}
+# Left out of a document where they say nothing: most networks know nothing of them.
+_WHERE_USED: Mapping[tuple[str, str], Any] = {
+    ("chunk", "early"): 0,
     ("", "samples"): False,
     ("", "state"): {},
 }
@@ -306,7 +318,8 @@ class ModelSpec:
         if 4 * numbers > CHUNK_BYTES:
             raise BundleError(
                 f"{len(self.stems)} stems of {self.channels} channels, {self.chunk.frames} frames and "
-                f"{self.stft.bins} bins are {4 * numbers} bytes a chunk, at most {CHUNK_BYTES} are allowed"
+                f"{self.stft.bins} bins, with {len(self.state)} state tensors, are {4 * numbers} bytes a "
+                f"chunk, at most {CHUNK_BYTES} are allowed"
             )
 
     def _check_network_stems(self) -> None:
@@ -328,6 +341,7 @@ class ModelSpec:
         """Names and shapes; and every frame that goes into the state sees all that is under its window."""
         if not isinstance(self.state, Mapping):
             raise BundleError(f"state {self.state!r} must be a table of shapes by name")
+        _at_most("the count of state tensors", len(self.state), STATES)
         state = {name: _shape_of_state(name, self.state[name]) for name in sorted(self.state, key=str)}
         object.__setattr__(self, "state", state)
         chunk, stft = self.chunk, self.stft
@@ -344,7 +358,6 @@ class ModelSpec:
         reach = edge - 1  # frames from one frame to the last whose window is over its center
         for name, given, least in (
             ("early", chunk.early, edge),
-            ("context", chunk.context, chunk.early + reach),
             ("context_after", chunk.after, edge + reach),
         ):
             if given < least:
@@ -352,12 +365,21 @@ class ModelSpec:
                     f"{name} {given} is too little for a network with state: windows of {stft.n_fft} and hop "
                     f"{stft.hop} need {least} frames"
                 )
+        if chunk.context != chunk.early + reach:  # or a signal would begin with frames of silence
+            raise BundleError(
+                f"context {chunk.context} of a network with state must be {chunk.early + reach}, for early "
+                f"{chunk.early}, windows of {stft.n_fft} and hop {stft.hop}"
+            )
 
     @property
     def takes(self) -> dict[str, tuple[int, ...]]:
         """What the network takes: shapes by name, in its order, without the batch."""
         branch = {SAMPLES: (self.channels, self.chunk_samples)} if self.samples else {}
         return {INPUT: self.input_shape(1)[1:], **branch, **{STATE + n: s for n, s in self.state.items()}}
+
+    @property
+    def _is_plain(self) -> bool:
+        return not (self.chunk.early or self.samples or self.state)
 
     @property
     def beside_planes(self) -> str:
@@ -395,6 +417,11 @@ class ModelSpec:
         return self.chunk.after * self.stft.hop
 
     @property
+    def first_counted(self) -> int:
+        """First frame of a chunk that says what the network can do: before it some are passed over."""
+        return self.chunk.context if self.state else 0
+
+    @property
     def least_latency_samples(self) -> int:
         """Samples that must be there before the first of them is done, in chunks that keep one hop."""
         return (1 + self.chunk.fade + self.chunk.after) * self.stft.hop
@@ -419,9 +446,13 @@ class ModelSpec:
         that hash.
         """
         fields: dict[str, Any] = _as_json_reads(dataclasses.asdict(self))
+        for (part, name), nothing in _WHERE_USED.items():
+            section = fields[part] if part else fields
+            if section[name] == nothing:
+                del section[name]
         first = dict(fields, stft=dict(fields["stft"]), chunk=dict(fields["chunk"]))
         said = [first[part].pop(name) if part else first.pop(name) for part, name in _SINCE_2]
-        if said != list(_SINCE_2.values()) or self.unseen_stem is None:
+        if said != list(_SINCE_2.values()) or self.unseen_stem is None or not self._is_plain:
             return {"spec_version": SPEC_VERSION, **fields}
         former = {"nyquist_stem": first.pop("unseen_stem"), _LICENSE: first.pop("weights_license")}
         return {"spec_version": 1, **former, **first}
@@ -460,8 +491,17 @@ class ModelSpec:
 
 def _shape_of_state(name: object, shape: object) -> tuple[int, ...]:
     sizes = tuple(shape) if isinstance(shape, list | tuple) else ()
-    if not _is_file_name(name) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise BundleError(f"state {name!r} has the shape {shape!r}: it must be a name, and sizes above 0")
+    _at_most("the count of sizes of a state tensor", len(sizes), STATE_SIZES)
+    if (
+        not _is_file_name(name)
+        or len(str(name)) > STATE_NAME
+        or not sizes
+        or not all(type(size) is int and size > 0 for size in sizes)
+    ):
+        raise BundleError(
+            f"state {str(name)[:STATE_NAME]!r} has the shape {shape!r}: it must be a name of at most "
+            f"{STATE_NAME} characters, and sizes above 0"
+        )
     return sizes
 
 

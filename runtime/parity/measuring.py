@@ -15,6 +15,7 @@ from tfswa.runtime.backends import BackendOptions, Session
 from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.model.opening import Model
+from tfswa.runtime.model.spec import NEXT, STATE
 from tfswa.runtime.parity.candidates import Candidate
 from tfswa.runtime.parity.certificate import AxisFigures, Certificate, GraphFigures
 from tfswa.runtime.parity.corpus import Kind, loudest_tensors
@@ -87,6 +88,10 @@ class Referee:
         if self._chunk is None:
             _, given = loudest_tensors(song.mixture, self._model.spec)
             found = self.reference.network_output(given)
+            if state := {STATE + name: found[NEXT + name] for name in self._model.spec.state}:
+                # Once more, with what it has heard: zeros would not tell one state from another.
+                given = {**given, **{name: value.astype(np.float32) for name, value in state.items()}}
+                found = self.reference.network_output(given)
             self._chunk = given, {name: value.astype(np.float32) for name, value in found.items()}
         return self._chunk
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 from command_line import Tfx
 from numpy.typing import NDArray
+from planes import infer_planes
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: calibration needs it")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs the graph")
@@ -196,7 +198,9 @@ class TestWhole:
         model = bundle_at(whole.bundle)
         made = gather([song_root], model.spec, tmp_path / "again.npz", chunks=4, held_out=2)
         full, int8 = (open_session("ort", model, BackendOptions(precision=p)) for p in ("fp32", "int8"))
-        loss = HeldOut(made.held_out, model.spec, full.infer).measure(int8.infer)
+        loss = HeldOut(made.held_out, model.spec, partial(infer_planes, full)).measure(
+            partial(infer_planes, int8)
+        )
         for stem, told in whole.report["plan"]["loss"]["snr_db"].items():
             assert loss.snr_db[stem] > told - 1.0
         if not set(whole.report["groups"]) - set(whole.report["plan"]["int8"]):  # all of it in 8 bits

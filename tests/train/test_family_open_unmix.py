@@ -355,13 +355,13 @@ def test_it_exports_and_separates(model: BundleModel, tmp_path: Path, tfx: Tfx) 
     model = open_model(model.bundle.path)  # type: ignore[assignment]
     for batch in (1, 3):
         planes = np.random.default_rng(batch).standard_normal(model.spec.input_shape(batch), np.float32)
-        eager = TorchSession(model, BackendOptions()).infer(planes)
-        found = TorchScriptSession(model, BackendOptions()).infer(planes)
+        eager = TorchSession(model, BackendOptions()).infer({"mixture": planes})["stems"]
+        found = TorchScriptSession(model, BackendOptions()).infer({"mixture": planes})["stems"]
         value = snr_db(eager, found)
         assert value is not None
         assert value > LSTM_DB
         for precision, least in (("fp32", LSTM_DB), ("fp16", 45.0)):
-            found = OrtSession(model, BackendOptions(precision=precision)).infer(planes)
+            found = OrtSession(model, BackendOptions(precision=precision)).infer({"mixture": planes})["stems"]
             value = snr_db(eager, found)
             assert found.shape == model.spec.output_shape(batch)
             assert value is not None

@@ -136,6 +136,37 @@ class TestTheNetwork:
             torch.testing.assert_close(one, two)
 
 
+class TestTraining:
+    def test_frames_that_are_passed_over_count_in_no_loss(self) -> None:
+        """Of a network that gives the true stems behind them, the loss is 0."""
+        from tfswa.train.config_files import find_config, load_config
+        from tfswa.train.tasks import Separation
+
+        spec = small_spec(frames=30)
+        config = load_config(find_config("seed")[0], ["loss.multi_resolution_stft=0"])
+        task = Separation(config, spec, torch.device("cpu"))
+        true = torch.randn(1, 2, 2, spec.chunk_samples + 2) * 0.1
+        true = true[..., 2:] + 2 * true[..., 1:-1] + true[..., :-2]  # nothing in the bin that is not seen
+        planes, _ = task.stft.forward(true)
+        planes[:, :, :, : spec.chunk.early] = 0
+
+        def perfect(mixture: Any, *state: Any) -> Any:
+            return (planes, *state)
+
+        loss, terms = task.loss(perfect, true, [0])
+        assert terms
+        assert float(loss) < 1e-3 * float(true.abs().mean())
+
+    def test_chunks_of_nothing_else_are_refused(self) -> None:
+        from tfswa.train.config_files import find_config, load_config
+        from tfswa.train.curriculum import Curriculum
+
+        config = load_config(find_config("seed")[0], ["optim.frames=4"])
+        with pytest.raises(ConfigError, match="passes over the first 2") as error:
+            Curriculum(config, small_spec())
+        assert "\n" not in str(error.value)
+
+
 class TestStreams:
     def test_frame_by_frame_is_the_whole_pass(self, make: Make) -> None:
         mixture = noise(5000)
@@ -223,7 +254,11 @@ class TestExports:
         assert build_engine(model, options).bytes > 0
 
     def test_what_looks_at_planes_alone_says_so(self, make: Make) -> None:
+        from tfswa.calibration.calibrate import check_planes_alone
         from tfswa.runtime.parity.instrument import open_instrument
+
+        with pytest.raises(UsageError, match=r"also takes state\.decoder.* and 12 more"):
+            check_planes_alone(make(20))
 
         with pytest.raises(UsageError, match=r"also takes state\.decoder.* and 12 more"):
             open_instrument(make(20), "ort", "fp32")
@@ -250,8 +285,8 @@ def test_state_of_another_network_is_refused() -> None:
     """Of a causal network with other shapes, and of a network without any."""
     other = dataclasses.replace(small_spec(), state={"stem": (2, 64, 8)})
     lite = new_spec("tfswa_lite")
-    none = dataclasses.replace(lite, chunk=dataclasses.replace(lite.chunk, early=4), state={"a": (1,)})
+    none = dataclasses.replace(lite, chunk=ChunkSpec(256, 5, 0, 64, 3, early=4), state={"a": (1,)})
     for spec in (other, none):
-        with pytest.raises(ConfigError, match="the specification has the state") as error:
+        with pytest.raises(ConfigError, match="make the specification with `tfx new`") as error:
             build_network(spec)
         assert "\n" not in str(error.value)

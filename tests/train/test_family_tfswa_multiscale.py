@@ -228,8 +228,8 @@ def test_it_exports_and_items_stay_apart(bundle: BundleModel) -> None:
     model = open_model(bundle.bundle.path)
     for batch in (1, 3):
         planes = noise(*model.spec.input_shape(batch), seed=batch).numpy()
-        eager = TorchSession(model, BackendOptions()).infer(planes)
-        found = OrtSession(model, BackendOptions()).infer(planes)
+        eager = TorchSession(model, BackendOptions()).infer({"mixture": planes})["stems"]
+        found = OrtSession(model, BackendOptions()).infer({"mixture": planes})["stems"]
         value = snr_db(eager, found)
         assert value is not None
         assert value > GATE_DB

@@ -389,9 +389,9 @@ def test_it_exports_and_separates(one_stem: BundleModel, tmp_path: Path, tfx: Tf
     for batch in (1, 3):
         planes = np.random.default_rng(batch).standard_normal(model.spec.input_shape(batch), np.float32)
         planes[:, :, 5:9] = 0.0
-        eager = TorchSession(model, BackendOptions()).infer(planes)
+        eager = TorchSession(model, BackendOptions()).infer({"mixture": planes})["stems"]
         for precision in ("fp32", "fp16"):
-            found = OrtSession(model, BackendOptions(precision=precision)).infer(planes)
+            found = OrtSession(model, BackendOptions(precision=precision)).infer({"mixture": planes})["stems"]
             value = snr_db(eager, found)
             assert found.shape == model.spec.output_shape(batch)
             assert not found[..., 5:9, :].any()

@@ -73,6 +73,7 @@ class Family:
         stft: the transform it is made for.
         state: what a causal network hands from chunk to chunk, from (spec, hyper): shapes by name, without
             the batch; ``forward`` takes and gives these tensors behind the planes. None: nothing.
+        samples: whether the network also takes and gives samples, see ``ModelSpec``.
         renamed: former names of hyper-parameters, which older bundles hold, and those of today.
         published: parameters that the family's source states, to be compared with ours; None: none.
         published_stems: the stems of the network that they are of.
@@ -86,7 +87,8 @@ class Family:
     network: type[Any]
     chunk: ChunkSpec = ChunkSpec()
     stft: StftSpec = StftSpec()
-    state: Callable[[ModelSpec, Any], Mapping[str, tuple[int, ...]]] | None = None
+    state: Callable[[ModelSpec, Any], Mapping[str, Sequence[int]]] | None = None
+    samples: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     published: int | None = None
     published_stems: tuple[str, ...] = ("vocals", "accompaniment")
@@ -145,6 +147,7 @@ def new_spec(
             chunk=dataclasses.replace(wanted, early=0),
             residual_stem=residual_stem,
             network_stems=None if network_stems is None else tuple(network_stems),
+            samples=entry.samples,
             weights_license=weights_license,
         )
         spec = dataclasses.replace(spec, chunk=wanted, state=_state_of(entry, spec, typed))
@@ -165,8 +168,7 @@ def build_network(spec: ModelSpec) -> nn.Module:
     has, wanted = spec.state, _state_of(family, spec, hyper)
     if has != wanted:
         raise ConfigError(
-            f"family {family.name!r}: the specification has the state {_named(has)}, its network has "
-            f"{_named(wanted)}: make the specification with `tfx new`"
+            f"family {family.name!r}: state {_differing(has, wanted)}: make the specification with `tfx new`"
         )
     try:
         network = family.network(spec, hyper)
@@ -182,11 +184,21 @@ def build_network(spec: ModelSpec) -> nn.Module:
 
 
 def _state_of(family: Family, spec: ModelSpec, hyper: Any) -> dict[str, tuple[int, ...]]:
-    return {} if family.state is None else dict(family.state(spec, hyper))
+    if family.state is None:
+        return {}
+    try:
+        return {name: tuple(shape) for name, shape in family.state(spec, hyper).items()}
+    except TfxError:
+        raise
+    except Exception as error:  # whatever a third party's code raises
+        raise contract_error(family.name, "the state of (spec, hyper)", error) from error
 
 
-def _named(state: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in state.items()) or "none"
+def _differing(has: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """The first state tensor that two networks do not share, as each has it."""
+    name = min(name for name in {*has, *wanted} if has.get(name) != wanted.get(name))
+    said = (f"{list(state[name])}" if name in state else "none" for state in (has, wanted))
+    return "{}: the specification has {}, its network {}".format(name, *said)
 
 
 def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:

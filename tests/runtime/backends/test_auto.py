@@ -239,7 +239,7 @@ class TestGpu:
         from tfswa.runtime.stream import separator
 
         asked = []
-        monkeypatch.setattr(separator, "Codec", lambda spec, device: asked.append(device))
+        monkeypatch.setattr(separator, "Codec", lambda spec, device, wiener: asked.append(device))
         opened = separator.Separator(model, options=ANY)
         assert opened.options.device == "cuda"
         opened = separator.Separator(model, options=CPU)

@@ -92,7 +92,7 @@ def test_a_network_with_state_and_samples_goes_through_in_pieces(
         family="causal",
         stems=("vocals", "accompaniment"),
         stft=StftSpec(n_fft=512, hop=128, sample_rate=8000),
-        chunk=ChunkSpec(frames=16, context=4, fade=2, multiple=8, early=2),
+        chunk=ChunkSpec(frames=16, context=3, fade=2, multiple=8, context_after=4, early=2),
         samples=True,
         state={"memory": (3, 5), "total": (2,)},
     )

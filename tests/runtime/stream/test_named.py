@@ -32,6 +32,7 @@ from tfswa.runtime.stream.separator import Stream
 Audio = NDArray[np.float32]
 
 STEMS = ("vocals", "rest")
+CHUNK = ChunkSpec(frames=12, context=3, fade=0, multiple=1, context_after=3, early=2)
 SHARES = np.array([0.25, 0.75], np.float32)  # of the planes, by stem
 BRANCH = np.array([0.5, -0.125], np.float32)  # of the samples, by stem
 ECHO = 0.5  # of the frame before, in a network with state
@@ -105,7 +106,8 @@ def specs(draw: st.DrawFn, *, state: bool) -> ModelSpec:
     edge = math.ceil(stft.n_fft / 2 / stft.hop)
     reach = edge - 1
     early = edge + draw(st.integers(0, 2)) if state else 0
-    context, after = early + reach + draw(st.integers(0, 3)), edge + reach + draw(st.integers(0, 3))
+    context = early + reach + (0 if state else draw(st.integers(0, 3)))
+    after = edge + reach + draw(st.integers(0, 3))
     fade = draw(st.integers(0, 3))
     step = draw(st.integers(max(1, fade), 12))
     chunk = ChunkSpec(1 + context + after + fade + step, context, fade, 1, after, early)
@@ -182,11 +184,7 @@ def causal(**changes: Any) -> ModelSpec:
     return ModelSpec(
         "any",
         STEMS,
-        stft=StftSpec(64, 16, 8000),
-        chunk=ChunkSpec(
-            **{"frames": 12, "context": 3, "fade": 0, "multiple": 1, "context_after": 3, "early": 2}
-        ),
-        **{"state": {"last": (4, 32)}, **changes},
+        **{"stft": StftSpec(64, 16, 8000), "chunk": CHUNK, "state": {"last": (4, 32)}, **changes},
     )
 
 
@@ -242,7 +240,12 @@ def test_a_chunk_that_is_computed_again_hands_its_state_on() -> None:
         ({"stft": StftSpec(64, 16, 8000, offset=3)}, {}, ["offset 3", "16"]),
         ({}, {"early": 1}, ["early 1", "64", "16", "need 2"]),
         ({}, {"early": -1}, ["early -1"]),
-        ({}, {"context": 2}, ["context 2", "need 3"]),
+        ({}, {"context": 2}, ["context 2", "must be 3"]),
+        ({}, {"context": 4}, ["context 4", "must be 3"]),
+        ({"state": {"last": [2] * 9}}, {}, ["9", "8"]),
+        ({"state": {f"s{number}": [1] for number in range(4097)}}, {}, ["4097", "4096"]),
+        ({"state": {"s" * 201: [1]}}, {}, ["200 characters"]),
+        ({"state": {"last": [1 << 40]}}, {}, ["1 state tensors", str(4 << 30)]),
         ({}, {"context_after": 2}, ["context_after 2", "need 3"]),
     ],
 )
@@ -256,6 +259,16 @@ def test_what_cannot_be_handed_on_is_refused(
     assert "\n" not in message
     for part in says:
         assert part in message
+
+
+def test_what_is_not_asked_for_is_not_written() -> None:
+    """The hash of a bundle is made of it: one that knew nothing of these keeps its hash."""
+    plain = causal(state={}, chunk=ChunkSpec(12, 3, 0, 1, 3), stft=StftSpec(64, 16, 8000, padding="reflect"))
+    written = plain.to_dict()
+    assert written["spec_version"] == 2
+    assert not {"samples", "state"} & written.keys()
+    assert written["chunk"].keys() == {"frames", "context", "fade", "multiple", "context_after"}
+    assert ModelSpec.from_dict(written) == plain
 
 
 def test_version_2_says_it_and_is_read_back() -> None:
