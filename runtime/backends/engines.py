@@ -30,7 +30,7 @@ CAPABILITY = "compute capability "
 ENGINE, ANSWER, KEY = "engine", "answer", "engine key"  # kinds of files
 SAMPLES = 4096  # of an answer; a few thousand tell one network from another
 
-QUIET = np.float32(0.1)  # of what is no plane
+QUIET = np.float32(25.0)  # of 256, the peak of what is no plane
 _PEAK = 4.0  # of the probe; music of full scale peaks near 32, most of it lies below 1
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,15 @@ def answer_of(engine: str) -> str:
 
 
 def probe(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
-    """What a network is given in the self-test: a chunk of ``probe_planes``, and quiet noise of all else."""
-    others = {name: QUIET * _noise((1, *shape)) for name, shape in spec.takes.items() if name != INPUT}
+    """What a network is given in the self-test: a chunk of ``probe_planes``, and quiet noise of all else.
+
+    That is in steps of 1/256, which float16 holds: an engine may take state in it.
+    """
+    others = {
+        name: np.rint(QUIET * _noise((1, *shape))) / np.float32(256.0)
+        for name, shape in spec.takes.items()
+        if name != INPUT
+    }
     return {INPUT: probe_planes(spec), **others}
 
 
