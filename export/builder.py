@@ -9,13 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tfswa.export.plan import QUANTIZED, Precision, PrecisionPlan
@@ -24,6 +20,7 @@ from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import ExportError, UsageError
 from tfswa.runtime.files import atomic
 from tfswa.runtime.files.locks import locked
+from tfswa.runtime.files.signals import held_back
 
 Shape = tuple[int, ...]
 BuildProgress = Callable[[str, int, int], None]  # a phase, its steps done, its steps in all
@@ -72,7 +69,7 @@ def build(library: Any, order: Order, progress: BuildProgress = lambda phase, do
     Raises:
         ExportError: the graph cannot be parsed or built, or is not of its precision.
         UsageError: the timing cache is damaged or foreign.
-        KeyboardInterrupt: by Ctrl-C; SIGTERM does what it does elsewhere.
+        KeyboardInterrupt: by Ctrl-C; SIGTERM, SIGHUP and SIGQUIT do what they do elsewhere.
     """
     log = library_logger(library)
     log.errors.clear()
@@ -102,7 +99,8 @@ def build(library: Any, order: Order, progress: BuildProgress = lambda phase, do
     if order.timing_cache is not None:
         _load_timings(config, order.timing_cache)
     added = config.add_optimization_profile(profile) >= 0
-    with _stoppable() as stopped:
+    # The builder calls back from C++, where the exception that a signal raises in Python would be lost.
+    with held_back() as stopped:
         config.progress_monitor = _monitor(library, progress, stopped)
         plan = builder.build_serialized_network(network, config) if added else None
     if plan is None:
@@ -208,30 +206,6 @@ def _types_of(layer: Any) -> set[str]:
     texts = [str(text) for end in ends for key, text in end.items() if key in _INSPECTED]
     words = {word for text in texts for word in text.lower().split()}
     return {precision for precision, names in _NAMES.items() if words & names}
-
-
-@contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM for as long as a block lasts, and let them through after it.
-
-    The builder calls back from C++, where the exception that a signal raises in Python would be lost.
-    """
-    stopped: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # signals do not come here
-        yield stopped
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if stopped:
-            signal.raise_signal(stopped[0])
 
 
 def _monitor(library: Any, progress: BuildProgress, stopped: Sequence[int]) -> Any:

@@ -74,15 +74,18 @@ def _there(
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def held_back() -> Iterator[list[int]]:
     """Let signals wait until the block is done; then they do what they would have done.
 
     Only the main thread is ever interrupted by one, so that in another there is nothing to do.
+
+    Yields:
+        The signals that have arrived, for a block that ends early when one has.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
     before: dict[signal.Signals, Any] = {}
     try:
         for number in ENDING:
@@ -90,7 +93,7 @@ def held_back() -> Iterator[None]:
             if found not in (None, signal.SIG_IGN):  # None: set by no Python code, it could not be put back
                 before[number] = found
                 signal.signal(number, lambda number, frame: arrived.append(number))
-        yield
+        yield arrived
     finally:
         for held, handler in before.items():
             signal.signal(held, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -394,29 +395,33 @@ INTERRUPTED = """
 import signal, sys
 from pathlib import Path
 from tfswa.export.engine import BuildOptions, build_engine
+from tfswa.runtime.files.signals import end_cleanly
 from tfswa.runtime.model.opening import open_model
-model, told = open_model(Path(sys.argv[1])), []
+model, number, told = open_model(Path(sys.argv[1])), int(sys.argv[2]), []
 
 def interrupt(phase, done, steps):
     told.append((phase, done, steps))
     if len(told) == 3:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
-before = signal.getsignal(signal.SIGTERM)
+end_cleanly()
+before = signal.getsignal(number)
 try:
     build_engine(model, BuildOptions(flavor="rtx"), progress=interrupt)
-except KeyboardInterrupt:
+except (KeyboardInterrupt, SystemExit):
     assert not (model.bundle.path / "engines").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     print(len(told))
 """
 
 
 @pytest.mark.trt
-def test_a_build_tells_its_progress_and_ends_by_ctrl_c(trt: Any, exported: BundleModel) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_build_tells_its_progress_and_ends_by_a_signal(
+    trt: Any, exported: BundleModel, number: signal.Signals
+) -> None:
     told: list[tuple[str, int, int]] = []
-    stopped = int(alone(INTERRUPTED, exported.bundle.path))
+    stopped = int(alone(INTERRUPTED, exported.bundle.path, int(number)))
     build_engine(exported, BuildOptions(flavor="rtx"), progress=lambda *step: told.append(step))
     assert len(told) > stopped  # without the signal it goes on to the end
     assert all(0 <= done <= steps for _, done, steps in told)
