@@ -43,6 +43,7 @@ from tfswa.train.blocks.conv import BRANCH_INIT, fold, unfold
 from tfswa.train.blocks.masking import magnitudes, masked
 from tfswa.train.blocks.window import MASKED
 from tfswa.train.families import Family
+from tfswa.train.families.tfswa_unet import check_levels
 
 KERNEL = 3  # of convolutions, in frames and in bins
 TINY = 1e-8
@@ -392,23 +393,9 @@ def _initialize(module: nn.Module) -> None:
 
 
 def _check(spec: ModelSpec, hyper: CausalHyper, levels: int) -> None:
-    lengths = {len(hyper.depths), len(hyper.heads), len(hyper.decoder_depths) + 1, levels}
-    if len(lengths) != 1:
-        raise ConfigError(
-            f"dims {hyper.dims}, depths {hyper.depths}, heads {hyper.heads} need one value a level, "
-            f"decoder_depths {hyper.decoder_depths} one less"
-        )
-    for name in ("dims", "heads", "mlp_ratio", "memory", "window", "fold"):
-        value = getattr(hyper, name)
-        if not min(value if isinstance(value, tuple) else (value,)) > 0:
-            raise ConfigError(f"{name} {value} must be above 0")
-    if min(hyper.depths + hyper.decoder_depths) < 0:
-        raise ConfigError(f"depths {hyper.depths} and {hyper.decoder_depths} must be 0 or above")
+    check_levels(hyper, "mlp_ratio", "memory", "window", "fold")
     if min(hyper.memory, hyper.window) < 2:
         raise ConfigError(f"memory {hyper.memory} and window {hyper.window} must be 2 frames or more")
-    for dim, heads in zip(hyper.dims, hyper.heads, strict=True):
-        if dim % (2 * heads):
-            raise ConfigError(f"dims {dim} is not an even multiple of its {heads} heads: change either")
     step = hyper.fold * (hyper.window << (levels - 1))
     if spec.stft.bins % step:
         raise ConfigError(

@@ -21,7 +21,7 @@ all the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -271,24 +271,38 @@ def _initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.embedding, std=0.02)
 
 
-def _check(spec: ModelSpec, hyper: TfswaHyper, levels: int) -> None:
+def check_levels(hyper: Any, *positive: str) -> None:
+    """Refuse levels of unequal number, dims that heads do not divide, and numbers that must be above 0.
+
+    Args:
+        hyper: with ``dims``, ``depths``, ``decoder_depths`` and ``heads``.
+        positive: names of further numbers that must be above 0.
+
+    Raises:
+        ConfigError: naming the values.
+    """
+    levels = len(hyper.dims)
     lengths = {len(hyper.depths), len(hyper.heads), len(hyper.decoder_depths) + 1, levels}
     if len(lengths) != 1:
         raise ConfigError(
             f"dims {hyper.dims}, depths {hyper.depths}, heads {hyper.heads} need one value a level, "
             f"decoder_depths {hyper.decoder_depths} one less"
         )
-    for name in ("dims", "heads", "mlp_ratio", "window", "fold"):
+    for name in ("dims", "heads", *positive):
         value = getattr(hyper, name)
         if not min(value if isinstance(value, tuple) else (value,)) > 0:
             raise ConfigError(f"{name} {value} must be above 0")
     if min(hyper.depths + hyper.decoder_depths) < 0:
         raise ConfigError(f"depths {hyper.depths} and {hyper.decoder_depths} must be 0 or above")
-    if not 0 <= hyper.axial_from <= levels:
-        raise ConfigError(f"axial_from {hyper.axial_from} must be 0 to {levels}, the number of levels")
     for dim, heads in zip(hyper.dims, hyper.heads, strict=True):
         if dim % (2 * heads):
             raise ConfigError(f"dims {dim} is not an even multiple of its {heads} heads: change either")
+
+
+def _check(spec: ModelSpec, hyper: TfswaHyper, levels: int) -> None:
+    check_levels(hyper, "mlp_ratio", "window", "fold")
+    if not 0 <= hyper.axial_from <= levels:
+        raise ConfigError(f"axial_from {hyper.axial_from} must be 0 to {levels}, the number of levels")
     step = hyper.window << (levels - 1)
     if spec.chunk.frames % step:
         raise ConfigError(
