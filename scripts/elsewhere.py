@@ -101,7 +101,13 @@ def personas() -> list[Persona]:
             (*NETWORKS, *THREADS, *WAITS),
             before=("taskset", "-c", str(min(os.sched_getaffinity(0)))),
         ),
-        Persona("load", WAITS, slow=True, load=4 * len(os.sched_getaffinity(0))),
+        Persona(  # the kills are half of it, and of one file: by file they would keep one worker alone
+            "load",
+            WAITS,
+            options=("--dist", "worksteal"),
+            slow=True,
+            load=4 * len(os.sched_getaffinity(0)),
+        ),
         Persona(
             "another-place",
             PLACES,
@@ -153,10 +159,13 @@ def run(persona: Persona) -> bool:
         "-q",
         "-p",
         "no:cacheprovider",
+        "--no-cov",
+        "-n",
+        "0" if "taskset" in persona.before else "auto",
+        "--dist",
+        "loadfile",
         *persona.options,
     ]
-    command += ["-n", "0" if "taskset" in persona.before else "auto", "--dist", "loadfile"]
-    command += ["--no-cov", "-p", "no:cacheprovider"]
     command += [] if persona.slow else ["-m", "not slow"]
     began, log = time.monotonic(), LOGS / f"{persona.name}.log"
     with _load(persona.load), log.open("wb") as stream:
