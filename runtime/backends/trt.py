@@ -8,34 +8,29 @@ after it has given the answer to its self-test.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import BackendOptions, import_library
+from tfswa.runtime.backends import BackendOptions
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.backends.engines import (
-    CAPABILITY,
-    ENGINE,
-    MODULES,
-    PORTABLE,
     answer_likeness_db,
     answer_of,
     library_logger,
     probe,
     samples,
 )
+from tfswa.runtime.backends.trt_choice import built_engines, bundle_of, fitting
 from tfswa.runtime.backends.trt_execution import End, Ends, Execution, failure
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError, reason
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.model.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.opening import Model
 
 logger = logging.getLogger(__name__)
@@ -67,9 +62,9 @@ class TrtSession:
                 f"backend trt has no precision {self._precision!r}: choose {', '.join(self.precisions)}"
             )
         index = _device_index(options.device)
-        built = _built(model, self._precision)
+        built = built_engines(model, self._precision)
         device = Device(index)
-        self._found = _fitting(model, self._precision, built, device)
+        self._found = fitting(model, self._precision, built, device)
         self._model, library = model, self._found.library
         self.artifact = (self._found.name, self._found.sha256)
         self.versions = {library.__name__: str(library.__version__)}
@@ -131,7 +126,7 @@ class TrtSession:
     def _answer(self) -> NDArray[np.float32]:
         """What the engine must give in its self-test."""
         name = answer_of(self._found.name)
-        if name not in _bundle(self._model).files:
+        if name not in bundle_of(self._model).files:
             raise BackendUnavailable(
                 f"{self._found.name} was built without an answer to its self-test, {name}: rebuild it with "
                 f"`{self._found.command}`"
@@ -169,30 +164,6 @@ class TrtSession:
             )
 
 
-@dataclass(frozen=True)
-class _Built:
-    """An engine in a bundle.
-
-    Attributes:
-        name: of its file.
-        sha256: of its file.
-        details: as the manifest has them, see ``Engine`` in ``export/engine.py``.
-        command: builds one like it.
-        library: what runs it, or why that cannot be imported.
-    """
-
-    name: str
-    sha256: str
-    details: Mapping[str, Any]
-    command: str
-    library: Any
-
-    @property
-    def batch(self) -> int:
-        """Largest batch that it was built for."""
-        return int(self.details["batch"][-1])
-
-
 def _device_index(device: str) -> int:
     kind, _, index = device.partition(":")
     if device == "cpu":
@@ -200,87 +171,6 @@ def _device_index(device: str) -> int:
     if kind != "cuda" or (":" in device and not index.isdecimal()):
         raise BackendUnavailable(f"unknown device {device!r}: engines run on cuda or cuda:N")
     return int(index or 0)
-
-
-def _built(model: Model, precision: str) -> list[_Built]:
-    """Engines of a model in a precision, at least one."""
-    bundle = _bundle(model)
-    build = f"tfx build-engine {model.name} --precision {precision}"
-    for name, entry in bundle.files.items():
-        if entry.kind == ENGINE and not _is_description(entry.details):
-            raise BundleError(
-                f"the manifest of {model.name} says of {name} what no build says: build it again"
-            )
-    found = [
-        _Built(name, entry.sha256, entry.details, _command(build, entry.details), _library(entry.details))
-        for name, entry in bundle.files.items()
-        if entry.kind == ENGINE and entry.precision == precision
-    ]
-    if not found:
-        raise BackendUnavailable(f"{model.name} holds no engine in {precision}: build one with `{build}`")
-    return found
-
-
-def _is_description(details: Mapping[str, Any]) -> bool:
-    """Whether a manifest says of an engine what ``export/engine.py`` writes."""
-    batch = details.get("batch")
-    return (
-        details.get("flavor") in MODULES
-        and all(isinstance(details.get(key), str) for key in ("onnx_sha256", "target", "version"))
-        and isinstance(batch, list)
-        and batch != []
-        and all(type(items) is int for items in batch)
-    )
-
-
-def _bundle(model: Model) -> Bundle:
-    if model.bundle is None:
-        raise BackendUnavailable(
-            f"{model.name} is an exported file, engines are in bundles: name the bundle, or use --backend ort"
-        )
-    return model.bundle
-
-
-def _command(build: str, details: Mapping[str, Any]) -> str:
-    return f"{build} --flavor {details['flavor']} --batch {','.join(map(str, details['batch']))}"
-
-
-def _library(details: Mapping[str, Any]) -> Any:
-    try:
-        return import_library(MODULES[details["flavor"]], backend="trt")
-    except BackendUnavailable as error:
-        return error
-
-
-def _fitting(model: Model, precision: str, built: list[_Built], device: Device) -> _Built:
-    """The engine that fits this place: of several, one for this GPU alone, then the largest batch."""
-    graph = model.artifact("onnx", precision)
-    amiss = {engine.name: list(_differences(engine, graph, device)) for engine in built}
-    fitting = [engine for engine in built if not amiss[engine.name]]
-    if fitting:
-        return max(fitting, key=lambda engine: (engine.details["target"] != PORTABLE, engine.batch))
-    nearest = min(built, key=lambda engine: len(amiss[engine.name]))
-    if isinstance(nearest.library, BackendUnavailable) and len(amiss[nearest.name]) == 1:
-        raise nearest.library
-    raise BackendUnavailable(
-        f"{nearest.name} {' and '.join(amiss[nearest.name])}: rebuild it with `{nearest.command}`"
-    )
-
-
-def _differences(engine: _Built, graph: tuple[str, str], device: Device) -> Iterator[str]:
-    """What keeps an engine from running here, each with the two values that differ."""
-    target, version = engine.details["target"], engine.details["version"]
-    own = f"{CAPABILITY}{device.capability}"
-    if isinstance(engine.library, BackendUnavailable):
-        yield f"needs {MODULES[engine.details['flavor']]}, which is not here"
-    elif str(engine.library.__version__) != version:
-        here = f"{engine.library.__name__} here is {engine.library.__version__}"
-        yield f"was built by version {version}, {here}"
-    if target not in (PORTABLE, own, f"{device.name}, {own}"):
-        yield f"was built for {target}, {device.label} is {device.name}, {own}"
-    if engine.details["onnx_sha256"] != graph[1]:
-        built_from = str(engine.details["onnx_sha256"])[:12]
-        yield f"was built from other weights (SHA-256 {built_from}, {graph[0]} has {graph[1][:12]})"
 
 
 def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, int, int]:

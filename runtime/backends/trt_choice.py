@@ -1,0 +1,122 @@
+"""Which engine of a bundle fits this place, and every reason why one does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tfswa.runtime.backends import import_library
+from tfswa.runtime.backends.cuda import Device
+from tfswa.runtime.backends.engines import CAPABILITY, ENGINE, MODULES, PORTABLE
+from tfswa.runtime.errors import BackendUnavailable, BundleError
+
+if TYPE_CHECKING:
+    from tfswa.runtime.model.bundle import Bundle
+    from tfswa.runtime.model.opening import Model
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine in a bundle.
+
+    Attributes:
+        name: of its file.
+        sha256: of its file.
+        details: as the manifest has them, see ``Engine`` in ``export/engine.py``.
+        command: builds one like it.
+        library: what runs it, or why that cannot be imported.
+    """
+
+    name: str
+    sha256: str
+    details: Mapping[str, Any]
+    command: str
+    library: Any
+
+    @property
+    def batch(self) -> int:
+        """Largest batch that it was built for."""
+        return int(self.details["batch"][-1])
+
+
+def built_engines(model: Model, precision: str) -> list[Built]:
+    """Engines of a model in a precision, at least one."""
+    bundle = bundle_of(model)
+    build = f"tfx build-engine {model.name} --precision {precision}"
+    for name, entry in bundle.files.items():
+        if entry.kind == ENGINE and not _is_description(entry.details):
+            raise BundleError(
+                f"the manifest of {model.name} says of {name} what no build says: build it again"
+            )
+    found = [
+        Built(name, entry.sha256, entry.details, _command(build, entry.details), _library(entry.details))
+        for name, entry in bundle.files.items()
+        if entry.kind == ENGINE and entry.precision == precision
+    ]
+    if not found:
+        raise BackendUnavailable(f"{model.name} holds no engine in {precision}: build one with `{build}`")
+    return found
+
+
+def _is_description(details: Mapping[str, Any]) -> bool:
+    """Whether a manifest says of an engine what ``export/engine.py`` writes."""
+    batch = details.get("batch")
+    return (
+        details.get("flavor") in MODULES
+        and all(isinstance(details.get(key), str) for key in ("onnx_sha256", "target", "version"))
+        and isinstance(batch, list)
+        and batch != []
+        and all(type(items) is int for items in batch)
+    )
+
+
+def bundle_of(model: Model) -> Bundle:
+    """The bundle of a model; raises BackendUnavailable for an exported file."""
+    if model.bundle is None:
+        raise BackendUnavailable(
+            f"{model.name} is an exported file, engines are in bundles: name the bundle, or use --backend ort"
+        )
+    return model.bundle
+
+
+def _command(build: str, details: Mapping[str, Any]) -> str:
+    return f"{build} --flavor {details['flavor']} --batch {','.join(map(str, details['batch']))}"
+
+
+def _library(details: Mapping[str, Any]) -> Any:
+    try:
+        return import_library(MODULES[details["flavor"]], backend="trt")
+    except BackendUnavailable as error:
+        return error
+
+
+def fitting(model: Model, precision: str, built: list[Built], device: Device) -> Built:
+    """The engine that fits this place: of several, one for this GPU alone, then the largest batch."""
+    graph = model.artifact("onnx", precision)
+    amiss = {engine.name: list(_differences(engine, graph, device)) for engine in built}
+    fitting = [engine for engine in built if not amiss[engine.name]]
+    if fitting:
+        return max(fitting, key=lambda engine: (engine.details["target"] != PORTABLE, engine.batch))
+    nearest = min(built, key=lambda engine: len(amiss[engine.name]))
+    if isinstance(nearest.library, BackendUnavailable) and len(amiss[nearest.name]) == 1:
+        raise nearest.library
+    raise BackendUnavailable(
+        f"{nearest.name} {' and '.join(amiss[nearest.name])}: rebuild it with `{nearest.command}`"
+    )
+
+
+def _differences(engine: Built, graph: tuple[str, str], device: Device) -> Iterator[str]:
+    """What keeps an engine from running here, each with the two values that differ."""
+    target, version = engine.details["target"], engine.details["version"]
+    own = f"{CAPABILITY}{device.capability}"
+    if isinstance(engine.library, BackendUnavailable):
+        yield f"needs {MODULES[engine.details['flavor']]}, which is not here"
+    elif str(engine.library.__version__) != version:
+        here = f"{engine.library.__name__} here is {engine.library.__version__}"
+        yield f"was built by version {version}, {here}"
+    if target not in (PORTABLE, own, f"{device.name}, {own}"):
+        yield f"was built for {target}, {device.label} is {device.name}, {own}"
+    if engine.details["onnx_sha256"] != graph[1]:
+        built_from = str(engine.details["onnx_sha256"])[:12]
+        yield f"was built from other weights (SHA-256 {built_from}, {graph[0]} has {graph[1][:12]})"
