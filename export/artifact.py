@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from tfswa.export.check import check_graph, check_tensors
-from tfswa.runtime.backends.engines import ANSWER, ENGINE, KEY
+from tfswa.runtime.backends.engines import ANSWER, ENGINE, KEY, TRANSFORM
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.files.partial import temporary
@@ -177,7 +177,10 @@ def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Ite
         staged = work / "staged"
         copy = Bundle.create(staged, source.spec, {}, provenance=source.provenance)
         for name, entry in files.items():
-            if entry.kind in (ENGINE, ANSWER, KEY) and entry.details.get("onnx_sha256") not in hashes:
+            if (
+                entry.kind in (ENGINE, TRANSFORM, ANSWER, KEY)
+                and entry.details.get("onnx_sha256") not in hashes
+            ):
                 continue
             copy.add(
                 name,

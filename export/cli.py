@@ -228,6 +228,7 @@ def build_engine(
             "bytes": made.bytes,
             "key": made.key,
             "cached": made.cached,
+            "transforms": [str(file) for file in made.transforms],
             "gpu_here": gpu,
             "seconds": round(made.seconds, 2),
             **made.details,
@@ -237,6 +238,8 @@ def build_engine(
     version = "{flavor} {version}, {precision}, {target}".format(**made.details)
     what = "in the bundle already, not built again (--force builds it)" if made.cached else "built"
     click.echo(f"{made.file}  {made.bytes / MEGABYTE:.1f} MB, {version}: {what}, {made.seconds:.1f} s")
+    for file in made.transforms:
+        click.echo(f"{file}  {file.stat().st_size / MEGABYTE:.1f} MB, of the transform, fp32")
     if not gpu:
         how = "`tfx parity --backend trt`"
         click.echo(f"not run: no CUDA device here; measure it with {how} where there is one")

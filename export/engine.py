@@ -4,6 +4,9 @@
     model.safetensors -> eager network in float32 -> answer to the self-test    -> engines/<key>.npy
     graph, precision, batches, library, target    -> hashed to the key          -> engines/<key>.json
 
+If the bundle holds the transform as graphs (``tfx export --transform``), these two are built along with it,
+for the same batches, and answered for by the host's transform.
+
 The two libraries share the part of their API that is used here. TensorRT-RTX builds without a GPU, for every
 GPU that it supports or for those of one compute capability; TensorRT builds on, and only for, the GPU that
 will run the engine. Since TensorRT 11 both are strongly typed: the precision of an engine is that of the
@@ -17,9 +20,10 @@ import importlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +33,7 @@ from numpy.typing import NDArray
 from tfswa.export.artifact import bundle_of
 from tfswa.export.builder import BuildProgress, Order, build, capabilities, inspect_types
 from tfswa.export.plan import Precision
+from tfswa.export.transform import transform_answer
 from tfswa.runtime.backends.engines import (
     ANSWER,
     CAPABILITY,
@@ -36,6 +41,7 @@ from tfswa.runtime.backends.engines import (
     KEY,
     MODULES,
     PORTABLE,
+    TRANSFORM,
     answer_of,
     probe,
     samples,
@@ -49,6 +55,7 @@ from tfswa.runtime.files.own_folders import check_own
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle, writable
 from tfswa.runtime.model.opening import Model
+from tfswa.runtime.model.spec import DECODE, ENCODE, ModelSpec, Shapes
 from tfswa.train.backend import load_network
 
 Flavor = Literal["auto", "rtx", "tensorrt"]
@@ -72,6 +79,7 @@ class Engine:
         details: everything that tells it from another engine, as the manifest has it: ``onnx_sha256``,
             ``flavor``, ``version`` of the library, ``precision``, ``batch`` (min, opt, max), ``target``.
         cached: whether it was there already.
+        transforms: paths of the engines of the transform and its inverse that go with it; or none.
         seconds: of the build, or of the look-up.
     """
 
@@ -81,7 +89,20 @@ class Engine:
     key: str
     details: Mapping[str, Any]
     cached: bool
+    transforms: Sequence[Path]
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A graph that is built, and all that is to be known of it."""
+
+    graph: str  # its file
+    sha256: str
+    kind: str  # of its engine in the manifest
+    precision: Precision
+    takes: Shapes
+    answer: Callable[[], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +137,8 @@ def build_engine(
 ) -> Engine:
     """Build an engine from a bundle's ONNX graph, or find the one that was built before.
 
+    And from the graphs of the transform, if the bundle holds them and they fit to the network's.
+
     One process builds in a bundle at a time; one that waited finds what the other one built.
 
     Args:
@@ -136,35 +159,52 @@ def build_engine(
     start = time.perf_counter()
     _check_batch(options.batch)
     bundle = bundle_of(model, "build-engine")
-    name, digest = model.artifact("onnx", options.precision)
+    parts = _parts(model, bundle, options.precision)
     flavor, library = _library(options.flavor)
     _check_timing_cache(options.timing_cache, bundle, flavor)
     made_for = _target(library, flavor, options.capability)
-    details = {
-        "onnx_sha256": digest,
-        "flavor": flavor,
-        "version": str(library.__version__),
-        "precision": options.precision,
-        "batch": list(options.batch),
-        "target": made_for,
-    }
-    key = sha256_of_json(details)[:16]
-    target = f"engines/{key}.engine"
-    cached = _holds(bundle, target) and not force
-    if not cached:
+    about = {"flavor": flavor, "version": str(library.__version__), "batch": list(options.batch)}
+    details = [
+        {**about, "onnx_sha256": part.sha256, "precision": part.precision, "target": made_for}
+        for part in parts
+    ]
+    keys = [sha256_of_json(one)[:16] for one in details]
+    targets = [f"engines/{key}.engine" for key in keys]
+    missing = [target for target in targets if force or not _holds(bundle, target)]
+    if missing:
         with _turn(bundle, report):
-            fresh = Bundle.open(bundle.path)  # another process may have built it meanwhile
-            cached = _holds(fresh, target) and not force
-            if cached:
+            fresh = Bundle.open(bundle.path)  # another process may have built some meanwhile
+            missing = [target for target in targets if force or not _holds(fresh, target)]
+            if not missing:
                 bundle = fresh
             else:
                 report(f"building with {library.__name__} {library.__version__}: 10 s or so for 1M weights")
-                plan = build(library, _order(model, name, options, made_for), progress)
-                if _gpu() is not None:
-                    report(inspect_types(library, plan, name, options.precision))
-                _add(bundle, target, plan, answer(model), details)
-    file = bundle.file(target)
-    return Engine(bundle.home, file, file.stat().st_size, key, details, cached, time.perf_counter() - start)
+            for part, target, one in zip(parts, targets, details, strict=True):
+                if target in missing:
+                    plan = build(library, _order(model, part, options, made_for), progress)
+                    if _gpu() is not None:
+                        report(inspect_types(library, plan, part.graph, part.precision))
+                    _add(bundle, target, part, plan, one)
+    file, *transforms = (bundle.file(target) for target in targets)
+    size, seconds = file.stat().st_size, time.perf_counter() - start
+    return Engine(bundle.home, file, size, keys[0], details[0], not missing, transforms, seconds)
+
+
+def _parts(model: Model, bundle: Bundle, precision: Precision) -> list[_Part]:
+    """The network, then the transform and its inverse where they are graphs and the network takes float32."""
+    spec = model.spec
+    name, digest = model.artifact("onnx", precision)
+    parts = [_Part(name, digest, ENGINE, precision, spec.takes, lambda: answer(model))]
+    if {ENCODE, DECODE} <= set(bundle.files) and bundle.files[name].details.get("io") != "fp16":
+        for graph, (takes, _) in spec.transforms.items():
+            right = partial(_transform_samples, spec, graph)
+            parts.append(_Part(graph, bundle.files[graph].sha256, TRANSFORM, "fp32", takes, right))
+    return parts
+
+
+def _transform_samples(spec: ModelSpec, graph: str) -> NDArray[np.float32]:
+    """What an engine of a transform must give for ``quiet_noise``: samples of the host's."""
+    return samples(transform_answer(spec, graph))
 
 
 def _check_batch(sizes: tuple[int, int, int]) -> None:
@@ -195,16 +235,15 @@ def _holds(bundle: Bundle, engine: str) -> bool:
     return {engine, answer_of(engine)} <= set(bundle.files)
 
 
-def _add(
-    bundle: Bundle, engine: str, plan: Any, right: NDArray[np.float32], details: Mapping[str, Any]
-) -> None:
+def _add(bundle: Bundle, engine: str, part: _Part, plan: Any, details: Mapping[str, Any]) -> None:
     """Add an engine, its answer and its key; the engine last, so that it is never seen without them."""
-    about = {"onnx_sha256": details["onnx_sha256"]}  # a copy of the bundle takes all along, or nothing
+    right = part.answer()
+    about = {"onnx_sha256": part.sha256}  # a copy of the bundle takes all along, or nothing
     text = json.dumps(dict(details), indent=1, sort_keys=True) + "\n"
     bundle.add(engine.removesuffix(".engine") + ".json", text.encode(), kind=KEY, details=about)
     bundle.add(answer_of(engine), _array_writer(right), kind=ANSWER, details=about)
     trust.made_here(hashlib.sha256(plan).hexdigest())
-    bundle.add(engine, plan, kind=ENGINE, precision=details["precision"], details=details)
+    bundle.add(engine, plan, kind=part.kind, precision=part.precision, details=details)
 
 
 def _check_timing_cache(path: Path | None, bundle: Bundle, flavor: str) -> None:
@@ -292,17 +331,17 @@ def _gpu() -> str | None:
     return ".".join(map(str, torch.cuda.get_device_capability())) if here else None
 
 
-def _order(model: Model, name: str, options: BuildOptions, target: str) -> Order:
+def _order(model: Model, part: _Part, options: BuildOptions, target: str) -> Order:
     assert model.bundle is not None
     smallest, best, largest = options.batch
     return Order(
-        graph=model.file(name).read_bytes(),
-        name=name,
-        precision=options.precision,
-        plan=tuple(model.bundle.files[name].details.get("plan", ())),
+        graph=model.file(part.graph).read_bytes(),
+        name=part.graph,
+        precision=part.precision,
+        plan=tuple(model.bundle.files[part.graph].details.get("plan", ())),
         shapes={
             name: ((smallest, *shape), (best, *shape), (largest, *shape))
-            for name, shape in model.spec.takes.items()
+            for name, shape in part.takes.items()
         },
         capability=target.removeprefix(CAPABILITY) if target.startswith(CAPABILITY) else None,
         workspace_mb=options.workspace_mb,

@@ -25,15 +25,25 @@ from numpy.typing import NDArray
 
 from tfswa.export.artifact import bundle_of, check_free, finite_or_none
 from tfswa.export.session import cpu_session
+from tfswa.runtime.backends.engines import quiet_noise
 from tfswa.runtime.errors import ExportError
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.opening import METADATA, Model, embed
-from tfswa.runtime.model.spec import INPUT, OUTPUT, SAMPLES, STEM_SAMPLES, ModelSpec, StftSpec
+from tfswa.runtime.model.spec import (
+    AUDIO,
+    DECODE,
+    ENCODE,
+    INPUT,
+    OUTPUT,
+    SAMPLES,
+    STEM_SAMPLES,
+    ModelSpec,
+    StftSpec,
+)
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.codec import Codec
 from tfswa.runtime.stream.transform import gain_of, window_of
 
-ENCODE, DECODE = "encode.onnx", "decode.onnx"
 KIND = "transform"
 OPSET = 20
 LEAST_DB = 110.0  # against the host's transform, on generated music
@@ -96,7 +106,7 @@ def transform_snr_db(spec: ModelSpec, encode: onnx.ModelProto, decode: onnx.Mode
     samples = 2 * spec.chunk_samples
     song = synthetic_song(spec, (samples + 1) / spec.stft.sample_rate)
     chunks = np.stack(np.split(song.mixture[:, :samples], 2, axis=-1))
-    codec = Codec(spec, "cpu")
+    codec = Codec(spec)
     spectra = codec.spectra(chunks)
     planes = codec.tensors(chunks, spectra)[INPUT]
     shares = np.arange(1, len(spec.outputs) + 1, dtype=np.float32) / len(spec.outputs)
@@ -111,6 +121,18 @@ def transform_snr_db(spec: ModelSpec, encode: onnx.ModelProto, decode: onnx.Mode
     return {what: _snr_db(*pair) for what, pair in pairs.items()}
 
 
+def transform_answer(spec: ModelSpec, name: str) -> dict[str, NDArray[np.float32]]:
+    """What the host's transform makes of ``quiet_noise``: of one item, as ``ENCODE`` or ``DECODE`` does."""
+    takes, _ = spec.transforms[name]
+    given, codec = quiet_noise(takes), Codec(spec)
+    spectra = codec.spectra(given[SAMPLES])
+    if name == ENCODE:
+        return {INPUT: codec.tensors(given[SAMPLES], spectra)[INPUT][0]}
+    return {
+        AUDIO: codec.stems(given[SAMPLES][0], spectra[0], {key: value[0] for key, value in given.items()})
+    }
+
+
 def _snr_db(right: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     value = snr_db(right.reshape(1, -1), found.reshape(1, -1))
     return float("inf") if value is None else value
@@ -121,11 +143,10 @@ def encode_graph(spec: ModelSpec) -> onnx.ModelProto:
     stft, channels, frames = spec.stft, spec.channels, spec.chunk.frames
     first, bins = stft.first_bin, stft.bins
     graph = _Graph()
-    spectrum = graph.analysis("samples", spec, range(first, first + bins))  # [B*C, 2*F, T]
+    spectrum = graph.analysis(SAMPLES, spec, range(first, first + bins))  # [B*C, 2*F, T]
     pairs = graph.add("Reshape", spectrum, graph.shape(-1, channels * 2, bins, frames))
-    graph.add("Transpose", pairs, perm=[0, 1, 3, 2], output="mixture")
-    ends = {"samples": (channels, spec.chunk_samples)}, {"mixture": spec.input_shape(1)[1:]}
-    return graph.model("encode", *ends)
+    graph.add("Transpose", pairs, perm=[0, 1, 3, 2], output=INPUT)
+    return graph.model("encode", *spec.transforms[ENCODE])
 
 
 def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
@@ -133,7 +154,7 @@ def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
     stft, channels, frames, samples = spec.stft, spec.channels, spec.chunk.frames, spec.chunk_samples
     first, bins, given = stft.first_bin, stft.bins, spec.outputs
     graph = _Graph()
-    planes = graph.add("Reshape", "stems", graph.shape(-1, 2, frames, bins))
+    planes = graph.add("Reshape", OUTPUT, graph.shape(-1, 2, frames, bins))
     rows = graph.add("Transpose", planes, perm=[0, 1, 3, 2])
     rows = graph.add("Reshape", rows, graph.shape(-1, 2 * bins, frames))  # [B*S*C, 2*F, T]
     seen = graph.synthesis(rows, spec, range(first, first + bins), zero_below=stft.zero_below)
@@ -141,10 +162,10 @@ def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
     if spec.samples:
         whole = graph.add("Add", whole, STEM_SAMPLES)
     stems = dict(zip(given, graph.split(whole, len(given)), strict=True))  # each [B, 1, C, N]
-    mixture = graph.add("Reshape", "samples", graph.shape(-1, 1, channels, samples))
+    mixture = graph.add("Reshape", SAMPLES, graph.shape(-1, 1, channels, samples))
     unseen = [k for k in range(stft.all_bins) if not first <= k < first + bins]
     if spec.unseen_stem in stems and unseen:
-        others = graph.synthesis(graph.analysis("samples", spec, unseen), spec, unseen)
+        others = graph.synthesis(graph.analysis(SAMPLES, spec, unseen), spec, unseen)
         others = graph.add("Reshape", others, graph.shape(-1, 1, channels, samples))
         stems[spec.unseen_stem] = graph.add("Add", stems[spec.unseen_stem], others)
     if spec.residual_stem is not None:
@@ -154,10 +175,8 @@ def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
         )
         total = graph.add("Mul", total, graph.constant(np.float32(spec.residual_gain)))
         stems[spec.residual_stem] = graph.add("Sub", mixture, total)
-    graph.add("Concat", *(stems[name] for name in spec.stems), axis=1, output="audio")
-    ends = {name: shape for name, shape in spec.gives.items() if name in (OUTPUT, STEM_SAMPLES)}
-    ends |= {"samples": (channels, samples)}
-    return graph.model("decode", ends, {"audio": (len(spec.stems), channels, samples)})
+    graph.add("Concat", *(stems[name] for name in spec.stems), axis=1, output=AUDIO)
+    return graph.model("decode", *spec.transforms[DECODE])
 
 
 @dataclass

@@ -82,8 +82,10 @@ class Session(Protocol):
     Class attributes may say more: ``precisions`` what it can be asked for, if not fp32 alone;
     ``device_default`` where it runs if nobody says, if not on the CPU; ``compiles`` that loading it takes
     minutes; ``reentrant`` that several threads may call ``infer`` at once (else they take turns);
-    ``batch_limit`` the most items that it takes, if there is a limit. ``open_session`` adds ``options``, as
-    the backend got them: ``auto`` has decided on a device.
+    ``batch_limit`` the most items that it takes, if there is a limit. A session on a GPU that has the
+    transform there as well says in ``transform`` what computes it, and has ``infer_samples``: what the
+    network takes but ``samples [B, C, N]`` in place of planes, to ``audio [B, S, C, N]`` and the next state.
+    ``open_session`` adds ``options``, as the backend got them: ``auto`` has decided on a device.
 
     Attributes:
         name: the backend's, as registered.

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.metrics import likeness_db
-from tfswa.runtime.model.spec import INPUT, ModelSpec
+from tfswa.runtime.model.spec import INPUT, ModelSpec, Shapes
 
 MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by flavor
 PORTABLE = "portable"  # target of an engine that is not bound to one GPU
 CAPABILITY = "compute capability "
 
 ENGINE, ANSWER, KEY = "engine", "answer", "engine key"  # kinds of files
+TRANSFORM = "transform engine"  # kind of an engine of encode.onnx or decode.onnx
 SAMPLES = 4096  # of an answer; a few thousand tell one network from another
 
 QUIET = np.float32(25.0)  # of 256, the peak of what is no plane
@@ -46,12 +47,12 @@ def probe(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
 
     That is in steps of 1/256, which float16 holds: an engine may take state in it.
     """
-    others = {
-        name: np.rint(QUIET * _noise((1, *shape))) / np.float32(256.0)
-        for name, shape in spec.takes.items()
-        if name != INPUT
-    }
-    return {INPUT: probe_planes(spec), **others}
+    return {**quiet_noise(spec.takes), INPUT: probe_planes(spec)}
+
+
+def quiet_noise(takes: Shapes) -> dict[str, NDArray[np.float32]]:
+    """The probe of a graph of the transform, and of all but planes of a network."""
+    return {name: np.rint(QUIET * _noise((1, *shape))) / np.float32(256.0) for name, shape in takes.items()}
 
 
 def probe_planes(spec: ModelSpec) -> NDArray[np.float32]:

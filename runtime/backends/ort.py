@@ -6,7 +6,7 @@ Devices are ``cpu``, ``cuda``, and by the TensorRT providers ``tensorrt`` and ``
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, filled, import_library
+from tfswa.runtime.backends.chain import End, Stage, all_ends, meet, outer_ends
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.files import caches
 from tfswa.runtime.machine import cores, user_cache
-from tfswa.runtime.model.spec import INPUT
+from tfswa.runtime.model.spec import DECODE, ENCODE, Shapes
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -36,10 +37,18 @@ _GPU = {  # by what a device may be called
 # Its pass to blocked layouts crashes on float16 graphs with a free batch (1.31.1, CPU).
 _BLOCKED = {"disabled_optimizers": ["NchwcTransformer"]}
 _OPTIONS = {"fp16": _BLOCKED, "mixed": _BLOCKED}
+# On by default, and it rounds factors to 10 bits: not what a transform in float32 means.
+_FULL_FLOAT32 = {"use_tf32": "0"}
+Tensors = Mapping[str, NDArray[Any]]
 
 
 class OrtSession:
     """Runs a bundle's ``model.onnx``, one of another precision, or an exported file; see ``Session``.
+
+    On a GPU of CUDA it runs the transform there too, where the bundle holds it as graphs.
+
+    Attributes:
+        transform: what computes the transform here, in words; empty where that is left to the host.
 
     Raises:
         BackendUnavailable: onnxruntime, the device, or the artifact is missing.
@@ -61,84 +70,133 @@ class OrtSession:
                 "use --backend openvino or torch"
             )
         self.artifact = model.artifact("onnx", precision)
+        self._device = options.device
         providers, self._place = _providers(options.device, onnxruntime.get_available_providers())
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # its warnings are ours to give
         settings.intra_op_num_threads = options.threads or cores()
-        path = model.file(self.artifact[0])
         if providers[0] != _CPU:  # or what a GPU has no kernel for would run on the CPU, unsaid
             settings.add_session_config_entry(_NO_CPU, "1")
+        self._library, self._settings = onnxruntime, settings
         self._kept = _keep(providers, self.artifact[1])
+        spec, extra = model.spec, _OPTIONS.get(precision, {})
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), settings, providers=providers, **_OPTIONS.get(precision, {})
-            )
-        except Exception as error:  # its exceptions share no public base
+            network = self._loaded(model, self.artifact[0], spec.takes, spec.gives, providers, **extra)
+            self._graphs = {False: [network], True: self._transforms(model, network, providers)}
+        except BaseException:
             self._kept.close()
-            if "fallback to CPU" in str(error):
-                raise BackendUnavailable(
-                    f"device {options.device} asked for, onnxruntime would run part of {path.name} on the "
-                    "CPU: use --device cpu, or --backend trt"
-                ) from error
-            raise BundleError(f"{path} cannot be loaded by onnxruntime: {reason(error)}") from error
-        _check_provider(providers[0], self._session.get_providers(), options.device)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        _check_ends(path.name, "inputs", inputs, model.spec.takes)
-        _check_ends(path.name, "outputs", outputs, model.spec.gives)
-        self._takes, self._gives = ({end.name: end for end in ends} for ends in (inputs, outputs))
-        self._library, self._spec = onnxruntime, model.spec
+            raise
         self.reentrant = self._place is None  # on a GPU the memory that is bound is one call's
-        free = self._takes[INPUT].shape[0]
+        free = network.engine.get_inputs()[0].shape[0]
         self.batch_limit = free if isinstance(free, int) else None
-        self._bound: dict[int, Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]] = {}
-        self.versions = {"onnxruntime": onnxruntime.__version__}
+        self._bound: dict[tuple[bool, int], Callable[[Tensors], dict[str, NDArray[Any]]]] = {}
+        self.versions, self.transform = {"onnxruntime": onnxruntime.__version__}, ""
+        if self._graphs[True]:
+            assert model.bundle is not None
+            files = model.bundle.files
+            self.versions |= {name: files[name].sha256[:12] for name in (ENCODE, DECODE)}
+            self.transform = f"{ENCODE} and {DECODE} on {options.device}"
         self.description = f"onnxruntime {onnxruntime.__version__}, {precision} on {options.device}"
 
-    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, given: Tensors) -> dict[str, NDArray[np.float32]]:
         """What the network takes to what it gives; see ``Session``."""
-        items = len(given[INPUT])
-        batch = self.batch_limit or items
-        feeds = {
-            name: np.ascontiguousarray(filled(given[name], batch), dtype=_TYPES[end.type])
-            for name, end in self._takes.items()
-        }
-        if self._place is None:
-            found = self._session.run(list(self._gives), feeds)
-        else:
-            if batch not in self._bound:
-                self._bound[batch] = self._bind(batch)
-            found = self._bound[batch](feeds)
-        named = zip(self._gives, found, strict=True)
-        return {name: value[:items].astype(np.float32, copy=False) for name, value in named}
+        return self._run(given, whole=False)
+
+    def infer_samples(self, given: Tensors) -> dict[str, NDArray[np.float32]]:
+        """The same with the transform before it and its inverse behind it; see ``Session``."""
+        return self._run(given, whole=True)
 
     def close(self) -> None:
         """Release the network."""
         self._bound.clear()
-        self._session = None
+        self._graphs.clear()
         self._kept.close()
 
-    def _bind(self, batch: int) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
-        """The network on memory of the device that stays: a call allocates nothing there."""
+    def _run(self, given: Tensors, *, whole: bool) -> dict[str, NDArray[np.float32]]:
+        graphs = self._graphs[whole]
+        takes, _ = outer_ends(graphs)
+        items = len(next(iter(given.values())))
+        batch = self.batch_limit or items
+        feeds = {
+            name: np.ascontiguousarray(filled(given[name], batch), dtype=end.kind)
+            for name, end in takes.items()
+        }
+        if self._place is None:
+            (network,) = graphs
+            values = network.engine.run(list(network.gives), feeds)
+            found = dict(zip(network.gives, values, strict=True))
+        else:
+            if (whole, batch) not in self._bound:
+                self._bound[whole, batch] = self._bind(graphs, batch)
+            found = self._bound[whole, batch](feeds)
+        return {name: value[:items].astype(np.float32, copy=False) for name, value in found.items()}
+
+    def _loaded(
+        self, model: Model, name: str, takes: Shapes, gives: Shapes, providers: list[Any], **extra: Any
+    ) -> Stage:
+        """A graph of a model on the device.
+
+        Raises:
+            BackendUnavailable: the device did not start, or would leave a node to the CPU.
+            BundleError: it cannot be loaded, or its ends are not these.
+        """
+        path = model.file(name)
+        try:
+            session = self._library.InferenceSession(str(path), self._settings, providers=providers, **extra)
+        except Exception as error:  # its exceptions share no public base
+            if "fallback to CPU" in str(error):
+                raise BackendUnavailable(
+                    f"device {self._device} asked for, onnxruntime would run part of {path.name} on the "
+                    "CPU: use --device cpu, or --backend trt"
+                ) from error
+            raise BundleError(f"{path} cannot be loaded by onnxruntime: {reason(error)}") from error
+        _check_provider(providers[0], session.get_providers(), self._device)
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        _check_ends(path.name, "inputs", inputs, takes)
+        _check_ends(path.name, "outputs", outputs, gives)
+        taken, given = (
+            {end.name: End(tuple(end.shape[1:]), np.dtype(_TYPES[end.type])) for end in ends}
+            for ends in (inputs, outputs)
+        )
+        return Stage(session, taken, given)
+
+    def _transforms(self, model: Model, network: Stage, providers: list[Any]) -> list[Stage]:
+        """The network between the transform and its inverse, on CUDA; none where that cannot be."""
+        cuda = [_with_options(one, _FULL_FLOAT32) for one in providers if one[0] == _GPU["cuda"]]
+        if model.bundle is None or not cuda or not {ENCODE, DECODE} <= set(model.bundle.files):
+            return []
+        encode, decode = (
+            self._loaded(model, name, *ends, cuda) for name, ends in model.spec.transforms.items()
+        )
+        graphs = [encode, network, decode]
+        if meet(graphs):
+            return graphs
+        logger.info("%s does not take float32: the CPU transforms", self.artifact[0])
+        return []
+
+    def _bind(self, graphs: Sequence[Stage], batch: int) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
+        """Graphs on memory of the device that stays: a call allocates nothing there."""
         assert self._place is not None
         place, value = self._place, self._library.OrtValue.ortvalue_from_shape_and_type
+        values = {
+            name: value([batch, *end.shape], end.kind.type, *place) for name, end in all_ends(graphs).items()
+        }
+        takes, gives = outer_ends(graphs)
+        bindings = []
+        for graph in graphs:
+            binding = graph.engine.io_binding()
+            for name in graph.takes:
+                binding.bind_ortvalue_input(name, values[name])
+            for name in graph.gives:
+                binding.bind_ortvalue_output(name, values[name])
+            bindings.append((graph.engine, binding))
 
-        def values(ends: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-            return {
-                name: value([batch, *shapes[name]], _TYPES[end.type], *place) for name, end in ends.items()
-            }
-
-        sources, targets = values(self._takes, self._spec.takes), values(self._gives, self._spec.gives)
-        binding = self._session.io_binding()
-        for name, source in sources.items():
-            binding.bind_ortvalue_input(name, source)
-        for name, target in targets.items():
-            binding.bind_ortvalue_output(name, target)
-
-        def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-            for name, source in sources.items():
-                source.update_inplace(feeds[name])
-            self._session.run_with_iobinding(binding)
-            return [target.numpy() for target in targets.values()]
+        def run(feeds: Tensors) -> dict[str, NDArray[Any]]:
+            for name in takes:
+                values[name].update_inplace(feeds[name])
+            for session, binding in bindings:
+                session.run_with_iobinding(binding)  # which waits until it is done
+            return {name: values[name].numpy() for name in gives}
 
         return run
 
@@ -162,6 +220,13 @@ def _providers(device: str, available: list[str]) -> tuple[list[Any], tuple[str,
     if kind != "cuda" and _GPU["cuda"] in available:  # what TensorRT does not take stays on the GPU
         providers.append((_GPU["cuda"], {"device_id": number}))
     return providers, ("cuda", number)
+
+
+def _with_options(
+    provider: tuple[str, dict[str, Any]], more: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    name, options = provider
+    return name, {**options, **more}
 
 
 def _keep(providers: list[Any], sha256: str) -> ExitStack:

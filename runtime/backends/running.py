@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BackendUnavailable, TfxError, reason
 from tfswa.runtime.failures import of_library
-from tfswa.runtime.model.spec import INPUT
 
 if TYPE_CHECKING:
     from tfswa.runtime.backends import Session
 
+Tensors = Mapping[str, NDArray[np.float32]]
+
 _MEMORY = ("out of memory", "bad_alloc", "bad allocation", "failed to allocate", "cannot allocate memory")
 
 
-def infer(session: Session, given: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+def infer(session: Session, given: Tensors) -> Tensors:
     """``session.infer``: what the network takes to what it gives, by name.
 
     Raises:
         BackendUnavailable: the library failed, or memory ran out.
         TfxError: as the session itself says.
     """
+    return _said_in_a_line(session, session.infer, given)
+
+
+def infer_samples(session: Session, given: Tensors) -> Tensors:
+    """``session.infer_samples``, of a session that transforms too: samples to stems; raises as ``infer``."""
+    return _said_in_a_line(session, cast(Any, session).infer_samples, given)
+
+
+def _said_in_a_line(session: Session, call: Callable[[Tensors], Tensors], given: Tensors) -> Tensors:
     try:
-        return session.infer(given)
+        return call(given)
     except TfxError:
         raise
     except Exception as error:
         if not of_library(error):
             raise
-        raise failed(session.name, len(given[INPUT]), error) from error
+        raise failed(session.name, len(next(iter(given.values()))), error) from error
 
 
 def out_of_memory(error: BaseException | None) -> bool:

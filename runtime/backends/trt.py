@@ -8,27 +8,30 @@ after it has given the answer to its self-test.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions
+from tfswa.runtime.backends.chain import End, Stage, all_ends, meet, outer_ends
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.backends.engines import (
     answer_likeness_db,
     answer_of,
     library_logger,
     probe,
+    quiet_noise,
     samples,
 )
-from tfswa.runtime.backends.trt_choice import built_engines, bundle_of, fitting
-from tfswa.runtime.backends.trt_execution import End, Ends, Execution, failure
+from tfswa.runtime.backends.trt_choice import Built, built_engines, bundle_of, fitting, fitting_transforms
+from tfswa.runtime.backends.trt_execution import SLOTS, Execution, failure
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError, reason
 from tfswa.runtime.gates import gate_for
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.metrics import likeness_db
+from tfswa.runtime.model.spec import DECODE, ENCODE, Shapes
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.opening import Model
@@ -37,15 +40,19 @@ logger = logging.getLogger(__name__)
 
 TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "HALF": np.dtype(np.float16)}
 MEGABYTE = 1 << 20
+Tensors = Mapping[str, NDArray[np.float32]]
 
 
 class TrtSession:
-    """Runs an engine of a bundle; see ``Session``.
+    """Runs an engine of a bundle, and those of the transform if it holds some that fit; see ``Session``.
+
+    Attributes:
+        transform: what computes the transform here, in words; empty where that is left to the host.
 
     Raises:
         UsageError: no such precision.
         BackendUnavailable: a library, the GPU, its memory, or an engine that fits all of them is missing.
-        BundleError: the engine is damaged, is not the spec's, or fails its self-test.
+        BundleError: an engine is damaged, is not the spec's, or fails its self-test.
     """
 
     name = "trt"
@@ -63,104 +70,188 @@ class TrtSession:
             )
         index = _device_index(options.device)
         built = built_engines(model, self._precision)
-        device = Device(index)
-        self._found = fitting(model, self._precision, built, device)
-        self._model, library = model, self._found.library
-        self.artifact = (self._found.name, self._found.sha256)
-        self.versions = {library.__name__: str(library.__version__)}
-        answer = self._answer()
-        with ExitStack() as stack:
-            self._execution, batch = self._open(device)
-            stack.enter_context(closing(self._execution))
-            self._self_test(answer, batch)
-            self._stack = stack.pop_all()
+        self._device = device = Device(index)
+        found = fitting(model, self._precision, built, device)
+        self._model, self._library = model, found.library
+        self.artifact, self.transform = (found.name, found.sha256), ""
+        self.versions = {found.library.__name__: str(found.library.__version__)}
+        self._built, self._stages = [found], list[Stage]()  # of the network; then of the whole chain
+        self._alone: Execution | None = None  # the network
+        self._whole: Execution | None = None  # between the transforms
+        try:
+            answer = self._answer(found)
+            network, self._smallest, self._batch = self._loaded(found, model.spec.takes, model.spec.gives)
+            self._stages = [network]
+            self._alone = self._open(self._stages, self._built)
+            self._self_test(found, self._alone, answer, probe(model.spec), self._precision)
+            transforms = fitting_transforms(model, found, device)
+            if transforms:
+                self._surround(*transforms)
+        except BaseException:
+            self.close()
+            raise
         self.description = (
-            f"{library.__name__} {library.__version__}, {self._precision} on {device.name} ({device.label}), "
-            f"batch up to {batch}"
+            f"{found.library.__name__} {found.library.__version__}, {self._precision} on {device.name} "
+            f"({device.label}), batch up to {self._batch}"
         )
 
-    def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, given: Tensors) -> dict[str, NDArray[np.float32]]:
         """What the network takes to what it gives, of any B items; see ``Session``."""
-        return self._execution.infer(given)
+        if self._alone is None:
+            self._alone = self._open(*self._network)
+        return self._alone.infer(given)
+
+    def infer_samples(self, given: Tensors) -> dict[str, NDArray[np.float32]]:
+        """The same with the transform before it and its inverse behind it; see ``Session``."""
+        assert self._whole is not None, "the host transforms"
+        return self._whole.infer(given)
 
     def close(self) -> None:
-        """Release the engine and its memory."""
-        self._stack.close()
+        """Release the engines and their memory."""
+        for execution in (self._whole, self._alone):
+            if execution is not None:
+                execution.close()
+        self._whole = self._alone = None
+        self._stages, self._built = [], []
 
-    def _open(self, device: Device) -> tuple[Execution, int]:
-        """The engine, ready to run, and the largest batch that there is memory for."""
-        library, engine = self._found.library, self._deserialized(device)
-        ends, smallest, batch = _ends(self._found.name, library, engine, self._model.spec)
+    @property
+    def _network(self) -> tuple[list[Stage], list[Built]]:
+        middle = len(self._stages) // 2
+        return self._stages[middle : middle + 1], self._built[middle : middle + 1]
+
+    def _surround(self, encode: Built, decode: Built) -> None:
+        """Put the transforms around the network, each tried alone and then all together."""
+        ends = self._model.spec.transforms
+        before, *_ = self._loaded(encode, *ends[ENCODE])
+        after, *_ = self._loaded(decode, *ends[DECODE])
+        stages = [before, *self._stages, after]
+        if not meet(stages):
+            logger.info("%s does not take float32: the CPU transforms", self.artifact[0])
+            return
+        assert self._alone is not None
+        built, batch = [encode, *self._built, decode], self._batch
+        takes, gives = outer_ends(stages)
+        asked = self._asked(quiet_noise({name: end.shape for name, end in takes.items()}))
+        try:
+            found: dict[str, NDArray[np.float32]] = dict(asked)
+            for stage, one in zip(stages, built, strict=True):
+                taken = {name: found[name] for name in stage.takes}
+                if one is self._built[0]:
+                    found |= self._alone.infer(taken)
+                    continue
+                with closing(self._open([stage], [one])) as execution:
+                    self._self_test(one, execution, self._answer(one), quiet_noise(_shapes(stage)), "fp32")
+                    found |= execution.infer(taken)
+            self._alone.close()
+            self._alone = None
+            self._whole = self._open(stages, built)
+        except BackendUnavailable as error:
+            if not isinstance(error.__cause__, DeviceMemoryError):
+                raise
+            logger.warning("the CPU transforms: %s", str(error))  # the error itself would keep the memory
+            self._batch = batch
+            return
+        self._stages, self._built = stages, built
+        self._compare({name: found[name] for name in gives}, self._whole.infer(asked))
+        files = bundle_of(self._model).files
+        self.versions = {**self.versions, **{name: files[name].sha256[:12] for name in (ENCODE, DECODE)}}
+        self.transform = f"{ENCODE} and {DECODE} on {self._device.label}"
+
+    def _open(self, stages: Sequence[Stage], built: Sequence[Built]) -> Execution:
+        """Engines ready to run, for the largest batch that there is memory for."""
+        self._device.activate()
         while True:
             try:
-                return Execution(device, library, engine, ends, smallest, batch), batch
+                return Execution(self._device, self._library, stages, self._smallest, self._batch)
             except DeviceMemoryError as error:
-                if batch == smallest:
-                    needed = 2 * batch * ends.item_bytes
-                    raise self._full(device, needed + engine.device_memory_size_v2, error) from error
-                half = max(smallest, batch // 2)
+                if self._batch == self._smallest:
+                    needed = sum(SLOTS * end.bytes(self._batch) for end in all_ends(stages).values())
+                    needed += max(stage.engine.device_memory_size_v2 for stage in stages)
+                    name = " with ".join(one.name for one in built)
+                    raise self._full(name, needed, error) from error
+                half = max(self._smallest, self._batch // 2)
                 reason = str(error)  # the error itself would keep what could not be made in the log
-                logger.warning("no memory for batch %d (%s): going on with batch %d", batch, reason, half)
-                batch = half
+                logger.warning(
+                    "no memory for batch %d (%s): going on with batch %d", self._batch, reason, half
+                )
+                self._batch = half
 
-    def _deserialized(self, device: Device) -> Any:
-        library = self._found.library
+    def _loaded(self, built: Built, takes: Shapes, gives: Shapes) -> tuple[Stage, int, int]:
+        """An engine and its ends, smallest and largest batch."""
+        library = self._library
         log = library_logger(library)
         log.errors.clear()
-        plan = self._model.file(self._found.name).read_bytes()
+        plan = self._model.file(built.name).read_bytes()
         engine = library.Runtime(log).deserialize_cuda_engine(plan)
         if engine is None:
-            error = failure(library, f"cannot load {self._found.name}")
+            error = failure(library, f"cannot load {built.name}")
             if isinstance(error, DeviceMemoryError):
-                raise self._full(device, len(plan), error) from error
-            raise BundleError(f"{error}; rebuild it with `{self._found.command} --force`") from error
-        return engine
+                raise self._full(built.name, len(plan), error) from error
+            raise BundleError(f"{error}; rebuild it with `{built.command} --force`") from error
+        return _staged(built.name, library, engine, takes, gives)
 
-    def _full(self, device: Device, needed: int, error: Exception) -> BackendUnavailable:
-        free, total = (size // MEGABYTE for size in device.memory())
+    def _full(self, name: str, needed: int, error: Exception) -> BackendUnavailable:
+        free, total = (size // MEGABYTE for size in self._device.memory())
         return BackendUnavailable(
-            f"{self._found.name} needs about {-(-needed // MEGABYTE)} MB of GPU memory, {device.label} has "
+            f"{name} needs about {-(-needed // MEGABYTE)} MB of GPU memory, {self._device.label} has "
             f"{free} of {total} MB free ({error}): end what else uses it, or use another --device"
         )
 
-    def _answer(self) -> NDArray[np.float32]:
-        """What the engine must give in its self-test."""
-        name = answer_of(self._found.name)
+    def _answer(self, built: Built) -> NDArray[np.float32]:
+        """What an engine must give in its self-test."""
+        name = answer_of(built.name)
         if name not in bundle_of(self._model).files:
             raise BackendUnavailable(
-                f"{self._found.name} was built without an answer to its self-test, {name}: rebuild it with "
-                f"`{self._found.command}`"
+                f"{built.name} was built without an answer to its self-test, {name}: rebuild it with "
+                f"`{built.command}`"
             )
         path = self._model.file(name)
         try:  # mapped: a header that declares more than the file holds allocates nothing
             answer: NDArray[np.float32] = np.array(np.load(path, mmap_mode="r"))
         except (OSError, ValueError, EOFError) as error:
             raise BundleError(
-                f"{path} is no array ({reason(error)}): rebuild it with `{self._found.command} --force`"
+                f"{path} is no array ({reason(error)}): rebuild it with `{built.command} --force`"
             ) from error
         return answer
 
-    def _self_test(self, answer: NDArray[np.float32], batch: int) -> None:
-        """Ask the engine what its bundle knows the answer to.
+    def _asked(self, item: Tensors) -> dict[str, NDArray[np.float32]]:
+        """An item one more time than the largest batch: both slots, the largest batch and the smallest."""
+        return {name: np.repeat(one, self._batch + 1, axis=0) for name, one in item.items()}
 
-        One item more than the largest batch: both slots, the largest batch and the smallest.
-        """
-        again = f"rebuild it with `{self._found.command} --force`"
-        asked = {name: np.repeat(one, batch + 1, axis=0) for name, one in probe(self._model.spec).items()}
-        found = self.infer(asked)
+    def _self_test(
+        self, built: Built, execution: Execution, answer: NDArray[np.float32], item: Tensors, precision: str
+    ) -> None:
+        """Ask an engine what its bundle knows the answer to."""
+        again = f"rebuild it with `{built.command} --force`"
+        found = execution.infer(self._asked(item))
         if not all(np.isfinite(value).all() for value in found.values()):
-            raise BundleError(f"{self._found.name} gives NaN or Inf in its self-test on this GPU: {again}")
-        given = [{name: value[item] for name, value in found.items()} for item in range(batch + 1)]
+            raise BundleError(f"{built.name} gives NaN or Inf in its self-test on this GPU: {again}")
+        given = [
+            {name: value[item] for name, value in found.items()}
+            for item in range(len(next(iter(found.values()))))
+        ]
         count = samples(given[0]).size
         if answer.shape != (count,):
-            name = answer_of(self._found.name)
+            name = answer_of(built.name)
             raise BundleError(f"{name} has {answer.size} numbers, the engine gives {count}: {again}")
-        gate_db = gate_for(self._precision).snr_db
-        reached_db = min(answer_likeness_db(answer, item) for item in given)
+        gate_db = gate_for(precision).snr_db
+        reached_db = min(answer_likeness_db(answer, one) for one in given)
         if reached_db < gate_db:
             raise BundleError(
-                f"{self._found.name} reaches {reached_db:.1f} dB SNR in its self-test, {self._precision} "
+                f"{built.name} reaches {reached_db:.1f} dB SNR in its self-test, {precision} "
                 f"must reach {gate_db:g}: {again}"
+            )
+
+    def _compare(self, right: Tensors, found: Tensors) -> None:
+        """See that the engines give together what they give one by one."""
+        gate_db = gate_for(self._precision).snr_db
+        reached_db = min(likeness_db(right[name], found[name]) for name in right)
+        if not reached_db >= gate_db:
+            names = ", ".join(one.name for one in self._built)
+            raise BundleError(
+                f"{names} give together {reached_db:.1f} dB SNR of what they give one by one, "
+                f"{self._precision} must reach {gate_db:g}: rebuild them with `{self._network[1][0].command} "
+                "--force`"
             )
 
 
@@ -173,14 +264,18 @@ def _device_index(device: str) -> int:
     return int(index or 0)
 
 
-def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, int, int]:
-    """Inputs and outputs of an engine as a model's spec has them; smallest and largest batch."""
+def _shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
+    return {name: end.shape for name, end in stage.takes.items()}
+
+
+def _staged(name: str, library: Any, engine: Any, takes: Shapes, gives: Shapes) -> tuple[Stage, int, int]:
+    """An engine whose inputs and outputs are as a model's spec has them; smallest and largest batch."""
     modes = {
         tensor: engine.get_tensor_mode(tensor)
         for tensor in map(engine.get_tensor_name, range(engine.num_io_tensors))
     }
-    wanted = dict.fromkeys(spec.takes, library.TensorIOMode.INPUT)
-    wanted |= dict.fromkeys(spec.gives, library.TensorIOMode.OUTPUT)
+    wanted = dict.fromkeys(takes, library.TensorIOMode.INPUT)
+    wanted |= dict.fromkeys(gives, library.TensorIOMode.OUTPUT)
     if modes != wanted:
         raise BundleError(
             f"{name} has the inputs and outputs {', '.join(modes)}, its model's are {' and '.join(wanted)}: "
@@ -191,7 +286,7 @@ def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, 
         said = ", ".join(f"{tensor} {kind}" for tensor, kind in types.items())
         raise BundleError(f"{name} has {said}, each may be {' or '.join(TYPES)}")
     batches = set()
-    for tensor, size in spec.takes.items():
+    for tensor, size in takes.items():
         smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor, 0))
         batches.add((smallest[0], largest[0]))
         for shape in (smallest, largest):
@@ -203,8 +298,8 @@ def _ends(name: str, library: Any, engine: Any, spec: ModelSpec) -> tuple[Ends, 
     if len(batches) > 1:
         said = " and ".join(f"{smallest} to {largest}" for smallest, largest in sorted(batches))
         raise BundleError(f"{name} takes batches of {said}, by its inputs: build the engine again")
-    takes, gives = (
+    taken, given = (
         {tensor: End(shape, TYPES[types[tensor]]) for tensor, shape in ends.items()}
-        for ends in (spec.takes, spec.gives)
+        for ends in (takes, gives)
     )
-    return Ends(takes, gives), *batches.pop()
+    return Stage(engine, taken, given), *batches.pop()

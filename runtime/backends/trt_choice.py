@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tfswa.runtime.backends import import_library
 from tfswa.runtime.backends.cuda import Device
-from tfswa.runtime.backends.engines import CAPABILITY, ENGINE, MODULES, PORTABLE
+from tfswa.runtime.backends.engines import CAPABILITY, ENGINE, MODULES, PORTABLE, TRANSFORM
 from tfswa.runtime.errors import BackendUnavailable, BundleError
+from tfswa.runtime.model.spec import DECODE, ENCODE
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.opening import Model
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,22 @@ def built_engines(model: Model, precision: str) -> list[Built]:
     bundle = bundle_of(model)
     build = f"tfx build-engine {model.name} --precision {precision}"
     for name, entry in bundle.files.items():
-        if entry.kind == ENGINE and not _is_description(entry.details):
+        if entry.kind in (ENGINE, TRANSFORM) and not _is_description(entry.details):
             raise BundleError(
                 f"the manifest of {model.name} says of {name} what no build says: build it again"
             )
-    found = [
-        Built(name, entry.sha256, entry.details, _command(build, entry.details), _library(entry.details))
-        for name, entry in bundle.files.items()
-        if entry.kind == ENGINE and entry.precision == precision
-    ]
+    found = _of_kind(bundle, ENGINE, precision, build)
     if not found:
         raise BackendUnavailable(f"{model.name} holds no engine in {precision}: build one with `{build}`")
     return found
+
+
+def _of_kind(bundle: Bundle, kind: str, precision: str, build: str) -> list[Built]:
+    return [
+        Built(name, entry.sha256, entry.details, _command(build, entry.details), _library(entry.details))
+        for name, entry in bundle.files.items()
+        if entry.kind == kind and entry.precision == precision
+    ]
 
 
 def _is_description(details: Mapping[str, Any]) -> bool:
@@ -104,6 +113,33 @@ def fitting(model: Model, precision: str, built: list[Built], device: Device) ->
     raise BackendUnavailable(
         f"{nearest.name} {' and '.join(amiss[nearest.name])}: rebuild it with `{nearest.command}`"
     )
+
+
+def fitting_transforms(model: Model, network: Built, device: Device) -> list[Built]:
+    """Engines of the transform and its inverse to go before and behind a network's; none if one is missing.
+
+    They are of the same library, so that they can share a stream and memory, and take the same batches.
+    """
+    bundle = bundle_of(model)
+    if not {ENCODE, DECODE} <= set(bundle.files):
+        return []
+    known = _of_kind(bundle, TRANSFORM, "fp32", network.command)
+    found = []
+    for name in (ENCODE, DECODE):
+        graph = name, bundle.files[name].sha256
+        fit = [
+            engine
+            for engine in known
+            if engine.details["batch"] == network.details["batch"]
+            and engine.library is network.library
+            and not list(_differences(engine, graph, device))
+        ]
+        if not fit:
+            how = f"`{network.command}` builds one"
+            logger.info("no engine of %s in %s fits: the CPU transforms; %s", name, model.name, how)
+            return []
+        found.append(max(fit, key=lambda engine: engine.details["target"] != PORTABLE))
+    return found
 
 
 def _differences(engine: Built, graph: tuple[str, str], device: Device) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""An engine at work: pieces of a batch go through two slots, so that copies overlap with compute.
+"""Engines at work: pieces of a batch go through two slots, so that copies overlap with compute.
 
     copies in    [piece 0][piece 1]          [piece 2]          [piece 3]
     compute               [piece 0          ][piece 1          ][piece 2          ]
@@ -6,21 +6,21 @@
 
 A piece's slot is its number modulo two. Before the host gives a slot to the next piece it waits for the last
 copy out of it, and everything of the piece before came earlier; so no two pieces ever meet in a buffer.
+Several engines compute a piece one after the other, as one; between them it stays on the device.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfswa.runtime.backends.chain import End, Stage, all_ends, outer_ends
 from tfswa.runtime.backends.cuda import CudaGraph, CudaStream, Device, DeviceBuffer, Event, PinnedBuffer
 from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
@@ -30,55 +30,25 @@ logger = logging.getLogger(__name__)
 SLOTS = 2
 
 
-@dataclass(frozen=True)
-class End:
-    """An input or an output of an engine.
-
-    Attributes:
-        shape: of one item.
-        kind: float32 or float16.
-    """
-
-    shape: tuple[int, ...]
-    kind: np.dtype[Any]
-
-    def bytes(self, batch: int) -> int:
-        """Size of a batch."""
-        return batch * math.prod(self.shape) * self.kind.itemsize
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Inputs and outputs of an engine, by name."""
-
-    takes: Mapping[str, End]
-    gives: Mapping[str, End]
-
-    @property
-    def item_bytes(self) -> int:
-        """Size of all of them, of one item."""
-        return sum(end.bytes(1) for end in (*self.takes.values(), *self.gives.values()))
-
-
 class Execution:
-    """Streams, slots and execution contexts of an engine.
+    """Streams, slots and execution contexts of an engine, or of several, one behind the other.
 
     Args:
-        device: where the engine lies, current in this thread.
+        device: where the engines lie, current in this thread.
         library: ``tensorrt`` or ``tensorrt_rtx``.
-        engine: ``ICudaEngine``; the caller's to release after this.
-        ends: its inputs and outputs.
-        smallest: batch that its profile begins with; smaller pieces are filled up with silence.
-        batch: largest piece, not above the end of its profile.
+        stages: the engines, the caller's to release after this.
+        smallest: batch that their profiles begin with; smaller pieces are filled up with silence.
+        batch: largest piece, not above the end of their profiles.
 
     Raises:
         DeviceMemoryError: there is not enough memory for that batch; nothing is kept.
-        BundleError: an output of the engine is not of the shape that ``ends`` says.
+        BundleError: an output of an engine is not of the shape that its stage says.
         CudaError: CUDA or the library fails.
     """
 
-    def __init__(self, device: Device, library: Any, engine: Any, ends: Ends, smallest: int, batch: int):
-        self._device, self._library, self._engine, self._ends = device, library, engine, ends
+    def __init__(self, device: Device, library: Any, stages: Sequence[Stage], smallest: int, batch: int):
+        self._device, self._library, self._stages = device, library, stages
+        self._takes, self._gives = outer_ends(stages)
         self._smallest, self._batch = smallest, batch
         self._scratch: DeviceBuffer | None = None
         with ExitStack() as stack:
@@ -86,24 +56,25 @@ class Execution:
             self._copies_in, self._compute, self._copies_out = (
                 stack.enter_context(closing(CudaStream(device))) for _ in range(3)
             )
-            self._slots = [stack.enter_context(closing(_Slot(device, ends, batch))) for _ in range(SLOTS)]
-            self._config, self._kernels = _config(library, engine)
+            ends, outside = all_ends(stages), {**self._takes, **self._gives}
+            self._slots = [
+                stack.enter_context(closing(_Slot(device, ends, outside, batch))) for _ in range(SLOTS)
+            ]
+            self._configs = [_config(library, stage.engine) for stage in stages]
             for slot in self._slots:  # the first song should not find out that memory is short
                 self._run(slot, batch)
             self._stack = stack.pop_all()
 
     def infer(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """What the engine takes to what it gives, by name: float32, of any B items.
+        """What the engines take to what they give, by name: float32, of any B items.
 
         Raises:
             CudaError: CUDA or the library fails.
         """
-        takes, gives = self._ends.takes, self._ends.gives
-        assert {name: value.shape[1:] for name, value in given.items()} == {
-            n: e.shape for n, e in takes.items()
-        }
+        wanted = {name: end.shape for name, end in self._takes.items()}
+        assert {name: value.shape[1:] for name, value in given.items()} == wanted
         items = len(next(iter(given.values())))
-        found = {name: np.empty((items, *end.shape), np.float32) for name, end in gives.items()}
+        found = {name: np.empty((items, *end.shape), np.float32) for name, end in self._gives.items()}
         under_way: deque[tuple[_Slot, slice]] = deque()
         self._device.activate()
         try:
@@ -121,15 +92,15 @@ class Execution:
         return found
 
     def close(self) -> None:
-        """Release everything but the engine; calling it twice is harmless."""
+        """Release everything but the engines; calling it twice is harmless."""
         self._stack.close()
-        self._config = self._kernels = self._engine = None
+        self._configs, self._stages = [], ()
 
     def _send(self, slot: _Slot, piece: Mapping[str, NDArray[np.float32]], items: int) -> None:
         """Put a piece on its way through a slot that is free."""
         batch = max(items, self._smallest)
         run = self._run(slot, batch)
-        for name, end in self._ends.takes.items():
+        for name, end in self._takes.items():
             host = slot.host[name]
             host.array[:items] = piece[name]
             host.array[items:batch] = 0.0
@@ -139,7 +110,7 @@ class Execution:
         run.launch()
         self._compute.record(slot.computed)
         self._copies_out.wait(slot.computed)
-        for name, end in self._ends.gives.items():
+        for name, end in self._gives.items():
             self._device.copy_out(slot.host[name], slot.device[name], end.bytes(items), self._copies_out)
         self._copies_out.record(slot.left)
 
@@ -150,26 +121,32 @@ class Execution:
                 stream.synchronize()
 
     def _run(self, slot: _Slot, batch: int) -> _Run:
-        """The engine bound to a slot for a batch; made when it is first asked for."""
+        """The engines bound to a slot for a batch; made when it is first asked for."""
         if batch not in slot.runs:
             with ExitStack() as stack:
-                context = self._context(slot, batch)
-                run = stack.enter_context(closing(_Run(self._device, self._library, context, self._compute)))
+                contexts = [
+                    self._context(stage, config, slot, batch)
+                    for stage, (config, _) in zip(self._stages, self._configs, strict=True)
+                ]
+                run = stack.enter_context(closing(_Run(self._device, self._library, contexts, self._compute)))
                 run.prepare()
                 self._stack.enter_context(stack.pop_all())
             slot.runs[batch] = run
         return slot.runs[batch]
 
-    def _context(self, slot: _Slot, batch: int) -> Any:
-        context = self._engine.create_execution_context(self._config)
+    def _context(self, stage: Stage, config: Any, slot: _Slot, batch: int) -> Any:
+        context = stage.engine.create_execution_context(config)
         if context is None:
             raise failure(self._library, f"made no execution context for batch {batch}")
         bound = all(
-            context.set_input_shape(name, (batch, *end.shape)) for name, end in self._ends.takes.items()
-        ) and all(context.set_tensor_address(name, memory.address) for name, memory in slot.device.items())
+            context.set_input_shape(name, (batch, *end.shape)) for name, end in stage.takes.items()
+        ) and all(
+            context.set_tensor_address(name, slot.device[name].address)
+            for name in (*stage.takes, *stage.gives)
+        )
         if not bound:
             raise failure(self._library, f"did not take batch {batch}")
-        for name, end in self._ends.gives.items():
+        for name, end in stage.gives.items():
             found, wanted = tuple(context.get_tensor_shape(name)), (batch, *end.shape)
             if found != wanted:
                 raise BundleError(
@@ -186,19 +163,21 @@ class Execution:
 
 
 class _Slot:
-    """Memory of one piece on its way, on the host and on the device, and the points that it passes."""
+    """Memory of one piece on its way, on the device and, of what goes in and out, on the host as well.
 
-    def __init__(self, device: Device, ends: Ends, batch: int):
+    And the points that the piece passes.
+    """
+
+    def __init__(self, device: Device, ends: Mapping[str, End], outside: Mapping[str, End], batch: int):
         self.runs: dict[int, _Run] = {}
         with ExitStack() as stack:
-            both = {**ends.takes, **ends.gives}
             self.host = {
                 name: stack.enter_context(closing(PinnedBuffer(device, (batch, *end.shape), end.kind)))
-                for name, end in both.items()
+                for name, end in outside.items()
             }
             self.device = {
                 name: stack.enter_context(closing(DeviceBuffer(device, end.bytes(batch))))
-                for name, end in both.items()
+                for name, end in ends.items()
             }
             self.arrived, self.computed, self.left = (
                 stack.enter_context(closing(Event(device))) for _ in range(3)
@@ -212,17 +191,17 @@ class _Slot:
 
 
 class _Run:
-    """An execution context, bound to a slot and a batch for good, and its CUDA graph where it has one.
+    """A context of each engine, bound to a slot and a batch for good, and their CUDA graph if there is one.
 
-    Each has a context of its own because a graph holds the addresses and shapes that its context had, and
+    Each has contexts of its own because a graph holds the addresses and shapes that its contexts had, and
     whatever is set anew in a context may change memory that its graphs read. All run on one stream, where
     no two are ever at work at once: that is what lets them share their scratch memory, and computing two
     pieces at once would gain nothing where one fills the GPU.
     """
 
-    def __init__(self, device: Device, library: Any, context: Any, stream: CudaStream):
+    def __init__(self, device: Device, library: Any, contexts: list[Any], stream: CudaStream):
         self._device, self._library, self._stream = device, library, stream
-        self._context: Any = context
+        self._contexts = contexts
         self._graph: CudaGraph | None = None
 
     def prepare(self) -> None:
@@ -234,9 +213,7 @@ class _Run:
         self._enqueue()
         self._stream.synchronize()
         try:
-            # TensorRT has no such question, and says it by failing; TensorRT-RTX asks for it to be put.
-            able: Callable[[int], bool] = getattr(self._context, "is_stream_capturable", lambda stream: True)
-            if able(int(self._stream.handle)):
+            if all(map(self._is_capturable, self._contexts)):
                 self._graph = self._device.capture(self._stream, self._enqueue)
             else:
                 logger.info("%s cannot record a CUDA graph: going on without", self._library.__name__)
@@ -244,21 +221,27 @@ class _Run:
             logger.info("no CUDA graph was recorded (%s): going on without", str(error))
 
     def launch(self) -> None:
-        """Put the network onto the stream."""
+        """Put the engines onto the stream."""
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
             self._enqueue()
 
     def close(self) -> None:
-        """Release the graph, then the context that it was recorded from."""
+        """Release the graph, then the contexts that it was recorded from."""
         if self._graph is not None:
             self._graph.close()
-        self._graph = self._context = None
+        self._graph, self._contexts = None, []
+
+    def _is_capturable(self, context: Any) -> bool:
+        """Whether a graph can be made of it; TensorRT says it by failing, TensorRT-RTX is to be asked."""
+        able: Callable[[int], bool] = getattr(context, "is_stream_capturable", lambda stream: True)
+        return able(int(self._stream.handle))
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(int(self._stream.handle)):
-            raise failure(self._library, "could not run the engine")
+        for context in self._contexts:
+            if not context.execute_async_v3(int(self._stream.handle)):
+                raise failure(self._library, "could not run the engine")
 
 
 def failure(library: Any, what: str) -> CudaError:

@@ -38,15 +38,22 @@ def benchmark_text(found: Benchmark) -> str:
     columns, cells = _columns_and_cells(found)
     rows = text_table(columns, cells, [DIGITS.get(title, 2) for title in columns])
     head = f"{found.model}; dB measured on: {found.song}; {beside}"
-    return "\n".join([head, *_ceilings(found), rows, *_missing(found)])
+    return "\n".join([head, *_ceilings(found), rows, *_on_gpus(found), *_missing(found)])
 
 
 def benchmark_page(found: Benchmark) -> str:
     """A page: the machine, the table, and what could not run."""
     machine = ", ".join(f"{key} {value}" for key, value in found.machine.items())
     lines = [f"# Measured by `tfx bench {found.model}`", "", machine, "", f"dB measured on: {found.song}"]
-    lines += [*_ceilings(found), "", *markdown_table(*_columns_and_cells(found)), "", *_missing(found)]
+    table = markdown_table(*_columns_and_cells(found))
+    lines += [*_ceilings(found), "", *table, "", *_on_gpus(found), *_missing(found)]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _on_gpus(found: Benchmark) -> list[str]:
+    """What ran on GPUs, and what transforms there: a line for each."""
+    rows = [row for row in found.rows if row.session and row.device != "cpu"]
+    return [f"{row.backend} {row.precision}: {row.session}" for row in rows]
 
 
 def benchmark_files(output: Path) -> list[Path]:

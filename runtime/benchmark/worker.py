@@ -58,7 +58,7 @@ def work() -> None:
         return
     first = time.perf_counter()
     answer: dict[str, Any] = {"open_s": opened - start, "first_s": first - opened}
-    answer |= {"session": session.description, "versions": dict(session.versions)}
+    answer |= {"session": separator.description, "versions": dict(session.versions)}
     after = gpu_memory_mb(given["device"])
     answer["gpu_memory_mb"] = None if before is None or after is None else after - before
     _say({**answer, "memory_mb": peak_memory_mb()})

@@ -54,6 +54,10 @@ _WHERE_USED: Mapping[tuple[str, str], Any] = {
 INPUT, OUTPUT = "mixture", "stems"  # of every network
 SAMPLES, STEM_SAMPLES = "samples", "stem_samples"  # of one with a branch of its own for samples
 STATE, NEXT = "state.", "next."  # beginnings of the names of what goes from chunk to chunk
+AUDIO = "audio"  # all stems of a chunk, by whatever transforms too
+ENCODE, DECODE = "encode.onnx", "decode.onnx"  # the transform as graphs, of those bundles that hold them
+Shapes = Mapping[str, tuple[int, ...]]
+"""By name, without the batch."""
 WINDOWS = ("hann", "none")
 PADDINGS = ("zero", "reflect")
 LEAST_SUM = (
@@ -395,6 +399,14 @@ class ModelSpec:
             {STEM_SAMPLES: (len(self.outputs), self.channels, self.chunk_samples)} if self.samples else {}
         )
         return {OUTPUT: self.output_shape(1)[1:], **branch, **{NEXT + n: s for n, s in self.state.items()}}
+
+    @property
+    def transforms(self) -> dict[str, tuple[Shapes, Shapes]]:
+        """What the transform as graphs takes and gives: of ``ENCODE``, and of ``DECODE``."""
+        chunk = {SAMPLES: (self.channels, self.chunk_samples)}
+        network = {name: shape for name, shape in self.gives.items() if name in (OUTPUT, STEM_SAMPLES)}
+        audio = {AUDIO: (len(self.stems), self.channels, self.chunk_samples)}
+        return {ENCODE: (chunk, {INPUT: self.takes[INPUT]}), DECODE: ({**network, **chunk}, audio)}
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ CODE: Mapping[str, str] = {  # by kind of file
     "torchscript": "a program that can read and write files",
     "aotinductor": "machine code",
     "engine": "machine code",
+    "transform engine": "machine code",
 }
 MADE, TOLD = "made", "trusted"  # kinds of what is vouched for
 

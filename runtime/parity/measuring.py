@@ -6,7 +6,7 @@ import datetime
 import json
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,10 +237,16 @@ class _Counting:
         self._session = session
         self.name, self.artifact, self.description = session.name, session.artifact, session.description
         self.versions, self.batch_limit = session.versions, getattr(session, "batch_limit", None)
+        self.transform = getattr(session, "transform", "")
         self.non_finite = 0
 
     def infer(self, given: Tensors) -> Tensors:
-        out = self._session.infer(given)
+        return self._counted(self._session.infer(given))
+
+    def infer_samples(self, given: Tensors) -> Tensors:
+        return self._counted(cast(Any, self._session).infer_samples(given))
+
+    def _counted(self, out: Tensors) -> Tensors:
         self.non_finite += sum(int(part.size - np.count_nonzero(np.isfinite(part))) for part in out.values())
         return out
 

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.model.spec import INPUT, OUTPUT, SAMPLES, STEM_SAMPLES, ModelSpec
 from tfswa.runtime.stream.samples import all_finite
-from tfswa.runtime.stream.transform import pack, unpack
-from tfswa.runtime.stream.transform_torch import transform_for
+from tfswa.runtime.stream.transform import Stft, pack, unpack
 from tfswa.runtime.stream.wiener import refine
 
 Audio = NDArray[np.float32]
@@ -39,18 +38,12 @@ class Codec:
 
     Args:
         spec: the model's contract.
-        device: where the transforms are computed, as for a backend.
         wiener: iterations by which stems are refined, see ``wiener.refine``; 0 for none.
     """
 
-    def __init__(self, spec: ModelSpec, device: str, wiener: int = 0):
+    def __init__(self, spec: ModelSpec, wiener: int = 0):
         self.spec, self.wiener = spec, wiener
-        self._stft = transform_for(spec.stft, device)
-
-    @property
-    def place(self) -> str:
-        """Where the transforms are computed."""
-        return self._stft.place
+        self._stft = Stft(spec.stft)
 
     def spectra(self, chunks: Audio) -> list[Spectrum]:
         """Spectra of ``[B, C, N]``: one transform per chunk, so that a batch changes no bit of it."""

@@ -1,6 +1,8 @@
 """A model in a backend, ready to separate: arrays, streams, files.
 
 samples -> OverlapAdd -> STFT -> backend -> iSTFT -> OverlapAdd -> stems
+
+A backend on a GPU may do both transforms there: then samples go to it, and stems come back.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,11 @@ from numpy.typing import NDArray
 from tfswa.runtime.audio.tracks import Track
 from tfswa.runtime.audio.writing import Clip
 from tfswa.runtime.backends import BackendOptions, Session, open_session, resolved
-from tfswa.runtime.backends.running import infer
+from tfswa.runtime.backends.running import infer, infer_samples
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError, did_you_mean
 from tfswa.runtime.limits import MOST_BATCH, check_number
 from tfswa.runtime.model.opening import Model, open_model
-from tfswa.runtime.model.spec import INPUT, NEXT, OUTPUT, STATE
+from tfswa.runtime.model.spec import AUDIO, DECODE, NEXT, OUTPUT, SAMPLES, STATE, Shapes
 from tfswa.runtime.stream.codec import Codec, Tensors
 from tfswa.runtime.stream.fallback import Fallback
 from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
@@ -100,7 +102,12 @@ class Separator:
         reentrant = getattr(self.session, "reentrant", False)
         self._turn = nullcontext() if reentrant else threading.Lock()
         self._fallback_turn = threading.Lock()
-        self.codec = Codec(self.spec, "cpu" if options.device == "auto" else options.device, wiener)
+        self.codec = Codec(self.spec, wiener)
+
+    @property
+    def transforms_there(self) -> bool:
+        """Whether the session transforms too, in place of the codec; with ``wiener`` the host does."""
+        return not self.codec.wiener and bool(getattr(self.session, "transform", ""))
 
     def _check_session(self) -> None:
         """Refuse what would fail after the first chunks, or help nothing."""
@@ -129,9 +136,11 @@ class Separator:
 
     @property
     def description(self) -> str:
-        """What runs the network and where; where the transforms are computed, if not on the CPU."""
-        elsewhere = "" if self.codec.place == "cpu" else f", STFT on {self.codec.place}"
-        return self.session.description + elsewhere
+        """What runs the network and where; of a GPU, what transforms."""
+        if self.transforms_there:
+            return f"{self.session.description}, STFT by {cast(Any, self.session).transform}"
+        on_gpu = self.options.device != "cpu"
+        return self.session.description + (", STFT on the CPU" if on_gpu else "")
 
     @property
     def recomputed_by(self) -> str | None:
@@ -146,21 +155,31 @@ class Separator:
         """
         with self._turn:
             out = infer(self.session, given)
-        return self._checked(out, len(given[INPUT]), self.session.description)
+        return _checked(out, self.spec.gives, given, self.session.description)
+
+    def infer_samples(self, given: Tensors) -> Tensors:
+        """The network and both transforms, where the session has them.
+
+        Args:
+            given: ``samples [B, C, N]``, and the state.
+
+        Returns:
+            ``audio [B, S, C, N]``, and the next state.
+
+        Raises:
+            BackendUnavailable, TfxError: as of ``infer``.
+        """
+        with self._turn:
+            out = infer_samples(self.session, given)
+        after = {name: shape for name, shape in self.spec.gives.items() if name.startswith(NEXT)}
+        return _checked(out, {**self.spec.transforms[DECODE][1], **after}, given, self.description)
 
     def infer_again(self, given: Tensors) -> Tensors:
         """The same by the float32 network."""
         assert self.fallback is not None
         with self._fallback_turn:
             out = self.fallback.infer(given)
-        return self._checked(out, len(given[INPUT]), str(self.fallback.description))
-
-    def _checked(self, out: Tensors, items: int, by: str) -> Tensors:
-        found = {name: value.shape for name, value in out.items()}
-        expected = {name: (items, *shape) for name, shape in self.spec.gives.items()}
-        if found != expected:
-            raise TfxError(f"{by} returned shapes {found}, the spec says {expected}")
-        return out
+        return _checked(out, self.spec.gives, given, str(self.fallback.description))
 
     def stream(self) -> Stream:
         """Return a fresh stream engine around this model, for one signal."""
@@ -246,7 +265,7 @@ class Stream(OverlapAdd):
         spec, self._separator = separator.spec, separator
         self._finite: list[bool] = []  # of each item that the network gave last; empty without a fallback
         self._state = {STATE + name: np.zeros((1, *size), np.float32) for name, size in spec.state.items()}
-        self._given: Tensors = {}  # what the network took last
+        self._state_before = self._state  # what the network took last
         self.network_seconds = 0.0
         super().__init__(
             self._separate_chunks,
@@ -259,14 +278,19 @@ class Stream(OverlapAdd):
 
     def _separate_chunks(self, chunks: Audio) -> Audio:
         """``[B, C, N] -> [B, S, C, N]``."""
-        codec = self._separator.codec
-        spectra = codec.spectra(chunks)
-        self._given = {**codec.tensors(chunks, spectra), **self._state}
-        items = self._run_network(self._separator.infer, self._given)
+        separator, codec, self._state_before = self._separator, self._separator.codec, self._state
+        if separator.transforms_there:
+            items = self._run_network(separator.infer_samples, {SAMPLES: chunks, **self._state}, AUDIO)
+            stems = [item[AUDIO] for item in items]
+        else:
+            spectra = codec.spectra(chunks)
+            given = {**codec.tensors(chunks, spectra), **self._state}
+            items = self._run_network(separator.infer, given, OUTPUT)
+            stems = [codec.stems(*chunk) for chunk in zip(chunks, spectra, items, strict=True)]
         self._finite = []
-        if self._separator.fallback is not None:
+        if separator.fallback is not None:
             self._finite = [all(map(all_finite, item.values())) for item in items]
-        return np.stack([codec.stems(*chunk) for chunk in zip(chunks, spectra, items, strict=True)])
+        return np.stack(stems)
 
     def _recompute(self, chunk: Audio, place: int) -> Audio:
         """A chunk ``[1, C, N]`` of the latest batch to stems ``[1, S, C, N]``, by the float32 network."""
@@ -275,12 +299,13 @@ class Stream(OverlapAdd):
             raise NonFiniteError(
                 "the network's output is finite, its inverse transform is not: check the model"
             )
-        given = {name: value[place : place + 1] for name, value in self._given.items()}
-        (item,) = self._run_network(self._separator.infer_again, given)
-        return codec.stems(chunk[0], codec.spectra(chunk)[0], item)[np.newaxis]
+        spectra = codec.spectra(chunk)
+        given = {**codec.tensors(chunk, spectra), **self._state_before}
+        (item,) = self._run_network(self._separator.infer_again, given, OUTPUT)
+        return codec.stems(chunk[0], spectra[0], item)[np.newaxis]
 
-    def _run_network(self, network: Callable[[Tensors], Tensors], given: Tensors) -> list[Tensors]:
-        """What the network gives, item by item; its state is kept for the next chunk."""
+    def _run_network(self, network: Callable[[Tensors], Tensors], given: Tensors, main: str) -> list[Tensors]:
+        """What the network gives, item by item, the stems in ``main``; its state is for the next chunk."""
         before = time.thread_time()
         try:
             out = network(given)
@@ -288,8 +313,18 @@ class Stream(OverlapAdd):
             self.network_seconds += time.thread_time() - before
         self._state = {name: out[NEXT + name.removeprefix(STATE)] for name in self._state}
         if not all(map(all_finite, self._state.values())):  # or it would break every chunk to come
-            out = {**out, OUTPUT: np.full_like(out[OUTPUT], np.nan)}
-        return [{name: value[item] for name, value in out.items()} for item in range(len(given[INPUT]))]
+            out = {**out, main: np.full_like(out[main], np.nan)}
+        return [{name: value[item] for name, value in out.items()} for item in range(len(out[main]))]
+
+
+def _checked(out: Tensors, gives: Shapes, given: Tensors, by: str) -> Tensors:
+    """What a session gave, if it has the shapes of the spec."""
+    items = len(next(iter(given.values())))
+    found = {name: value.shape for name, value in out.items()}
+    expected = {name: (items, *shape) for name, shape in gives.items()}
+    if found != expected:
+        raise TfxError(f"{by} returned shapes {found}, the spec says {expected}")
+    return out
 
 
 def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:

@@ -62,11 +62,6 @@ class Stft:
         self._analysis = (window * spec.scale).astype(np.float32)
         self._synthesis = (window / spec.scale).astype(np.float32)
 
-    @property
-    def place(self) -> str:
-        """Where it computes, in words."""
-        return "cpu"
-
     def forward(self, signal: NDArray[np.float32]) -> NDArray[np.complex64]:
         """Spectra of a signal.
 

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from planes import planes_session
 from simulated_gpu import Network, SimulatedCuda, SimulatedTensorRt
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.backends.engines import PORTABLE, answer_of, probe, samples
+from tfswa.runtime.backends.engines import PORTABLE, TRANSFORM, answer_of, probe, quiet_noise, samples
 from tfswa.runtime.backends.trt import TrtSession
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle
@@ -36,6 +37,7 @@ class Place:
 
     def __init__(self, bundle: Bundle, patch: pytest.MonkeyPatch, net: Any = network):
         self.patch, self.path = patch, bundle.path
+        self.nets: dict[str, Network] = {}  # of the transform's graphs
         self.spec = bundle.spec
         self.details: dict[str, Any] = {
             "flavor": "rtx",
@@ -52,6 +54,8 @@ class Place:
     def machine(self, cuda: SimulatedCuda | None = None, net: Any = network, **library: Any) -> None:
         self.cuda = cuda or SimulatedCuda()
         self.library = SimulatedTensorRt(self.cuda, self._named(net), self.spec.takes, **library)
+        for graph, net in self.nets.items():
+            self.machine_of(graph, net)
         self.patch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
         self.patch.setitem(sys.modules, "tensorrt_rtx", self.library)
 
@@ -59,6 +63,27 @@ class Place:
         found = Bundle.open(self.path).files["model.onnx"].sha256
         about = {"onnx_sha256": found, **self.details, **details}
         self.add(name, plan, kind="engine", precision=about["precision"], details=about)
+
+    def transforms(self, nets: Mapping[str, Network], **details: Any) -> None:
+        """Add graphs of the transform, engines of them, and answers."""
+        for graph, net in nets.items():
+            self.add(graph, graph.encode(), kind="transform", precision="fp32")
+            digest, plan = Bundle.open(self.path).files[graph].sha256, plan_of(graph)
+            about = {**self.details, "onnx_sha256": digest, **details}
+            self.add(self.engine_of(graph), plan, kind=TRANSFORM, precision="fp32", details=about)
+            found = net(quiet_noise(self.spec.transforms[graph][0]))
+            right = samples({tensor: value[0] for tensor, value in found.items()})
+            self.store_answer(right, self.engine_of(graph))
+            self.nets[graph] = net
+            self.machine_of(graph, net)
+
+    def engine_of(self, graph: str) -> str:
+        return f"engines/{graph.removesuffix('.onnx')}.engine"
+
+    def machine_of(self, graph: str, net: Network) -> None:
+        """Have the library compute a graph of the transform by ``net``."""
+        takes, profile = self.spec.transforms[graph][0], self.library.profile
+        self.library.others[plan_of(graph)] = SimulatedTensorRt(self.cuda, net, takes, profile=profile)
 
     def answer(self, net: Any, name: str = ENGINE) -> None:
         found = self._named(net)(probe(self.spec))
@@ -97,6 +122,10 @@ class Place:
     def left_nothing(self) -> None:
         gc.collect()
         assert {kind: count for kind, count in self.cuda.live.items() if count} == {}
+
+
+def plan_of(graph: str) -> bytes:
+    return f"engine of {graph}".encode()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

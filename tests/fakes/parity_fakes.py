@@ -74,7 +74,7 @@ class Itself:
     def separate(self, mixture: Audio) -> NDArray[np.float64]:
         engine = separator.Separator.__new__(separator.Separator)
         engine.model, engine.spec, engine.batch = self.model, self.model.spec, 1
-        engine.session, engine.codec, engine.fallback = Fixed(), Codec(self.model.spec, "cpu"), None
+        engine.session, engine.codec, engine.fallback = Fixed(), Codec(self.model.spec), None
         engine._turn = nullcontext()
         # A reference computes in float64: what it has beyond float32 is no difference.
         return engine.separate(mixture).astype(np.float64) * (1 + 1e-12)

@@ -59,6 +59,7 @@ class SimulatedCuda:
     Attributes:
         log: what was asked for, in order: name and kinds or numbers.
         live: what is open, by kind.
+        most: bytes of a device's memory that were used at once.
         fail: called with each function's name before it acts; returns an error to give instead, or None.
     """
 
@@ -73,7 +74,7 @@ class SimulatedCuda:
         self.capability = (9, 0)
         self.log: list[tuple[Any, ...]] = []
         self.live: Counter[str] = Counter()
-        self.calls = 0
+        self.calls = self.most = 0
         self.fail: Callable[[str], Error | None] = lambda name: None
         self._memory: dict[int, NDArray[np.uint8]] = {}
         self._handles: dict[int, Handle] = {}
@@ -140,6 +141,7 @@ class SimulatedCuda:
             return Error.cudaErrorMemoryAllocation, None
         address = next(self._numbers) << 40
         self._memory[address], self._sizes[address] = np.full(size, 0xFF, np.uint8), size
+        self.most = max(self.most, self.used)
         self.live["device"] += 1
         return Error.cudaSuccess, address
 
@@ -275,7 +277,7 @@ class _Logger:
 
 
 class SimulatedTensorRt:
-    """The runtime half of ``tensorrt_rtx`` on a ``SimulatedCuda``; its engines all compute ``network``.
+    """The runtime half of ``tensorrt_rtx`` on a ``SimulatedCuda``; its engines compute ``network``.
 
     Attributes:
         takes: shapes of the inputs.
@@ -285,6 +287,8 @@ class SimulatedTensorRt:
         profile: smallest, best and largest batch.
         scratch: from a batch to the bytes that a context needs for it.
         capturable: what contexts answer to ``is_stream_capturable``.
+        others: engines that compute something else, by what they are loaded from: libraries that have
+            networks, shapes, types and profiles for them.
     """
 
     ILogger = _Logger
@@ -309,6 +313,7 @@ class SimulatedTensorRt:
         self.types = dict.fromkeys(self.tensors, "FLOAT")
         self.scratch: Callable[[int], int] = lambda batch: 100 * batch
         self.capturable, self.refuses = True, ""
+        self.others: dict[bytes, SimulatedTensorRt] = {}
         self.logger: Any = None
         self.scratch_streams: dict[int, int] = {}  # the stream that each scratch memory is used on
 
@@ -322,14 +327,15 @@ class SimulatedTensorRt:
             logger = self.logger
             logger.log(_Logger.ERROR, self.refuses or "magic tag does not match")
             return None
-        return Engine(self)
+        return Engine(self, self.others.get(plan, self))
 
 
 class Engine:
-    """``ICudaEngine``."""
+    """``ICudaEngine``; ``part`` has what it computes."""
 
-    def __init__(self, library: SimulatedTensorRt):
-        self.library, self.home = library, library.cuda.current
+    def __init__(self, whole: SimulatedTensorRt, part: SimulatedTensorRt):
+        self.whole, self.library, self.home = whole, part, part.cuda.current
+        library = part
         self.num_io_tensors = len(library.tensors)
         self.device_memory_size_v2 = max(map(library.scratch, library.profile))
         library.cuda.live["engine"] += 1
@@ -429,12 +435,12 @@ class Context:
         assert cuda.current == self.engine.home, "another device is current"
         address, size = self.scratch
         assert size >= library.scratch(self._batch)
-        used_by = library.scratch_streams.setdefault(address, number)
+        used_by = self.engine.whole.scratch_streams.setdefault(address, number)
         assert used_by == number, "scratch memory is used by two streams, maybe at once"
         if stream.recording is not None:
             assert self.warm, "a first run cannot be recorded"
         elif library.refuses:
-            library.logger.log(_Logger.ERROR, library.refuses)
+            self.engine.whole.logger.log(_Logger.ERROR, library.refuses)
             return False
         self.warm = True
         cuda.log.append(("enqueue", self._batch))

@@ -50,7 +50,6 @@ ALLOWED = {
     "runtime/files/signals.py": {"__import__": "Python's own, with signals held back", "point.load": PLUG_IN},
     "runtime/model/bundle.py": {"load_file": "safetensors are data; their hash is checked"},
     "runtime/model/keys.py": {"import_module": OURS},
-    "runtime/stream/transform_torch.py": {"import_module": OURS},
     "train/checkpoint.py": {"torch.load": "weights_only; SHA-256 and sizes are checked"},
     "train/data/decode.py": {"np.load": NUMBERS, "npy.read_array": "a module of ours, see there"},
     "train/importers/checkpoint.py": {

@@ -233,17 +233,14 @@ class TestGpu:
         kept = [row["backend"] for row in auto._rows(path)]
         assert kept == ["card", "fast"]
 
-    def test_the_separators_transforms_follow(
-        self, model: BundleModel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from tfswa.runtime.stream import separator
+    def test_what_transforms_for_a_gpu_is_said(self, model: BundleModel) -> None:
+        from tfswa.runtime.stream.separator import Separator
 
-        asked = []
-        monkeypatch.setattr(separator, "Codec", lambda spec, device, wiener: asked.append(device))
-        opened = separator.Separator(model, options=ANY)
-        assert opened.options.device == "cuda"
-        opened = separator.Separator(model, options=CPU)
-        assert asked == ["cuda", "cpu"]
+        with Separator(model, options=ANY) as opened:
+            assert opened.options.device == "cuda"
+            assert opened.description == f"{opened.session.description}, STFT on the CPU"
+        with Separator(model, options=CPU) as opened:
+            assert opened.description == opened.session.description
 
 
 class broken:  # noqa: N801

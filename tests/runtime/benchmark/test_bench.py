@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from tfswa.runtime.benchmark import bench as module
 from tfswa.runtime.benchmark.bench import Benchmark, Plan, Row, bench
-from tfswa.runtime.benchmark.page import benchmark_text
+from tfswa.runtime.benchmark.page import benchmark_page, benchmark_text
 from tfswa.runtime.benchmark.process import Lost, Worker
 from tfswa.runtime.commands.bench import bench as command
 from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
@@ -220,6 +220,17 @@ def test_what_cannot_run_is_one_line_below_the_table() -> None:
     assert sum("a " in line for line in lines[1:-1]) == 1
     assert not any("b " in line for line in lines[1:-1])
     assert max(map(len, lines)) < 160
+
+
+def test_what_transforms_for_a_gpu_is_named() -> None:
+    rows = [
+        Row("a", "fp32", median_ms=1.0, session="a 1, fp32 on cpu"),
+        Row("b", "fp16", "cuda", median_ms=1.0, session="b 2, fp16 on cuda, STFT by encode.onnx"),
+    ]
+    found = Benchmark("mine", {"cpu": "x"}, "a song", None, {}, rows)
+    for text in (benchmark_text(found), benchmark_page(found)):
+        assert text.rstrip("\n").splitlines()[-1] == "b fp16: b 2, fp16 on cuda, STFT by encode.onnx"
+        assert "a 1" not in text
 
 
 def test_a_row_without_figures_is_json() -> None:

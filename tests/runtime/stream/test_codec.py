@@ -23,7 +23,7 @@ SPEC = ModelSpec(
 def stems_of(spec: ModelSpec, *gains: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A chunk of noise, and the stems where the network gives these multiples of its input."""
     chunk = np.random.default_rng(0).uniform(-0.5, 0.5, (2, spec.chunk_samples)).astype(np.float32)
-    codec = Codec(spec, "cpu")
+    codec = Codec(spec)
     spectra = codec.spectra(chunk[None])
     given = codec.tensors(chunk[None], spectra)
     assert {name: value.shape for name, value in given.items()} == {INPUT: spec.input_shape(1)}
@@ -75,7 +75,7 @@ def test_bins_that_the_network_does_not_see_go_where_the_spec_says(unseen: str |
 def test_what_is_zero_below_a_bound_is_the_residuals() -> None:
     stft = dataclasses.replace(SPEC.stft, zero_below=1)
     spec = changed(stft=stft, network_stems=("vocals",), residual_stem="rest")
-    codec = Codec(spec, "cpu")
+    codec = Codec(spec)
     chunk = np.full((2, spec.chunk_samples), 0.5, np.float32)  # all of it is near bin 0
     spectra = codec.spectra(chunk[None])
     stems = codec.stems(chunk, spectra[0], {OUTPUT: codec.tensors(chunk[None], spectra)[INPUT]})

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, NonFiniteError
 from tfswa.runtime.model.spec import (
+    AUDIO,
     INPUT,
     NEXT,
     OUTPUT,
@@ -62,18 +63,45 @@ def network(spec: ModelSpec) -> Any:
     return infer
 
 
-def stream(spec: ModelSpec, batch: int = 1, infer: Any = None) -> Stream:
+def stream(spec: ModelSpec, batch: int = 1, infer: Any = None, there: bool = False) -> Stream:
     """A stream around a network of numpy."""
     separator: Any = SimpleNamespace(
-        spec=spec, batch=batch, fallback=None, codec=Codec(spec, "cpu"), infer=infer or network(spec)
+        spec=spec,
+        batch=batch,
+        fallback=None,
+        codec=Codec(spec),
+        transforms_there=there,
+        infer=infer or network(spec),
+        infer_samples=surrounded(spec, infer or network(spec)),
     )
     return Stream(separator)
 
 
+def surrounded(spec: ModelSpec, infer: Any) -> Any:
+    """A network between the transform and its inverse, as a backend on a GPU may have it."""
+    codec = Codec(spec)
+
+    def infer_samples(tensors: Tensors) -> Tensors:
+        chunks = tensors[SAMPLES]
+        spectra = codec.spectra(chunks)
+        state = {name: value for name, value in tensors.items() if name != SAMPLES}
+        out = infer({**codec.tensors(chunks, spectra), **state})
+        items = [{name: value[item] for name, value in out.items()} for item in range(len(chunks))]
+        audio = np.stack([codec.stems(*one) for one in zip(chunks, spectra, items, strict=True)])
+        return {AUDIO: audio, **{name: value for name, value in out.items() if name.startswith(NEXT)}}
+
+    return infer_samples
+
+
 def separate(
-    spec: ModelSpec, mixture: Audio, batch: int = 1, push: int = 1 << 20, infer: Any = None
+    spec: ModelSpec,
+    mixture: Audio,
+    batch: int = 1,
+    push: int = 1 << 20,
+    infer: Any = None,
+    there: bool = False,
 ) -> Audio:
-    engine = stream(spec, batch, infer)
+    engine = stream(spec, batch, infer, there)
     parts = [engine.push(mixture[:, at : at + push]) for at in range(0, mixture.shape[1], push)]
     return np.concatenate((*parts, engine.flush()), axis=-1)
 
@@ -138,7 +166,8 @@ def test_pushes_and_batch_change_no_bit(
     right = separate(spec, mixture)
     assert right.shape == (2, spec.channels, samples)
     push = data.draw(st.integers(1, samples))
-    np.testing.assert_array_equal(separate(spec, mixture, batch, push), right)
+    there = data.draw(st.booleans())  # whether the backend transforms
+    np.testing.assert_array_equal(separate(spec, mixture, batch, push, there=there), right)
 
 
 @settings(max_examples=60, deadline=None)
@@ -198,7 +227,8 @@ def test_of_what_is_lacking_the_first_chunk_is_given_zeros() -> None:
     assert not found[f"{STATE}last"].any()
 
 
-def test_a_state_that_is_not_finite_is_an_error_with_its_chunk() -> None:
+@pytest.mark.parametrize("there", [False, True])
+def test_a_state_that_is_not_finite_is_an_error_with_its_chunk(there: bool) -> None:
     spec = causal()
     inner = network(spec)
 
@@ -206,10 +236,11 @@ def test_a_state_that_is_not_finite_is_an_error_with_its_chunk() -> None:
         return {**inner(tensors), f"{NEXT}last": np.full((1, 4, 32), np.nan, np.float32)}
 
     with pytest.raises(NonFiniteError, match=r"chunk 0 \(samples 0 to .* of vocals, rest holds NaN or Inf"):
-        separate(spec, noise(spec, 2000, 0), infer=breaks)
+        separate(spec, noise(spec, 2000, 0), infer=breaks, there=there)
 
 
-def test_a_chunk_that_is_computed_again_hands_its_state_on() -> None:
+@pytest.mark.parametrize("there", [False, True])
+def test_a_chunk_that_is_computed_again_hands_its_state_on(there: bool) -> None:
     spec = causal()
     inner, calls = network(spec), []
 
@@ -219,7 +250,14 @@ def test_a_chunk_that_is_computed_again_hands_its_state_on() -> None:
         return {name: np.full_like(value, np.nan) for name, value in out.items()} if len(calls) == 3 else out
 
     separator: Any = SimpleNamespace(
-        spec=spec, batch=4, fallback=object(), codec=Codec(spec, "cpu"), infer=breaks, infer_again=inner
+        spec=spec,
+        batch=4,
+        fallback=object(),
+        codec=Codec(spec),
+        transforms_there=there,
+        infer=breaks,
+        infer_samples=surrounded(spec, breaks),
+        infer_again=inner,
     )
     mixture = noise(spec, 3000, 0)
     engine = Stream(separator)

@@ -179,7 +179,7 @@ class TestBins:
     @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if len(spec.stems) > 1])
     def test_every_kind_of_model_keeps_its_sum(self, name: str) -> None:
         spec = SPECS[name]
-        codec = Codec(spec, "cpu", wiener=2)
+        codec = Codec(spec, wiener=2)
         chunk = noise(spec.chunk_samples, spec.channels)
         (spectrum,) = codec.spectra(chunk[None])
         planes = codec.tensors(chunk[None], [spectrum])[INPUT][0]
