@@ -37,7 +37,7 @@ _GPU = {  # by what a device may be called
 # Its pass to blocked layouts crashes on float16 graphs with a free batch (1.31.1, CPU).
 _BLOCKED = {"disabled_optimizers": ["NchwcTransformer"]}
 _OPTIONS = {"fp16": _BLOCKED, "mixed": _BLOCKED}
-# On by default, and it rounds factors to 10 bits: not what a transform in float32 means.
+# On by default, and it rounds factors to 10 bits on Ampere and later: not what fp32 means here.
 _FULL_FLOAT32 = {"use_tf32": "0"}
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -162,7 +162,7 @@ class OrtSession:
 
     def _transforms(self, model: Model, network: Stage, providers: list[Any]) -> list[Stage]:
         """The network between the transform and its inverse, on CUDA; none where that cannot be."""
-        cuda = [_with_options(one, _FULL_FLOAT32) for one in providers if one[0] == _GPU["cuda"]]
+        cuda = [provider for provider in providers if provider[0] == _GPU["cuda"]]
         if model.bundle is None or not cuda or not {ENCODE, DECODE} <= set(model.bundle.files):
             return []
         encode, decode = (
@@ -216,17 +216,12 @@ def _providers(device: str, available: list[str]) -> tuple[list[Any], tuple[str,
             "pip install 'tfswa[ort-gpu]' in place of 'tfswa[ort]', or use --device cpu"
         )
     number = int(index or 0)
-    providers: list[Any] = [(wanted, {"device_id": number})]
-    if kind != "cuda" and _GPU["cuda"] in available:  # what TensorRT does not take stays on the GPU
-        providers.append((_GPU["cuda"], {"device_id": number}))
-    return providers, ("cuda", number)
-
-
-def _with_options(
-    provider: tuple[str, dict[str, Any]], more: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    name, options = provider
-    return name, {**options, **more}
+    cuda = (_GPU["cuda"], {"device_id": number, **_FULL_FLOAT32})
+    if kind == "cuda":
+        return [cuda], ("cuda", number)
+    # What TensorRT does not take stays on the GPU.
+    rest = [cuda] if _GPU["cuda"] in available else []
+    return [(wanted, {"device_id": number}), *rest], ("cuda", number)
 
 
 def _keep(providers: list[Any], sha256: str) -> ExitStack:

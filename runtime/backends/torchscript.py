@@ -118,7 +118,7 @@ def run_torch(
     """Call a torch module on numpy arrays: by place, in the order of ``ModelSpec.takes`` and ``gives``."""
     import torch
 
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32(device):
         arrays = (np.ascontiguousarray(given[name]) for name in spec.takes)
         found = module(*(torch.from_numpy(array).to(device) for array in arrays))
         each = found if isinstance(found, tuple | list) else (found,)
@@ -127,6 +127,19 @@ def run_torch(
                 f"the network gives {len(each)} tensors, its spec says {len(spec.gives)}: export it again"
             )
         return {name: out.float().cpu().numpy() for name, out in zip(spec.gives, each, strict=True)}
+
+
+@contextmanager
+def full_float32(device: Device) -> Iterator[None]:
+    """Have cuDNN multiply in float32 on a GPU: by default it rounds factors to 10 bits (TF32)."""
+    from torch.backends import cudnn
+
+    if device.type != "cuda":
+        yield
+        return
+    others = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with cudnn.flags(**others, allow_tf32=False):
+        yield
 
 
 def load_traced(path: Path, device: Device) -> Any:

@@ -121,18 +121,18 @@ class TrtSession:
 
     def _surround(self, encode: Built, decode: Built) -> None:
         """Put the transforms around the network, each tried alone and then all together."""
-        ends = self._model.spec.transforms
-        before, *_ = self._loaded(encode, *ends[ENCODE])
-        after, *_ = self._loaded(decode, *ends[DECODE])
-        stages = [before, *self._stages, after]
-        if not meet(stages):
-            logger.info("%s does not take float32: the CPU transforms", self.artifact[0])
-            return
         assert self._alone is not None
+        ends = self._model.spec.transforms
         built, batch = [encode, *self._built, decode], self._batch
-        takes, gives = outer_ends(stages)
-        asked = self._asked(quiet_noise({name: end.shape for name, end in takes.items()}))
         try:
+            before, *_ = self._loaded(encode, *ends[ENCODE])
+            after, *_ = self._loaded(decode, *ends[DECODE])
+            stages = [before, *self._stages, after]
+            if not meet(stages):
+                logger.info("%s does not take float32: the CPU transforms", self.artifact[0])
+                return
+            takes, gives = outer_ends(stages)
+            asked = self._asked(quiet_noise({name: end.shape for name, end in takes.items()}))
             found: dict[str, NDArray[np.float32]] = dict(asked)
             for stage, one in zip(stages, built, strict=True):
                 taken = {name: found[name] for name in stage.takes}

@@ -104,11 +104,8 @@ def test_full_float32_is_asked_of_cuda(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(ort_module, "_check_provider", lambda *_: None)
     ort_module.OrtSession(open_model(path), BackendOptions(device="cuda:1")).close()
-    cuda = "CUDAExecutionProvider"
-    assert asked == [
-        ("model.onnx", [(cuda, {"device_id": 1})]),
-        *((name, [(cuda, {"device_id": 1, "use_tf32": "0"})]) for name in ("encode.onnx", "decode.onnx")),
-    ]
+    full = [("CUDAExecutionProvider", {"device_id": 1, "use_tf32": "0"})]
+    assert asked == [(name, full) for name in ("model.onnx", "encode.onnx", "decode.onnx")]
 
 
 def test_engines_are_built_along_with_the_networks(tfx: Tfx, path: Path) -> None:

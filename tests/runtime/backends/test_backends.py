@@ -21,7 +21,7 @@ from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions, backend_names, open_session
 from tfswa.runtime.backends import ort as ort_module
 from tfswa.runtime.backends.ort import OrtSession
-from tfswa.runtime.backends.torchscript import TorchScriptSession, torch_device
+from tfswa.runtime.backends.torchscript import TorchScriptSession, full_float32, torch_device
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError
 from tfswa.runtime.files import signals
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle
@@ -252,7 +252,7 @@ def test_cuda_that_falls_back_to_the_cpu_is_an_error(
         with pytest.raises(BackendUnavailable, match=r"cuda:2 asked for, onnxruntime started .*--device cpu"):
             open_session("ort", onnx_model(), BackendOptions(device="cuda:2"))
         # Nor is the CPU offered to it: a graph that CUDA cannot run must not be split in silence.
-        assert fake_ort.asked == [("CUDAExecutionProvider", {"device_id": 2})]
+        assert fake_ort.asked == [("CUDAExecutionProvider", {"device_id": 2, "use_tf32": "0"})]
         assert fake_ort.settings == {"session.disable_cpu_ep_fallback": "1"}
 
 
@@ -366,6 +366,16 @@ def test_torch_devices_of_other_kinds_are_refused(device: str) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     with pytest.raises(BackendUnavailable, match="use cpu, cuda or cuda:N"):
         torch_device(device)
+
+
+@pytest.mark.parametrize(("device", "is_full"), [("cuda", True), ("cpu", False)])
+def test_on_a_gpu_float32_is_no_tf32(device: str, is_full: bool) -> None:
+    cudnn = pytest.importorskip("torch").backends.cudnn
+    before = cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark
+    with full_float32(SimpleNamespace(type=device)):
+        assert cudnn.allow_tf32 is (False if is_full else before[0])
+        assert (cudnn.enabled, cudnn.benchmark) == before[1:]
+    assert (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark) == before
 
 
 @pytest.mark.parametrize(("device", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
