@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_place import ENGINE, Place, network
+from gpu_place import ENGINE, Place, network, nothing_else_collected
 from numpy.typing import NDArray
 from planes import Tensors, infer_planes
 from simulated_gpu import Context, Engine, Error, RuntimeConfig, SimulatedCuda
@@ -264,16 +264,17 @@ def test_a_failure_at_any_point_of_opening_leaves_nothing(place: Place) -> None:
     place.open().close()
     calls = place.cuda.calls
     refused = 0
-    for broken in range(1, calls + 1):
-        place.machine()
-        place.cuda.fail = lambda name, at=broken: (
-            Error.cudaErrorInvalidValue if place.cuda.calls == at and not give_back(name) else None
-        )
-        try:
-            place.open().close()
-        except BackendUnavailable:
-            refused += 1
-        place.left_nothing()
+    with nothing_else_collected():
+        for broken in range(1, calls + 1):
+            place.machine()
+            place.cuda.fail = lambda name, at=broken: (
+                Error.cudaErrorInvalidValue if place.cuda.calls == at and not give_back(name) else None
+            )
+            try:
+                place.open().close()
+            except BackendUnavailable:
+                refused += 1
+            place.left_nothing()
     assert refused > 40
 
 
