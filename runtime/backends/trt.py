@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.backends.chain import End, Stage, all_ends, meet, outer_ends
+from tfswa.runtime.backends.chain import Stage, all_ends, meet, outer_ends
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.backends.engines import (
     answer_likeness_db,
@@ -26,7 +26,14 @@ from tfswa.runtime.backends.engines import (
     quiet_noise,
     samples,
 )
-from tfswa.runtime.backends.trt_choice import Built, built_engines, bundle_of, fitting, fitting_transforms
+from tfswa.runtime.backends.trt_choice import (
+    Built,
+    built_engines,
+    bundle_of,
+    fitting,
+    fitting_transforms,
+    staged,
+)
 from tfswa.runtime.backends.trt_execution import SLOTS, Execution, failure
 from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError, UsageError, reason
 from tfswa.runtime.gates import gate_for
@@ -38,7 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "HALF": np.dtype(np.float16)}
 MEGABYTE = 1 << 20
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -98,21 +104,26 @@ class TrtSession:
     def infer(self, given: Tensors) -> dict[str, NDArray[np.float32]]:
         """What the network takes to what it gives, of any B items; see ``Session``."""
         if self._alone is None:
-            self._alone = self._open(*self._network)
+            self._alone = self._opened(*self._network)
         return self._alone.infer(given)
 
     def infer_samples(self, given: Tensors) -> dict[str, NDArray[np.float32]]:
         """The same with the transform before it and its inverse behind it; see ``Session``."""
-        assert self._whole is not None, "the host transforms"
+        assert self.transform, "the host transforms"
+        if self._whole is None:
+            self._whole = self._opened(self._stages, self._built)
         return self._whole.infer(given)
 
     def close(self) -> None:
         """Release the engines and their memory."""
+        self._release()
+        self._stages, self._built = [], []
+
+    def _release(self) -> None:
         for execution in (self._whole, self._alone):
             if execution is not None:
                 execution.close()
         self._whole = self._alone = None
-        self._stages, self._built = [], []
 
     @property
     def _network(self) -> tuple[list[Stage], list[Built]]:
@@ -121,7 +132,6 @@ class TrtSession:
 
     def _surround(self, encode: Built, decode: Built) -> None:
         """Put the transforms around the network, each tried alone and then all together."""
-        assert self._alone is not None
         ends = self._model.spec.transforms
         built, batch = [encode, *self._built, decode], self._batch
         try:
@@ -132,30 +142,49 @@ class TrtSession:
                 logger.info("%s does not take float32: the CPU transforms", self.artifact[0])
                 return
             takes, gives = outer_ends(stages)
-            asked = self._asked(quiet_noise({name: end.shape for name, end in takes.items()}))
-            found: dict[str, NDArray[np.float32]] = dict(asked)
-            for stage, one in zip(stages, built, strict=True):
-                taken = {name: found[name] for name in stage.takes}
-                if one is self._built[0]:
-                    found |= self._alone.infer(taken)
-                    continue
-                with closing(self._open([stage], [one])) as execution:
-                    self._self_test(one, execution, self._answer(one), quiet_noise(_shapes(stage)), "fp32")
-                    found |= execution.infer(taken)
-            self._alone.close()
-            self._alone = None
+            item = quiet_noise({name: end.shape for name, end in takes.items()})
+            found: dict[str, NDArray[np.float32]] = dict(item)
+            found |= self._tried(before, encode, found)
+            found |= self.infer({name: found[name] for name in self._stages[0].takes})
+            self._release()  # or more would be held at once than all need together
+            found |= self._tried(after, decode, found)
             self._whole = self._open(stages, built)
+            together = self._whole.infer(self._asked(item))
         except BackendUnavailable as error:
-            if not isinstance(error.__cause__, DeviceMemoryError):
+            if not isinstance(error.__cause__ or error, DeviceMemoryError):
                 raise
             logger.warning("the CPU transforms: %s", str(error))  # the error itself would keep the memory
+            self._release()
             self._batch = batch
             return
         self._stages, self._built = stages, built
-        self._compare({name: found[name] for name in gives}, self._whole.infer(asked))
-        files = bundle_of(self._model).files
-        self.versions = {**self.versions, **{name: files[name].sha256[:12] for name in (ENCODE, DECODE)}}
+        self._compare({name: self._asked({name: found[name]})[name] for name in gives}, together)
+        # By what runs, not by the graphs: certificates hold for these engines, and signatures vouch for them.
+        self.versions = {**self.versions, ENCODE: encode.sha256, DECODE: decode.sha256}
         self.transform = f"{ENCODE} and {DECODE} on {self._device.label}"
+
+    def _tried(self, stage: Stage, built: Built, found: Tensors) -> dict[str, NDArray[np.float32]]:
+        """What an engine of a transform makes of an item, once it has passed its self-test alone.
+
+        In its smallest batch, which takes the least memory: all together are asked in the others.
+        """
+        batch, self._batch = self._batch, self._smallest
+        try:
+            with closing(self._opened([stage], [built])) as execution:
+                self._self_test(built, execution, self._answer(built), quiet_noise(_shapes(stage)), "fp32")
+                return execution.infer({name: found[name] for name in stage.takes})
+        finally:
+            self._batch = batch
+
+    def _opened(self, stages: Sequence[Stage], built: Sequence[Built]) -> Execution:
+        """Engines ready to run beside what is open, or in its place where there is no memory for both."""
+        self._device.activate()
+        try:
+            return Execution(self._device, self._library, stages, self._smallest, self._batch)
+        except DeviceMemoryError as error:
+            logger.info("no memory for the network alone and with the transform: %s", str(error))
+        self._release()
+        return self._open(stages, built)
 
     def _open(self, stages: Sequence[Stage], built: Sequence[Built]) -> Execution:
         """Engines ready to run, for the largest batch that there is memory for."""
@@ -188,7 +217,7 @@ class TrtSession:
             if isinstance(error, DeviceMemoryError):
                 raise self._full(built.name, len(plan), error) from error
             raise BundleError(f"{error}; rebuild it with `{built.command} --force`") from error
-        return _staged(built.name, library, engine, takes, gives)
+        return staged(built.name, library, engine, takes, gives)
 
     def _full(self, name: str, needed: int, error: Exception) -> BackendUnavailable:
         free, total = (size // MEGABYTE for size in self._device.memory())
@@ -266,40 +295,3 @@ def _device_index(device: str) -> int:
 
 def _shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
     return {name: end.shape for name, end in stage.takes.items()}
-
-
-def _staged(name: str, library: Any, engine: Any, takes: Shapes, gives: Shapes) -> tuple[Stage, int, int]:
-    """An engine whose inputs and outputs are as a model's spec has them; smallest and largest batch."""
-    modes = {
-        tensor: engine.get_tensor_mode(tensor)
-        for tensor in map(engine.get_tensor_name, range(engine.num_io_tensors))
-    }
-    wanted = dict.fromkeys(takes, library.TensorIOMode.INPUT)
-    wanted |= dict.fromkeys(gives, library.TensorIOMode.OUTPUT)
-    if modes != wanted:
-        raise BundleError(
-            f"{name} has the inputs and outputs {', '.join(modes)}, its model's are {' and '.join(wanted)}: "
-            "build it with `tfx build-engine`"
-        )
-    types = {tensor: engine.get_tensor_dtype(tensor).name for tensor in wanted}
-    if not set(types.values()) <= set(TYPES):
-        said = ", ".join(f"{tensor} {kind}" for tensor, kind in types.items())
-        raise BundleError(f"{name} has {said}, each may be {' or '.join(TYPES)}")
-    batches = set()
-    for tensor, size in takes.items():
-        smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor, 0))
-        batches.add((smallest[0], largest[0]))
-        for shape in (smallest, largest):
-            if shape[1:] != size:
-                raise BundleError(
-                    f"{name} takes {list(shape)}, the model's spec says {[shape[0], *size]}: "
-                    "export the model and build the engine again"
-                )
-    if len(batches) > 1:
-        said = " and ".join(f"{smallest} to {largest}" for smallest, largest in sorted(batches))
-        raise BundleError(f"{name} takes batches of {said}, by its inputs: build the engine again")
-    taken, given = (
-        {tensor: End(shape, TYPES[types[tensor]]) for tensor, shape in ends.items()}
-        for ends in (takes, gives)
-    )
-    return Stage(engine, taken, given), *batches.pop()

@@ -1,23 +1,26 @@
-"""Which engine of a bundle fits this place, and every reason why one does not."""
+"""Which engine of a bundle fits this place, every reason why one does not, and what one takes and gives."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfswa.runtime.backends import import_library
+from tfswa.runtime.backends.chain import End, Stage
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.backends.engines import CAPABILITY, ENGINE, MODULES, PORTABLE, TRANSFORM
 from tfswa.runtime.errors import BackendUnavailable, BundleError
-from tfswa.runtime.model.spec import DECODE, ENCODE
+from tfswa.runtime.model.spec import DECODE, ENCODE, Shapes
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.opening import Model
 
-
+TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "HALF": np.dtype(np.float16)}
 logger = logging.getLogger(__name__)
 
 
@@ -123,7 +126,7 @@ def fitting_transforms(model: Model, network: Built, device: Device) -> list[Bui
     bundle = bundle_of(model)
     if not {ENCODE, DECODE} <= set(bundle.files):
         return []
-    known = _of_kind(bundle, TRANSFORM, "fp32", network.command)
+    known = [replace(engine, command=network.command) for engine in _of_kind(bundle, TRANSFORM, "fp32", "")]
     found = []
     for name in (ENCODE, DECODE):
         graph = name, bundle.files[name].sha256
@@ -156,3 +159,40 @@ def _differences(engine: Built, graph: tuple[str, str], device: Device) -> Itera
     if engine.details["onnx_sha256"] != graph[1]:
         built_from = str(engine.details["onnx_sha256"])[:12]
         yield f"was built from other weights (SHA-256 {built_from}, {graph[0]} has {graph[1][:12]})"
+
+
+def staged(name: str, library: Any, engine: Any, takes: Shapes, gives: Shapes) -> tuple[Stage, int, int]:
+    """An engine whose inputs and outputs are as a model's spec has them; smallest and largest batch."""
+    modes = {
+        tensor: engine.get_tensor_mode(tensor)
+        for tensor in map(engine.get_tensor_name, range(engine.num_io_tensors))
+    }
+    wanted = dict.fromkeys(takes, library.TensorIOMode.INPUT)
+    wanted |= dict.fromkeys(gives, library.TensorIOMode.OUTPUT)
+    if modes != wanted:
+        raise BundleError(
+            f"{name} has the inputs and outputs {', '.join(modes)}, its model's are {' and '.join(wanted)}: "
+            "build it with `tfx build-engine`"
+        )
+    types = {tensor: engine.get_tensor_dtype(tensor).name for tensor in wanted}
+    if not set(types.values()) <= set(TYPES):
+        said = ", ".join(f"{tensor} {kind}" for tensor, kind in types.items())
+        raise BundleError(f"{name} has {said}, each may be {' or '.join(TYPES)}")
+    batches = set()
+    for tensor, size in takes.items():
+        smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor, 0))
+        batches.add((smallest[0], largest[0]))
+        for shape in (smallest, largest):
+            if shape[1:] != size:
+                raise BundleError(
+                    f"{name} takes {list(shape)}, the model's spec says {[shape[0], *size]}: "
+                    "export the model and build the engine again"
+                )
+    if len(batches) > 1:
+        said = " and ".join(f"{smallest} to {largest}" for smallest, largest in sorted(batches))
+        raise BundleError(f"{name} takes batches of {said}, by its inputs: build the engine again")
+    taken, given = (
+        {tensor: End(shape, TYPES[types[tensor]]) for tensor, shape in ends.items()}
+        for ends in (takes, gives)
+    )
+    return Stage(engine, taken, given), *batches.pop()

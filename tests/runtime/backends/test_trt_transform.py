@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +21,7 @@ from tfswa.runtime.backends.chain import Stage
 from tfswa.runtime.backends.trt import TrtSession
 from tfswa.runtime.backends.trt_choice import Built
 from tfswa.runtime.backends.trt_execution import Execution
-from tfswa.runtime.errors import BackendUnavailable, BundleError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, DeviceMemoryError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.spec import (
     AUDIO,
@@ -249,6 +250,76 @@ def test_without_memory_for_it_the_cpu_transforms_and_that_is_said(
     assert warning.startswith("the CPU transforms: ")
     assert "of GPU memory" in warning
     place.left_nothing()
+
+
+@pytest.mark.parametrize("profile", [(1, 2, 4), (4, 4, 4)])
+def test_what_is_tried_alone_takes_no_more_than_all_together(
+    place: Place, profile: tuple[int, int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The network, once open, leaves no memory for what is tried beside it; all three in its place fit."""
+    place.machine(SimulatedCuda(), net_of(place.spec), profile=profile)
+    with closing(place.open()):
+        needed = place.cuda.used
+    for batch in profile[::2]:
+        place.machine(SimulatedCuda(total=needed), net_of(place.spec), profile=profile)
+        with closing(place.open()) as session:
+            assert session.transform
+            assert session.description.endswith(f"batch up to {profile[-1]}")
+            given = noise(place, batch)
+            right, found = one_by_one(place, given), session.infer_samples(given)
+            np.testing.assert_array_equal(found[AUDIO], right[AUDIO])
+            planes = {name: {**given, **encoder(place.spec)(given)}[name] for name in place.spec.takes}
+            np.testing.assert_array_equal(session.infer(planes)[OUTPUT], network(planes)[OUTPUT])
+            np.testing.assert_array_equal(session.infer_samples(given)[AUDIO], right[AUDIO])
+            assert place.cuda.used <= needed
+        place.left_nothing()
+    assert not [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_memory_that_runs_out_while_the_transform_is_tried_leaves_it_to_the_cpu(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contexts take memory of their own; one for another batch is made when it is first asked for."""
+    made = Execution._context
+
+    def full(self: Execution, stage: Stage, config: Any, slot: Any, batch: int) -> Any:
+        if AUDIO in stage.gives and batch == 1 and len(self._stages) == 3:
+            raise DeviceMemoryError("tensorrt_rtx made no execution context for batch 1: out of memory")
+        return made(self, stage, config, slot, batch)
+
+    monkeypatch.setattr(Execution, "_context", full)
+    with closing(place.open()) as session:
+        assert session.transform == ""
+        planes = {INPUT: np.ones(place.spec.input_shape(1), np.float32)}
+        planes = {
+            name: planes.get(name, np.zeros((1, *shape), np.float32))
+            for name, shape in place.spec.takes.items()
+        }
+        np.testing.assert_array_equal(session.infer(planes)[OUTPUT], network(planes)[OUTPUT])
+    place.left_nothing()
+
+
+def test_the_engines_that_ran_are_named_among_the_versions(place: Place) -> None:
+    """A certificate of one build does not hold for another, though the graphs are the same."""
+    with closing(place.open()) as session:
+        before = dict(session.versions)
+    files = Bundle.open(place.path).files
+    assert before[ENCODE] == files[place.engine_of(ENCODE)].sha256
+    about = files[place.engine_of(ENCODE)].details
+    again = b"engine of encode.onnx, built again"
+    place.library.others[again] = place.library.others[b"engine of encode.onnx"]
+    place.add(place.engine_of(ENCODE), again, kind="transform engine", precision="fp32", details=about)
+    with closing(place.open()) as session:
+        assert session.transform
+        assert session.versions[ENCODE] != before[ENCODE]
+        assert session.versions[DECODE] == before[DECODE]
+
+
+def test_the_command_that_builds_one_is_named_once(place: Place) -> None:
+    place.machine_of(ENCODE, lambda given: {INPUT: 0.5 * encoder(place.spec)(given)[INPUT]})
+    name = str(place.path)
+    build = f"tfx build-engine {name} --precision fp32 --flavor rtx --batch 1,2,4 --force"
+    place.refuses(BundleError, f"rebuild it with `{re.escape(build)}`$")
 
 
 @pytest.mark.parametrize("graph", [ENCODE, DECODE])
