@@ -11,9 +11,11 @@ from typing import Any
 from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
 from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.model.spec import DECODE, ENCODE
 
 EVIDENCE = "parity.json"
 SIGNATURE = f"{EVIDENCE}.sig"
+TRANSFORMS = (ENCODE, DECODE)
 KEY_BYTES = 1 << 16  # of a PEM file
 
 
@@ -71,11 +73,15 @@ def signed_evidence(bundle: Bundle, key: Path) -> bytes:
 def signed_artifacts(bundle: Bundle, key: Path) -> set[str]:
     """SHA-256 of the files of this model whose certificates the owner of a public key has signed.
 
+    The transforms that ran along are named among the versions, engines by their whole hash.
+
     Raises:
         UsageError, BackendUnavailable, BundleError: see ``signed_evidence``.
     """
     try:
         found = parse_json(signed_evidence(bundle, key))["certificates"]
-        return {str(one["artifact_sha256"]) for one in found if one["source"] == bundle.digest}
+        own = [one for one in found if one["source"] == bundle.digest]
+        along = {str(one["versions"][name]) for one in own for name in TRANSFORMS if name in one["versions"]}
+        return {str(one["artifact_sha256"]) for one in own} | along
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{bundle.path}: {EVIDENCE} is damaged ({reason(error)})") from error

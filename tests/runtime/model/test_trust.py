@@ -126,10 +126,10 @@ def test_a_signature_by_a_known_key_vouches_for_what_was_certified(
     )
     bundle = exported.bundle
 
-    def sign(source: str, sha256: str) -> None:
+    def sign(source: str, sha256: str, **versions: str) -> None:
         import base64
 
-        certificates = [{"artifact_sha256": sha256, "source": source}]
+        certificates = [{"artifact_sha256": sha256, "source": source, "versions": versions}]
         text = json.dumps({"schema": 2, "certificates": certificates}).encode()
         bundle.add(EVIDENCE, text, kind="evidence")
         bundle.add(SIGNATURE, base64.b64encode(key.sign(text)), kind="signature")
@@ -148,6 +148,11 @@ def test_a_signature_by_a_known_key_vouches_for_what_was_certified(
         sign(source, sha256)
         with pytest.raises(UntrustedError):
             open_model(bundle.path).file("model.ts")
+    sign(bundle.digest, "0" * 64, **{"decode.onnx": right})  # an engine that ran along with what was measured
+    open_model(bundle.path).file("model.ts")
+    sign(bundle.digest, "0" * 64, torch=right)
+    with pytest.raises(UntrustedError):
+        open_model(bundle.path).file("model.ts")
 
 
 def test_what_an_archive_may_not_hold_is_refused_though_it_is_trusted(
