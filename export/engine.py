@@ -195,7 +195,7 @@ def _parts(model: Model, bundle: Bundle, precision: Precision) -> list[_Part]:
     spec = model.spec
     name, digest = model.artifact("onnx", precision)
     parts = [_Part(name, digest, ENGINE, precision, spec.takes, lambda: answer(model))]
-    if {ENCODE, DECODE} <= set(bundle.files) and bundle.files[name].details.get("io") != "fp16":
+    if bundle.holds(ENCODE, DECODE) and bundle.files[name].details.get("io") != "fp16":
         for graph, (takes, _) in spec.transforms.items():
             right = partial(_transform_samples, spec, graph)
             parts.append(_Part(graph, bundle.files[graph].sha256, TRANSFORM, "fp32", takes, right))
@@ -232,7 +232,7 @@ def answer(model: Model) -> NDArray[np.float32]:
 
 def _holds(bundle: Bundle, engine: str) -> bool:
     """Whether an engine is there with its answer; without one it could not be run."""
-    return {engine, answer_of(engine)} <= set(bundle.files)
+    return bundle.holds(engine, answer_of(engine))
 
 
 def _add(bundle: Bundle, engine: str, part: _Part, plan: Any, details: Mapping[str, Any]) -> None:

@@ -163,7 +163,7 @@ class OrtSession:
     def _transforms(self, model: Model, network: Stage, providers: list[Any]) -> list[Stage]:
         """The network between the transform and its inverse, on CUDA; none where that cannot be."""
         cuda = [provider for provider in providers if provider[0] == _GPU["cuda"]]
-        if model.bundle is None or not cuda or not {ENCODE, DECODE} <= set(model.bundle.files):
+        if model.bundle is None or not cuda or not model.bundle.holds(ENCODE, DECODE):
             return []
         encode, decode = (
             self._loaded(model, name, *ends, cuda) for name, ends in model.spec.transforms.items()

@@ -12,7 +12,7 @@ import numpy as np
 from tfswa.runtime.backends import import_library
 from tfswa.runtime.backends.chain import End, Stage
 from tfswa.runtime.backends.cuda import Device
-from tfswa.runtime.backends.engines import CAPABILITY, ENGINE, MODULES, PORTABLE, TRANSFORM
+from tfswa.runtime.backends.engines import ANSWER, CAPABILITY, ENGINE, MODULES, PORTABLE, TRANSFORM, answer_of
 from tfswa.runtime.errors import BackendUnavailable, BundleError
 from tfswa.runtime.model.spec import DECODE, ENCODE, Shapes
 
@@ -52,6 +52,7 @@ def built_engines(model: Model, precision: str) -> list[Built]:
     """Engines of a model in a precision, at least one."""
     bundle = bundle_of(model)
     build = f"tfx build-engine {model.name} --precision {precision}"
+    bundle.drop_damaged(*(name for name, entry in bundle.files.items() if entry.kind in (ENGINE, ANSWER)))
     for name, entry in bundle.files.items():
         if entry.kind in (ENGINE, TRANSFORM) and not _is_description(entry.details):
             raise BundleError(
@@ -124,7 +125,7 @@ def fitting_transforms(model: Model, network: Built, device: Device) -> list[Bui
     They are of the same library, so that they can share a stream and memory, and take the same batches.
     """
     bundle = bundle_of(model)
-    if not {ENCODE, DECODE} <= set(bundle.files):
+    if not bundle.holds(ENCODE, DECODE):
         return []
     known = [replace(engine, command=network.command) for engine in _of_kind(bundle, TRANSFORM, "fp32", "")]
     found = []
@@ -136,6 +137,7 @@ def fitting_transforms(model: Model, network: Built, device: Device) -> list[Bui
             if engine.details["batch"] == network.details["batch"]
             and engine.library is network.library
             and not list(_differences(engine, graph, device))
+            and bundle.holds(engine.name, answer_of(engine.name))
         ]
         if not fit:
             how = f"`{network.command}` builds one"

@@ -233,6 +233,13 @@ class Bundle:
                     return name
         return None
 
+    def holds(self, *names: str) -> bool:
+        """Whether all of these are there, after ``drop_damaged``."""
+        if not set(names) <= set(self.files):
+            return False
+        self.drop_damaged(*names)
+        return set(names) <= set(self.files)
+
     def weights(self) -> dict[str, NDArray[Any]]:
         """Read the weights by name, as they are stored.
 

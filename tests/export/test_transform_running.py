@@ -83,6 +83,20 @@ def test_a_transform_of_another_model_is_refused(path: Path) -> None:
         Separator(path, backend="ort", options=ON_GPU)
 
 
+@pytest.mark.usefixtures("as_cuda")
+def test_a_damaged_addition_to_a_sealed_bundle_is_left_out(plain_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.tfx"
+    shutil.copytree(plain_bundle, path)
+    Bundle.open(path).seal()
+    export_onnx(open_model(path))
+    export_transform(open_model(path))
+    with Separator(path, backend="ort", options=ON_GPU) as there:
+        assert there.transforms_there
+    (Bundle.open(path).home / "encode.onnx").write_bytes(b"damaged")
+    with Separator(path, backend="ort", options=ON_GPU) as here:
+        assert not here.transforms_there
+
+
 def test_the_cpu_transforms_by_itself(path: Path) -> None:
     """There the Fourier transform of the host is many times faster."""
     export_transform(open_model(path))

@@ -351,6 +351,25 @@ def test_a_chain_that_gives_something_else_is_refused(place: Place, monkeypatch:
     )
 
 
+def test_damaged_additions_to_a_sealed_bundle_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Bundle.create(tmp_path / "mine.tfx", PLAIN, {"w": np.zeros(1, np.float32)})
+    bundle.seal()
+    place = made(bundle, monkeypatch)
+    for name in (place.engine_of(DECODE), ENCODE):
+        with closing(place.open()) as session:
+            assert session.transform
+        whole = (bundle.home / name).read_bytes()
+        (bundle.home / name).write_bytes(b"damaged")
+        with closing(place.open()) as session:
+            assert session.transform == ""
+        assert f"{bundle.home / name} is damaged: it is left out" in caplog.text
+        (bundle.home / name).write_bytes(whole)
+    (bundle.home / ENGINE).write_bytes(b"damaged")
+    place.refuses(BackendUnavailable, "holds no engine in fp32: build one with")
+
+
 @pytest.mark.no_cover
 def test_a_failure_at_any_point_of_opening_leaves_nothing(place: Place) -> None:
     place.open().close()
