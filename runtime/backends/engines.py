@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.metrics import likeness_db
-from tfswa.runtime.model.spec import INPUT, ModelSpec, Shapes
+from tfswa.runtime.model.spec import AUDIO, INPUT, ModelSpec, Shapes
 
 MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # by flavor
 PORTABLE = "portable"  # target of an engine that is not bound to one GPU
@@ -92,20 +92,22 @@ def _noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
 def samples(item: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Evenly strided samples of what a network gave of one item: of one tensor after the other, ``[n]``.
 
-    The stride is odd, so that it meets all bins of a power of two.
+    The stride is odd, so that it meets all bins of a power of two. Sound is taken stem by stem: the mixture
+    in one of them may be far louder than what the network gave of the others.
     """
     return np.concatenate(_sampled(item))
 
 
 def answer_likeness_db(answer: NDArray[np.float32], item: Mapping[str, NDArray[Any]]) -> float:
-    """How near a network's item is to an answer of as many samples: the worst SNR of a tensor, in dB."""
+    """How near a network's item is to an answer of as many samples: the worst SNR of a part, in dB."""
     parts = _sampled(item)
     rights = np.split(answer, np.cumsum([part.size for part in parts])[:-1])
     return min(likeness_db(right, part) for right, part in zip(rights, parts, strict=True))
 
 
 def _sampled(item: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-    flats = [np.ascontiguousarray(value, np.float32).reshape(-1) for value in item.values()]
+    parts = [part for name, value in item.items() for part in (value if name == AUDIO else (value,))]
+    flats = [np.ascontiguousarray(part, np.float32).reshape(-1) for part in parts]
     return [flat[:: max(1, flat.size // SAMPLES) | 1] for flat in flats]
 
 

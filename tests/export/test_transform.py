@@ -75,7 +75,7 @@ def test_what_does_not_go_together_is_refused(tfx: Tfx, more: tuple[str, str]) -
 def test_cuda_has_a_kernel_for_every_operator() -> None:
     """ONNX Runtime takes a kernel without an end for the very version that it began with, and no later one.
 
-    Beginnings as in its docs/OperatorKernels.md; without one, ``ort`` on CUDA could not open the graphs at all.
+    Beginnings as in its docs/OperatorKernels.md; without one, ``ort`` on CUDA could not open the graphs.
     """
     known = {
         **{"Add": 14, "Concat": 13, "Conv": 11, "ConvTranspose": 11, "Gather": 13, "Mul": 14, "Pad": 18},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -330,6 +331,21 @@ def test_one_that_does_not_give_its_answer_is_refused(place: Place, graph: str) 
 
     place.machine_of(graph, off)
     place.refuses(BundleError, rf"{place.engine_of(graph)} reaches 60\.0 dB SNR in its self-test, fp32 must")
+
+
+def test_a_wrong_stem_does_not_hide_behind_a_louder_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planes of scale 1 are large: noise in them is quiet beside the mixture in the residual stem."""
+    stft = StftSpec(n_fft=4096, hop=1024, sample_rate=8000, scale=1.0)
+    spec = dataclasses.replace(PLAIN, stft=stft, residual_stem="rest")
+    place = made(Bundle.create(tmp_path / "mine.tfx", spec, {"w": np.zeros(1, np.float32)}), monkeypatch)
+
+    def off(given: Tensors) -> dict[str, NDArray[np.float32]]:
+        return decoder(spec)({**given, OUTPUT: given[OUTPUT] * np.float32(1.001)})
+
+    place.machine_of(DECODE, off)
+    place.refuses(BundleError, r"decode\.engine reaches 60\.\d dB SNR in its self-test, fp32 must reach 80")
 
 
 def test_a_chain_that_gives_something_else_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
