@@ -155,9 +155,12 @@ def decode_graph(spec: ModelSpec) -> onnx.ModelProto:
     first, bins, given = stft.first_bin, stft.bins, spec.outputs
     graph = _Graph()
     planes = graph.add("Reshape", OUTPUT, graph.shape(-1, 2, frames, bins))
+    used = range(max(first, stft.zero_below), first + bins)
+    if used.start > first:  # left out and not multiplied by zero: NaN in them is nobody's
+        planes = graph.add("Slice", planes, *map(graph.shape, (used.start - first, bins, 3)))
     rows = graph.add("Transpose", planes, perm=[0, 1, 3, 2])
-    rows = graph.add("Reshape", rows, graph.shape(-1, 2 * bins, frames))  # [B*S*C, 2*F, T]
-    seen = graph.synthesis(rows, spec, range(first, first + bins), zero_below=stft.zero_below)
+    rows = graph.add("Reshape", rows, graph.shape(-1, 2 * len(used), frames))  # [B*S*C, 2*F, T]
+    seen = graph.synthesis(rows, spec, used)
     whole = graph.add("Reshape", seen, graph.shape(-1, len(given), channels, samples))
     if spec.samples:
         whole = graph.add("Add", whole, STEM_SAMPLES)
@@ -224,11 +227,11 @@ class _Graph:
         weights = _analysis_weights(stft, bins)
         return self.add("Conv", padded, self.constant(weights), strides=[stft.hop])
 
-    def synthesis(self, rows: str, spec: ModelSpec, bins: Sequence[int], *, zero_below: int = 0) -> str:
+    def synthesis(self, rows: str, spec: ModelSpec, bins: Sequence[int]) -> str:
         """``[M, 2*K, T] -> [M, 1, N]``: the overlap-add, divided by the sum of squared windows."""
         stft, length = spec.stft, spec.chunk_samples
         before, _ = stft.outside(length)
-        weights = self.constant(_synthesis_weights(stft, bins, zero_below))
+        weights = self.constant(_synthesis_weights(stft, bins))
         total = self.add("ConvTranspose", rows, weights, strides=[stft.hop])
         ends = [self.constant(np.array([value], np.int64)) for value in (before, before + length, 2)]
         inside = self.add("Slice", total, *ends)
@@ -268,10 +271,10 @@ def _analysis_weights(stft: StftSpec, bins: Sequence[int]) -> NDArray[np.float32
     return waves[:, None].astype(np.float32)
 
 
-def _synthesis_weights(stft: StftSpec, bins: Sequence[int], zero_below: int) -> NDArray[np.float32]:
-    """What a real and an imaginary part add to a frame: ``[2*K, 1, n_fft]``; nothing below a bin."""
+def _synthesis_weights(stft: StftSpec, bins: Sequence[int]) -> NDArray[np.float32]:
+    """What a real and an imaginary part add to a frame: ``[2*K, 1, n_fft]``."""
     angles, numbers = _angles(stft, bins), np.asarray(bins)
-    twice = np.where((numbers == 0) | (numbers == stft.n_fft // 2), 1.0, 2.0) * (numbers >= zero_below)
+    twice = np.where((numbers == 0) | (numbers == stft.n_fft // 2), 1.0, 2.0)
     both = np.tile(twice / stft.n_fft / stft.scale, 2)[:, None]
     waves = np.concatenate((np.cos(angles), -np.sin(angles))) * window_of(stft) * both
     return waves[:, None].astype(np.float32)

@@ -7,19 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import Tfx
 from specs import PLAIN, SPECS
 
+from tfswa.runtime.backends.engines import quiet_noise
 from tfswa.runtime.errors import ExportError, OutputExists
 from tfswa.runtime.model.opening import open_model
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import OUTPUT, ModelSpec
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: export needs it")
 pytest.importorskip("torch", reason="torch is not installed: export needs it")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs the graphs")
 
 from tfswa.export import transform  # noqa: E402
+from tfswa.export.session import cpu_session  # noqa: E402
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -70,6 +73,18 @@ def test_what_does_not_go_together_is_refused(tfx: Tfx, more: tuple[str, str]) -
     done = tfx("export", "demo", "--transform", *more)
     assert done.code == 2
     assert f"--transform and {more[0]} {more[1]} do not go together" in done.err
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_nan_where_nobody_looks_is_not_heard(spec: ModelSpec) -> None:
+    takes, _ = spec.transforms[transform.DECODE]
+    given = quiet_noise(takes)
+    session = cpu_session(transform.decode_graph(spec))
+    (right,) = session.run(None, given)
+    unused = max(0, spec.stft.zero_below - spec.stft.first_bin)
+    given[OUTPUT][..., :unused] = np.nan
+    (found,) = session.run(None, given)
+    np.testing.assert_array_equal(found, right)
 
 
 def test_cuda_has_a_kernel_for_every_operator() -> None:
