@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, filled, import_library
 from tfswa.runtime.backends.chain import End, Stage, all_ends, meet, outer_ends
+from tfswa.runtime.backends.running import out_of_memory
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.files import caches
 from tfswa.runtime.machine import cores, user_cache
@@ -165,9 +166,15 @@ class OrtSession:
         cuda = [provider for provider in providers if provider[0] == _GPU["cuda"]]
         if model.bundle is None or not cuda or not model.bundle.holds(ENCODE, DECODE):
             return []
-        encode, decode = (
-            self._loaded(model, name, *ends, cuda) for name, ends in model.spec.transforms.items()
-        )
+        try:
+            encode, decode = (
+                self._loaded(model, name, *ends, cuda) for name, ends in model.spec.transforms.items()
+            )
+        except BundleError as error:
+            if not out_of_memory(error.__cause__):
+                raise
+            logger.warning("the CPU transforms: %s", str(error))
+            return []
         graphs = [encode, network, decode]
         if meet(graphs):
             return graphs

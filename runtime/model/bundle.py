@@ -51,8 +51,10 @@ class FileEntry:
     Attributes:
         sha256: of its content.
         bytes: its size.
-        kind: ``weights``, ``onnx``, ``torchscript``, ``aotinductor``, ``engine``, ``answer`` (what an engine
-            must give in its self-test, see ``engines.py``), ``evidence`` or ``document``.
+        kind: ``weights``, ``onnx``, ``transform`` (an ONNX graph too, of the transform or its inverse),
+            ``torchscript``, ``aotinductor``, ``engine``, ``transform engine``, ``answer`` (what an engine
+            must give in its self-test, see ``engines.py``), ``engine key``, ``evidence``, ``signature`` or
+            ``document``.
         precision: ``fp32``, ``fp16``, ... or empty where the word means nothing.
         details: whatever the stage that made it wants to remember, JSON values only.
     """

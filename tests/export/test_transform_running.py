@@ -97,6 +97,25 @@ def test_a_damaged_addition_to_a_sealed_bundle_is_left_out(plain_bundle: Path, t
         assert not here.transforms_there
 
 
+@pytest.mark.usefixtures("as_cuda")
+def test_without_memory_for_the_graphs_the_cpu_transforms(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_transform(open_model(path))
+    made = onnxruntime.InferenceSession
+
+    def full(file: str, *given: object, **more: object) -> object:
+        if file.endswith("decode.onnx"):
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return made(file, *given, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    with Separator(path, backend="ort", options=ON_GPU) as here:
+        assert here.description.endswith("STFT on the CPU")
+        assert set(here.session.versions) == {"onnxruntime"}
+    assert "the CPU transforms: " in caplog.text
+
+
 def test_the_cpu_transforms_by_itself(path: Path) -> None:
     """There the Fourier transform of the host is many times faster."""
     export_transform(open_model(path))
