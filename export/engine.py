@@ -163,11 +163,7 @@ def build_engine(
     flavor, library = _library(options.flavor)
     _check_timing_cache(options.timing_cache, bundle, flavor)
     made_for = _target(library, flavor, options.capability)
-    about = {"flavor": flavor, "version": str(library.__version__), "batch": list(options.batch)}
-    details = [
-        {**about, "onnx_sha256": part.sha256, "precision": part.precision, "target": made_for}
-        for part in parts
-    ]
+    details = [_details(part, flavor, str(library.__version__), options, made_for) for part in parts]
     keys = [sha256_of_json(one)[:16] for one in details]
     targets = [f"engines/{key}.engine" for key in keys]
     missing = [target for target in targets if force or not _holds(bundle, target)]
@@ -200,6 +196,20 @@ def _parts(model: Model, bundle: Bundle, precision: Precision) -> list[_Part]:
             right = partial(_transform_samples, spec, graph)
             parts.append(_Part(graph, bundle.files[graph].sha256, TRANSFORM, "fp32", takes, right))
     return parts
+
+
+def _details(
+    part: _Part, flavor: str, version: str, options: BuildOptions, target: str
+) -> dict[str, str | list[int]]:
+    """Everything that tells an engine from another, see ``Engine``."""
+    return {
+        "onnx_sha256": part.sha256,
+        "flavor": flavor,
+        "version": version,
+        "precision": part.precision,
+        "batch": list(options.batch),
+        "target": target,
+    }
 
 
 def _transform_samples(spec: ModelSpec, graph: str) -> NDArray[np.float32]:

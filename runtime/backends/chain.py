@@ -33,7 +33,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Link:
     """What computes a graph (an engine, a session of a library), and its inputs and outputs by name."""
 
     engine: Any
@@ -41,14 +41,14 @@ class Stage:
     gives: Mapping[str, End]
 
 
-def all_ends(stages: Sequence[Stage]) -> dict[str, End]:
+def all_ends(stages: Sequence[Link]) -> dict[str, End]:
     """Inputs and outputs of a chain, inner ones included."""
     return {
         name: end for stage in stages for ends in (stage.takes, stage.gives) for name, end in ends.items()
     }
 
 
-def outer_ends(stages: Sequence[Stage]) -> tuple[dict[str, End], dict[str, End]]:
+def outer_ends(stages: Sequence[Link]) -> tuple[dict[str, End], dict[str, End]]:
     """What a chain takes that none of its stages gives, and what it gives that none of them takes."""
     takes: dict[str, End] = {}
     gives: dict[str, End] = {}
@@ -59,7 +59,7 @@ def outer_ends(stages: Sequence[Stage]) -> tuple[dict[str, End], dict[str, End]]
     return takes, {name: end for name, end in gives.items() if name not in inner}
 
 
-def meet(stages: Sequence[Stage]) -> bool:
+def meet(stages: Sequence[Link]) -> bool:
     """Whether all that share an end have it in the same shape and type."""
     ends = all_ends(stages)
     return all({**ends, **stage.takes, **stage.gives} == ends for stage in stages)

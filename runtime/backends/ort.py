@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions, filled, import_library
-from tfswa.runtime.backends.chain import End, Stage, all_ends, meet, outer_ends
+from tfswa.runtime.backends.chain import End, Link, all_ends, meet, outer_ends
 from tfswa.runtime.backends.running import out_of_memory
 from tfswa.runtime.errors import BackendUnavailable, BundleError, reason
 from tfswa.runtime.files import caches
@@ -134,7 +134,7 @@ class OrtSession:
 
     def _loaded(
         self, model: Model, name: str, takes: Shapes, gives: Shapes, providers: list[Any], **extra: Any
-    ) -> Stage:
+    ) -> Link:
         """A graph of a model on the device.
 
         Raises:
@@ -159,9 +159,9 @@ class OrtSession:
             {end.name: End(tuple(end.shape[1:]), np.dtype(_TYPES[end.type])) for end in ends}
             for ends in (inputs, outputs)
         )
-        return Stage(session, taken, given)
+        return Link(session, taken, given)
 
-    def _transforms(self, model: Model, network: Stage, providers: list[Any]) -> list[Stage]:
+    def _transforms(self, model: Model, network: Link, providers: list[Any]) -> list[Link]:
         """The network between the transform and its inverse, on CUDA; none where that cannot be."""
         cuda = [provider for provider in providers if provider[0] == _GPU["cuda"]]
         if model.bundle is None or not cuda or not model.bundle.holds(ENCODE, DECODE):
@@ -181,7 +181,7 @@ class OrtSession:
         logger.info("%s does not take float32: the CPU transforms", self.artifact[0])
         return []
 
-    def _bind(self, graphs: Sequence[Stage], batch: int) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
+    def _bind(self, graphs: Sequence[Link], batch: int) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
         """Graphs on memory of the device that stays: a call allocates nothing there."""
         assert self._place is not None
         place, value = self._place, self._library.OrtValue.ortvalue_from_shape_and_type

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.backends.chain import Stage, all_ends, meet, outer_ends
+from tfswa.runtime.backends.chain import Link, all_ends, meet, outer_ends
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.backends.engines import (
     answer_likeness_db,
@@ -29,7 +29,7 @@ from tfswa.runtime.backends.engines import (
 from tfswa.runtime.backends.trt_choice import (
     Built,
     built_engines,
-    bundle_of,
+    bundle_with_engines,
     fitting,
     fitting_transforms,
     staged,
@@ -81,7 +81,7 @@ class TrtSession:
         self._model, self._library = model, found.library
         self.artifact, self.transform = (found.name, found.sha256), ""
         self.versions = {found.library.__name__: str(found.library.__version__)}
-        self._built, self._stages = [found], list[Stage]()  # of the network; then of the whole chain
+        self._built, self._stages = [found], list[Link]()  # of the network; then of the whole chain
         self._alone: Execution | None = None  # the network
         self._whole: Execution | None = None  # between the transforms
         try:
@@ -126,7 +126,7 @@ class TrtSession:
         self._whole = self._alone = None
 
     @property
-    def _network(self) -> tuple[list[Stage], list[Built]]:
+    def _network(self) -> tuple[list[Link], list[Built]]:
         middle = len(self._stages) // 2
         return self._stages[middle : middle + 1], self._built[middle : middle + 1]
 
@@ -163,7 +163,7 @@ class TrtSession:
         self.versions = {**self.versions, ENCODE: encode.sha256, DECODE: decode.sha256}
         self.transform = f"{ENCODE} and {DECODE} on {self._device.label}"
 
-    def _tried(self, stage: Stage, built: Built, found: Tensors) -> dict[str, NDArray[np.float32]]:
+    def _tried(self, stage: Link, built: Built, found: Tensors) -> dict[str, NDArray[np.float32]]:
         """What an engine of a transform makes of an item, once it has passed its self-test alone.
 
         In its smallest batch, which takes the least memory: all together are asked in the others.
@@ -176,7 +176,7 @@ class TrtSession:
         finally:
             self._batch = batch
 
-    def _opened(self, stages: Sequence[Stage], built: Sequence[Built]) -> Execution:
+    def _opened(self, stages: Sequence[Link], built: Sequence[Built]) -> Execution:
         """Engines ready to run beside what is open, or in its place where there is no memory for both."""
         self._device.activate()
         try:
@@ -186,7 +186,7 @@ class TrtSession:
         self._release()
         return self._open(stages, built)
 
-    def _open(self, stages: Sequence[Stage], built: Sequence[Built]) -> Execution:
+    def _open(self, stages: Sequence[Link], built: Sequence[Built]) -> Execution:
         """Engines ready to run, for the largest batch that there is memory for."""
         self._device.activate()
         while True:
@@ -205,7 +205,7 @@ class TrtSession:
                 )
                 self._batch = half
 
-    def _loaded(self, built: Built, takes: Shapes, gives: Shapes) -> tuple[Stage, int, int]:
+    def _loaded(self, built: Built, takes: Shapes, gives: Shapes) -> tuple[Link, int, int]:
         """An engine and its ends, smallest and largest batch."""
         library = self._library
         log = library_logger(library)
@@ -229,7 +229,7 @@ class TrtSession:
     def _answer(self, built: Built) -> NDArray[np.float32]:
         """What an engine must give in its self-test."""
         name = answer_of(built.name)
-        if name not in bundle_of(self._model).files:
+        if name not in bundle_with_engines(self._model).files:
             raise BackendUnavailable(
                 f"{built.name} was built without an answer to its self-test, {name}: rebuild it with "
                 f"`{built.command}`"
@@ -293,5 +293,5 @@ def _device_index(device: str) -> int:
     return int(index or 0)
 
 
-def _shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
+def _shapes(stage: Link) -> dict[str, tuple[int, ...]]:
     return {name: end.shape for name, end in stage.takes.items()}

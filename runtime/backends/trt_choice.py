@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfswa.runtime.backends import import_library
-from tfswa.runtime.backends.chain import End, Stage
+from tfswa.runtime.backends.chain import End, Link
 from tfswa.runtime.backends.cuda import Device
 from tfswa.runtime.backends.engines import ANSWER, CAPABILITY, ENGINE, MODULES, PORTABLE, TRANSFORM, answer_of
 from tfswa.runtime.errors import BackendUnavailable, BundleError
@@ -50,7 +50,7 @@ class Built:
 
 def built_engines(model: Model, precision: str) -> list[Built]:
     """Engines of a model in a precision, at least one."""
-    bundle = bundle_of(model)
+    bundle = bundle_with_engines(model)
     build = f"tfx build-engine {model.name} --precision {precision}"
     bundle.drop_damaged(*(name for name, entry in bundle.files.items() if entry.kind in (ENGINE, ANSWER)))
     for name, entry in bundle.files.items():
@@ -84,7 +84,7 @@ def _is_description(details: Mapping[str, Any]) -> bool:
     )
 
 
-def bundle_of(model: Model) -> Bundle:
+def bundle_with_engines(model: Model) -> Bundle:
     """The bundle of a model; raises BackendUnavailable for an exported file."""
     if model.bundle is None:
         raise BackendUnavailable(
@@ -124,7 +124,7 @@ def fitting_transforms(model: Model, network: Built, device: Device) -> list[Bui
 
     They are of the same library, so that they can share a stream and memory, and take the same batches.
     """
-    bundle = bundle_of(model)
+    bundle = bundle_with_engines(model)
     if not bundle.holds(ENCODE, DECODE):
         return []
     known = [replace(engine, command=network.command) for engine in _of_kind(bundle, TRANSFORM, "fp32", "")]
@@ -163,7 +163,7 @@ def _differences(engine: Built, graph: tuple[str, str], device: Device) -> Itera
         yield f"was built from other weights (SHA-256 {built_from}, {graph[0]} has {graph[1][:12]})"
 
 
-def staged(name: str, library: Any, engine: Any, takes: Shapes, gives: Shapes) -> tuple[Stage, int, int]:
+def staged(name: str, library: Any, engine: Any, takes: Shapes, gives: Shapes) -> tuple[Link, int, int]:
     """An engine whose inputs and outputs are as a model's spec has them; smallest and largest batch."""
     modes = {
         tensor: engine.get_tensor_mode(tensor)
@@ -197,4 +197,4 @@ def staged(name: str, library: Any, engine: Any, takes: Shapes, gives: Shapes) -
         {tensor: End(shape, TYPES[types[tensor]]) for tensor, shape in ends.items()}
         for ends in (takes, gives)
     )
-    return Stage(engine, taken, given), *batches.pop()
+    return Link(engine, taken, given), *batches.pop()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends.chain import End, Stage, all_ends, outer_ends
+from tfswa.runtime.backends.chain import End, Link, all_ends, outer_ends
 from tfswa.runtime.backends.cuda import CudaGraph, CudaStream, Device, DeviceBuffer, Event, PinnedBuffer
 from tfswa.runtime.backends.engines import errors_of, library_logger
 from tfswa.runtime.errors import BundleError, CudaError, DeviceMemoryError
@@ -46,7 +46,7 @@ class Execution:
         CudaError: CUDA or the library fails.
     """
 
-    def __init__(self, device: Device, library: Any, stages: Sequence[Stage], smallest: int, batch: int):
+    def __init__(self, device: Device, library: Any, stages: Sequence[Link], smallest: int, batch: int):
         self._device, self._library, self._stages = device, library, stages
         self._takes, self._gives = outer_ends(stages)
         self._smallest, self._batch = smallest, batch
@@ -134,7 +134,7 @@ class Execution:
             slot.runs[batch] = run
         return slot.runs[batch]
 
-    def _context(self, stage: Stage, config: Any, slot: _Slot, batch: int) -> Any:
+    def _context(self, stage: Link, config: Any, slot: _Slot, batch: int) -> Any:
         context = stage.engine.create_execution_context(config)
         if context is None:
             raise failure(self._library, f"made no execution context for batch {batch}")

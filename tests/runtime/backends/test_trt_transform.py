@@ -18,7 +18,7 @@ from simulated_gpu import Error, SimulatedCuda
 
 from tfswa.runtime import backends
 from tfswa.runtime.backends import BackendOptions
-from tfswa.runtime.backends.chain import Stage
+from tfswa.runtime.backends.chain import Link
 from tfswa.runtime.backends.trt import TrtSession
 from tfswa.runtime.backends.trt_choice import Built
 from tfswa.runtime.backends.trt_execution import Execution
@@ -283,7 +283,7 @@ def test_memory_that_runs_out_while_the_transform_is_tried_leaves_it_to_the_cpu(
     """Contexts take memory of their own; one for another batch is made when it is first asked for."""
     made = Execution._context
 
-    def full(self: Execution, stage: Stage, config: Any, slot: Any, batch: int) -> Any:
+    def full(self: Execution, stage: Link, config: Any, slot: Any, batch: int) -> Any:
         if AUDIO in stage.gives and batch == 1 and len(self._stages) == 3:
             raise DeviceMemoryError("tensorrt_rtx made no execution context for batch 1: out of memory")
         return made(self, stage, config, slot, batch)
@@ -352,7 +352,7 @@ def test_a_chain_that_gives_something_else_is_refused(place: Place, monkeypatch:
     """What only shows when all three are at work."""
     opened, count = TrtSession._open, [0]
 
-    def watched(self: TrtSession, stages: Sequence[Stage], built: Sequence[Built]) -> Execution:
+    def watched(self: TrtSession, stages: Sequence[Link], built: Sequence[Built]) -> Execution:
         count[0] = len(stages)
         return opened(self, stages, built)
 
