@@ -325,6 +325,8 @@ def test_frames_and_bins_must_suit_the_windows(
         ({"window": 4.0}, "window.*float.*int"),
         ({"window": True}, "window.*bool.*int"),
         ({"dims": 8}, "dims.*not a list"),
+        ({"mlp_ratio": float("inf")}, "hyper.mlp_ratio inf must be finite"),
+        ({"mlp_ratio": float("nan")}, "hyper.mlp_ratio nan must be finite"),
         ({"dims": ["a", "b"]}, "dims"),
         ({"windw": 8}, "tfswa_lite has no hyper-parameter 'windw': did you mean 'window'"),
         ({"zzz": 8}, "'zzz': choose one of dims"),

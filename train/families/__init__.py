@@ -6,6 +6,7 @@ A family is found through the entry-point group ``tfswa.families``, so a third p
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -205,14 +206,20 @@ def hyper_of(family: Family, values: Mapping[str, Any]) -> Any:
     """Complete hyper-parameters by the family's defaults; lists become tuples.
 
     Raises:
-        ConfigError: unknown name, wrong type, or a word that is not one of the choices.
+        ConfigError: unknown name, wrong type, a number that is not finite, or a word that is not one of the
+            choices.
     """
     values = {family.renamed.get(name, name): value for name, value in values.items()}
     known = [entry.name for entry in dataclasses.fields(family.hyper)]
     for name in values:
         if name not in known:
             raise ConfigError(f"{family.name} has no hyper-parameter {name!r}{suggestion(name, known)}")
-    return config_from_dict(family.hyper, values, "hyper.")
+    hyper = config_from_dict(family.hyper, values, "hyper.")
+    for name, value in dataclasses.asdict(hyper).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"hyper.{name} {value} must be finite")
+    return hyper
 
 
 def count_costs(spec: ModelSpec) -> tuple[int, float]:
