@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tfswa.runtime.escape import markdown_text, shown
 from tfswa.runtime.failures import Failure
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.gates import Gates
-from tfswa.runtime.parity.certificate import Certificate, QualityFigures, SignalFigures
+from tfswa.runtime.model.spec import NEXT
+from tfswa.runtime.parity.certificate import Certificate, GraphFigures, QualityFigures, SignalFigures
 from tfswa.runtime.parity.judge import Breach
 from tfswa.runtime.table import decimals, markdown_table, text_table
 
@@ -170,10 +172,10 @@ def _least(rows: Sequence[Any]) -> float | str | None:
 
 def _rest(certificate: Certificate) -> Iterator[str]:
     """What no table of songs has."""
-    for row in certificate.graph:
+    for part, row in graph_parts(certificate):
         relative = "undefined" if row.relative_error is None else f"{row.relative_error:.1e}"
         figures = "identical" if row.identical else f"{decibels(row.snr_db)} SNR, relative error {relative}"
-        yield f"graph alone, {row.stem}: {figures}"
+        yield f"graph alone, {part}: {figures}"
     for song in certificate.quality:
         if song.reference["sdr_c_db"] is not None:
             yield f"BSSEval, {song.stem} of {song.item}: {_bsseval(song)}"
@@ -191,6 +193,24 @@ def _rest(certificate: Certificate) -> Iterator[str]:
         yield f"against itself: {', '.join(ways)}"
     for stem, value in certificate.reference_rounding_db.items():
         yield f"the float32 reference itself, {stem}: {decibels(value)} SNR"
+
+
+def graph_parts(certificate: Certificate) -> Iterator[tuple[str, GraphFigures]]:
+    """What the network gives, by name; of its state, which may be many tensors, the worst one."""
+    state = [row for row in certificate.graph if row.stem.startswith(NEXT)]
+    for row in certificate.graph:
+        if row not in state:
+            yield row.stem, row
+    if state:
+        worst = min(state, key=_rank)
+        name = worst.stem if len(state) == 1 else f"the worst of {len(state)} states, {worst.stem}"
+        yield name, worst
+
+
+def _rank(row: GraphFigures) -> float:
+    if row.identical:
+        return math.inf
+    return -math.inf if row.snr_db is None else row.snr_db
 
 
 def _bsseval(song: QualityFigures) -> str:

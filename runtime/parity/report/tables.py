@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tfswa.runtime.parity.judge import Breach
-from tfswa.runtime.parity.report.formats import OVERVIEW, Judged, decibels, overview, song_rows
+from tfswa.runtime.parity.report.formats import OVERVIEW, Judged, decibels, graph_parts, overview, song_rows
 
 STEM_COLUMNS = (
     "stem",
@@ -107,9 +107,9 @@ def _way(axis: str, value: int) -> str:
 def graph(judged: Judged, names: Sequence[str]) -> Table:
     """The network alone."""
     rows = [
-        (row.stem, name, "identical" if row.identical else row.snr_db and f"{row.snr_db:.1f}", error)
+        (part, name, "identical" if row.identical else row.snr_db and f"{row.snr_db:.1f}", error)
         for name, (certificate, _) in zip(names, judged, strict=True)
-        for row in certificate.graph
+        for part, row in graph_parts(certificate)
         for error in [None if row.relative_error is None else f"{row.relative_error:.1e}"]
     ]
     caption = "The same planes through the network of both: no STFT, no overlap-add"

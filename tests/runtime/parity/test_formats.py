@@ -10,6 +10,7 @@ from parity_fakes import certificate, signal
 
 from tfswa.runtime.commands.parity_measure import _print
 from tfswa.runtime.gates import default_gates
+from tfswa.runtime.parity.certificate import GraphFigures
 from tfswa.runtime.parity.judge import judge
 from tfswa.runtime.parity.report.formats import junit, markdown, text
 from tfswa.runtime.parity.report.page import page
@@ -49,6 +50,20 @@ def test_a_cell_of_markdown_stays_a_cell() -> None:
 def test_a_table_in_a_terminal_keeps_its_lines() -> None:
     lines = "\n".join(text(judged(), default_gates())).splitlines()
     assert any(line.startswith(SHOWN) for line in lines)
+
+
+def test_of_many_states_the_worst_is_told() -> None:
+    figures = {"next.b": 81.5, "vocals": 120.0, "next.a": 90.0, "next.c": None}
+    rows = [GraphFigures("a chunk", part, 1e-5, snr, snr is None) for part, snr in figures.items()]
+    made = certificate(graph=rows, quality=[])
+    told = [line for line in text([(made, [])], default_gates()) if line.startswith("graph alone")]
+    assert told == [
+        "graph alone, vocals: 120.0 dB SNR, relative error 1.0e-05",
+        "graph alone, the worst of 3 states, next.b: 81.5 dB SNR, relative error 1.0e-05",
+    ]
+    found = page(NAME, [(made, [])], default_gates(), None)
+    assert "the worst of 3 states, next.b" in found
+    assert "next.a" not in found
 
 
 def test_html_has_no_surrogates() -> None:
