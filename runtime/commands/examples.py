@@ -33,7 +33,12 @@ EXAMPLES = {
         "tfx new tfswa_lite -o untrained.tfx",
         "tfx new tfswa_lite -o four.tfx --stems vocals,drums,bass,other --seed 1",
     ),
-    "import": ("tfx import spleeter", "tfx import checkpoint my.pt --family my_family"),
+    "import": (
+        "tfx import vocals.ckpt --config vocals.yaml",
+        "tfx import spleeter",
+        "tfx import my.pt --family my_family",
+        "tfx import last.ckpt --config runs/mine --prefix network.",
+    ),
     "data": ("tfx data example -o songs", "tfx data check songs"),
     "data example": ("tfx data example -o songs", "tfx data example -o songs --force"),
     "data check": ("tfx data check songs", "tfx data check songs --partial"),
@@ -42,11 +47,6 @@ EXAMPLES = {
         "tfx data preview seed data.root=musdb18hq -o heard",
     ),
     "data musdb": ("tfx data musdb --download", "tfx data musdb --download -o musdb-excerpts"),
-    "import spleeter": ("tfx import spleeter", "tfx import spleeter -o spleeter.tfx"),
-    "import checkpoint": (
-        "tfx import checkpoint my.pt --family my_family",
-        "tfx import checkpoint last.ckpt --config runs/mine --prefix network.",
-    ),
     "export": ("tfx export vocals.tfx", "tfx export vocals.tfx --format torchscript -o vocals.ts"),
     "calibrate": (
         "tfx calibrate vocals.tfx --audio songs",

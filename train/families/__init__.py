@@ -79,7 +79,7 @@ class Family:
         published: parameters that the family's source states, to be compared with ours; None: none.
         published_stems: the stems of the network that they are of.
         elsewhere: the name that a weight has in the state dictionaries of the source's own package, of its
-            name here and the spec; `tfx import checkpoint` reads those as well. None: there are none.
+            name here and the spec; `tfx import FILE` reads those as well. None: there are none.
     """
 
     name: str

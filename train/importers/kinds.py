@@ -1,8 +1,8 @@
 """Published networks known by their weights: what a file's names and shapes say, and what is asked for.
 
 A kind is found through the entry-point group ``tfswa.importers``, so a third party can add one. It tells by
-names whether a file is its own, and reads from shapes, from a published configuration and from options what the
-network is. What none of them says is asked for, all of it in one line.
+names whether a file is its own, and reads from shapes, from a published configuration and from options what
+the network is. What none of them says is asked for, all of it in one line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
+
+from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, ConfigError, UsageError
 from tfswa.runtime.files.signals import load_point
@@ -36,8 +38,9 @@ class Settings:
     """What is said beside the weights: a published configuration, and options, which go before it.
 
     Attributes:
-        config: its sections by name, ``audio``, ``model``, ``training``, ``inference``; empty: none was given.
+        config: its sections by name, ``audio``, ``model``, ``training``, ``inference``; empty: there is none.
         stems: names of the stems, in order.
+        hyper: hyper-parameters by name, which the weights cannot tell or which they are not asked about.
         stft: values of ``StftSpec`` by name.
         chunk: values of ``ChunkSpec`` by name.
         license: of the weights.
@@ -46,6 +49,7 @@ class Settings:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     stems: tuple[str, ...] | None = None
+    hyper: Mapping[str, Any] = field(default_factory=dict)
     stft: Mapping[str, Any] = field(default_factory=dict)
     chunk: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
@@ -132,7 +136,8 @@ class Reading:
         channels: of the audio.
         outputs: how many stems the network gives.
         rename: from a name in the file, wrappers removed, to the network's.
-        unused: patterns of names in the file that no network here has a use for.
+        constants: values by patterns of names in the file that are no weights; a file may hold them, and
+            holds no others.
         default_stems: what the kind's own package calls them, where it has one set of names.
     """
 
@@ -143,7 +148,7 @@ class Reading:
     channels: int
     outputs: int
     rename: Callable[[str], str] = str
-    unused: tuple[str, ...] = ()
+    constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     default_stems: tuple[str, ...] | None = None
 
 
@@ -175,7 +180,7 @@ def kinds() -> list[Kind]:
 
 
 def recognized(names: Sequence[str]) -> tuple[Kind, str] | None:
-    """The kind of which weights of these names are, and the wrappers that all of it lies in; None: of none."""
+    """The kind of which weights of these names are, and the wrappers around them; None: of none."""
     installed = kinds()
     for prefix in _wrappers(names):
         inner = [name[len(prefix) :] for name in names if name.startswith(prefix)]
@@ -216,7 +221,7 @@ def spec_of_reading(kind: Kind, source: str, reading: Reading, settings: Setting
         reading.family,
         stems=stems,
         channels=reading.channels,
-        hyper=reading.hyper,
+        hyper={**reading.hyper, **settings.hyper},
         stft=reading.stft,
         chunk=reading.chunk,
         residual_stem=None if outputs == stems else stems[-1],

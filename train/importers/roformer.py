@@ -12,6 +12,7 @@ from typing import Any
 
 from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.runtime.model.spec import StftSpec
+from tfswa.train.blocks.gated import rotary_freqs
 from tfswa.train.families.roformer import mel_members
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
 
@@ -79,6 +80,7 @@ def read(shapes: Shapes, settings: Settings) -> Reading:
         channels,
         1 + _last(plain, r"mask_estimators\.(\d+)\."),
         rename=lambda name: _ours(name, numbers),
+        constants={r".*\.rotary_embed\.freqs": rotary_freqs(inner // (3 * heads)).numpy()},
     )
 
 
@@ -104,10 +106,8 @@ def _ours(name: str, numbers: Sequence[int]) -> str:
     return f"layers.{found[1]}.{numbers.index(int(found[2]))}.{name[found.end() :]}"
 
 
-def _bands(
-    sizes: Sequence[int], settings: Settings, *, mel: bool
-) -> tuple[int, StftSpec, tuple[int, ...]]:
-    """Channels, the transform, and the bins of each band; sizes are numbers of a band, 2 x channels x bins."""
+def _bands(sizes: Sequence[int], settings: Settings, *, mel: bool) -> tuple[int, StftSpec, tuple[int, ...]]:
+    """Channels, the transform, and the bins of each band; ``sizes`` are 2 x channels x bins."""
     n_fft, rate = settings.of("model", "stft_n_fft"), settings.number("audio", "sample_rate", 44_100)
     rate = settings.number("model", "sample_rate", rate)
     known: dict[str, Any] = {"hop": settings.of("model", "stft_hop_length"), "sample_rate": rate}

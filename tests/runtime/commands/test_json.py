@@ -282,7 +282,7 @@ def test_import_spleeter(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPat
     from tfswa.train.importers import spleeter
 
     monkeypatch.setattr(spleeter, "import_spleeter", lambda *_, **__: bundle)  # tested with the real wheel
-    check(ask("import", "spleeter"), "tfx import spleeter")
+    check(ask("import", "spleeter"), "tfx import: a name")
 
 
 def test_import_checkpoint(ask: Ask, tmp_path: Path) -> None:
@@ -294,8 +294,8 @@ def test_import_checkpoint(ask: Ask, tmp_path: Path) -> None:
     state = build_network(new_spec("tfswa_lite", hyper=hyper)).state_dict()
     torch.save({**state, "epoch": 3}, tmp_path / "my.pt")
     given = [word for name, value in hyper.items() for word in ("--hyper", f"{name}={value}")]
-    line = ("import", "checkpoint", tmp_path / "my.pt", "--family", "tfswa_lite", "-o", tmp_path / "my.tfx")
-    check(ask(*line, *given), "tfx import checkpoint")
+    line = ("import", tmp_path / "my.pt", "--family", "tfswa_lite", "-o", tmp_path / "my.tfx")
+    check(ask(*line, *given), "tfx import: a file")
 
 
 def test_train(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,8 +405,8 @@ def test_every_section_is_compared() -> None:
         "tfx models",
         "tfx train",
         "tfx new",
-        "tfx import spleeter",
-        "tfx import checkpoint",
+        "tfx import: a name",
+        "tfx import: a file",
         "tfx data check",
         "tfx data preview",
         "tfx data example",
@@ -431,8 +431,7 @@ WRONG = {  # what is not there, or is no value, by command: each fails before it
     "models": ("one",),
     "train": ("nowhere.toml", "-o", "out"),
     "new": ("no_family", "-o", "new.tfx"),
-    "import spleeter": ("--wheel", "nowhere.whl"),
-    "import checkpoint": ("nowhere.ckpt", "--family", "tfswa_unet"),
+    "import": ("nowhere.ckpt", "--family", "tfswa_unet"),
     "data check": ("nowhere",),
     "data preview": ("nowhere.toml", "-o", "out"),
     "data example": ("-o", "no/such/\x1bfolder"),
