@@ -28,7 +28,7 @@ from tfswa.runtime.model.known import KnownFile, KnownModel
 from tfswa.train.importers import download as module
 from tfswa.train.importers import transfer
 from tfswa.train.importers.download import Download, fetch_known
-from tfswa.train.importers.part import Note, Part
+from tfswa.train.importers.part import PartialDownload, ServerNote
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -142,12 +142,12 @@ def nothing_is_left(cache: Path) -> bool:
     return not (cache / "tfswa" / "downloads").exists()
 
 
-def begin(good: Download, content: bytes = CONTENT[:STEP], note: Note | None = None) -> Path:
+def begin(good: Download, content: bytes = CONTENT[:STEP], note: ServerNote | None = None) -> Path:
     """Leave a part behind, as a process that was killed does."""
     place = good.place
     place.parent.mkdir(parents=True, exist_ok=True)
     with module.opened(place) as part:
-        part.begin(note or Note(good.url, None, None, len(CONTENT)))
+        part.begin(note or ServerNote(good.url, None, None, len(CONTENT)))
         part.write(content)
     return place.with_name(f"{place.name}.part")
 
@@ -592,10 +592,10 @@ def test_a_part_in_use_is_not_trimmed(good: Download, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TFX_CACHE_GB", "0")
     good.place.parent.mkdir(parents=True)
     with module.opened(good.place) as part:
-        part.begin(Note(good.url))
+        part.begin(ServerNote(good.url))
         part.write(CONTENT)
         caches.trim()
         assert part.path.exists()
-        assert isinstance(part, Part)
+        assert isinstance(part, PartialDownload)
     caches.trim()
     assert list(good.place.parent.iterdir()) == []

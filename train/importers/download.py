@@ -18,7 +18,7 @@ from tfswa.runtime.files.own_folders import check_own
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.bundle import writable
 from tfswa.runtime.model.known import KnownFile, KnownModel
-from tfswa.train.importers.part import TAIL_BYTES, Part, opened
+from tfswa.train.importers.part import TAIL_BYTES, PartialDownload, opened
 from tfswa.train.importers.transfer import TransferError, transfer
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Download:
             for path in dict.fromkeys([*paths, *(f"/{path.rpartition('/')[2]}" for path in paths)])
         ]
 
-    def _fill(self, part: Part, addresses: list[str], report: Report) -> None:
+    def _fill(self, part: PartialDownload, addresses: list[str], report: Report) -> None:
         """Fill a part from the first address that gives this file."""
         for url, following in zip(addresses, [*addresses[1:], None], strict=True):
             try:
@@ -130,7 +130,7 @@ class Download:
                     raise
                 logger.warning("%s; asking %s", error, following)
 
-    def _fill_from(self, url: str, part: Part, report: Report) -> None:
+    def _fill_from(self, url: str, part: PartialDownload, report: Report) -> None:
         """Fill a part from one address; one that was begun before and fits nothing is begun again."""
         known = bool(self.sha256 or self.sha256_start)
         most = None if self.size_bytes is None else self.size_bytes + 1

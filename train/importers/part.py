@@ -27,7 +27,7 @@ TAIL_BYTES = 10_240_000
 
 
 @dataclass(frozen=True)
-class Note:
+class ServerNote:
     """What a server said of a file.
 
     Attributes:
@@ -42,7 +42,7 @@ class Note:
     modified: str | None = None
     size_bytes: int | None = None
 
-    def contradicts(self, other: Note) -> bool:
+    def contradicts(self, other: ServerNote) -> bool:
         """Whether they cannot be of one content."""
         if None not in (self.size_bytes, other.size_bytes) and self.size_bytes != other.size_bytes:
             return True
@@ -50,13 +50,13 @@ class Note:
             return None not in (self.etag, other.etag) and self.etag != other.etag
         return None not in (self.modified, other.modified) and self.modified != other.modified
 
-    def confirms(self, other: Note) -> bool:
+    def confirms(self, other: ServerNote) -> bool:
         """Whether a server says that they are of one content."""
         named = self.etag if self.etag or other.etag else self.modified
         return named is not None and not self.contradicts(other) and named in (other.etag, other.modified)
 
 
-class Part:
+class PartialDownload:
     """The part of a file that is here; made by ``opened``.
 
     Attributes:
@@ -88,7 +88,7 @@ class Part:
             at += len(block)
         return digest.hexdigest()
 
-    def begin(self, note: Note) -> None:
+    def begin(self, note: ServerNote) -> None:
         """Forget what is here, and note what comes instead.
 
         Raises:
@@ -150,15 +150,15 @@ class Part:
     def _note_path(self) -> Path:
         return self.place.with_name(self.place.name + NOTE)
 
-    def _noted(self) -> Note | None:
+    def _noted(self) -> ServerNote | None:
         try:
-            return from_json(Note, parse_json(read_document(self._note_path)))
+            return from_json(ServerNote, parse_json(read_document(self._note_path)))
         except (OSError, ValueError):
             return None
 
 
 @contextmanager
-def opened(place: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[Part]:
+def opened(place: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[PartialDownload]:
     """Hold the part of a file for a block, alone: whoever else asks for it waits.
 
     What was written stays when the block fails; a part that holds nothing does not.
@@ -173,7 +173,7 @@ def opened(place: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[
     path = place.with_name(place.name + PART)
     handle = _held(path, waiting)
     try:
-        part = Part(place, path, handle)
+        part = PartialDownload(place, path, handle)
         try:
             yield part
         finally:

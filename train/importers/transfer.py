@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tfswa.runtime.errors import reason
-from tfswa.train.importers.part import BLOCK_BYTES, Note, Part
+from tfswa.train.importers.part import BLOCK_BYTES, PartialDownload, ServerNote
 
 TIMEOUT_SECONDS = 30.0  # without a byte
 PAUSE_SECONDS = 1.0  # before a connection that broke is made anew
@@ -40,7 +40,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 def transfer(
-    url: str, part: Part, *, most: int | None, is_known: bool, report: Callable[[int], None]
+    url: str, part: PartialDownload, *, most: int | None, is_known: bool, report: Callable[[int], None]
 ) -> None:
     """Bring a part to the whole of what lies at an address; a proxy of the environment is honored.
 
@@ -72,7 +72,9 @@ def transfer(
     raise last
 
 
-def _once(url: str, part: Part, *, most: int | None, is_known: bool, report: Callable[[int], None]) -> None:
+def _once(
+    url: str, part: PartialDownload, *, most: int | None, is_known: bool, report: Callable[[int], None]
+) -> None:
     """One connection; a second one where the server cannot go on from where the part ends."""
     headers = _resuming(url, part, is_known=is_known)
     with _connected(url, headers) as response:
@@ -83,7 +85,7 @@ def _once(url: str, part: Part, *, most: int | None, is_known: bool, report: Cal
         _take(url, response, part, most=most, report=report)
 
 
-def _resuming(url: str, part: Part, *, is_known: bool) -> dict[str, str]:
+def _resuming(url: str, part: PartialDownload, *, is_known: bool) -> dict[str, str]:
     """Headers that ask for the rest; none where all is to be asked."""
     note = part.note
     if not part.size or (not is_known and (note is None or note.url != url)):
@@ -98,7 +100,7 @@ def _resuming(url: str, part: Part, *, is_known: bool) -> dict[str, str]:
     return headers
 
 
-def _goes_on(url: str, response: HTTPResponse, part: Part, *, is_known: bool) -> bool:
+def _goes_on(url: str, response: HTTPResponse, part: PartialDownload, *, is_known: bool) -> bool:
     """Whether a partial answer continues the part: from its end, of the same file."""
     found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     if found is None or int(found[1]) != part.size:
@@ -110,7 +112,12 @@ def _goes_on(url: str, response: HTTPResponse, part: Part, *, is_known: bool) ->
 
 
 def _take(
-    url: str, response: HTTPResponse, part: Part, *, most: int | None, report: Callable[[int], None]
+    url: str,
+    response: HTTPResponse,
+    part: PartialDownload,
+    *,
+    most: int | None,
+    report: Callable[[int], None],
 ) -> None:
     """Append what comes; begin again first where the answer is the whole file."""
     kind = response.headers.get_content_type()
@@ -134,14 +141,14 @@ def _take(
         raise TransferError(f"the connection ended after {part.size} of {whole} bytes")
 
 
-def _note(url: str, response: HTTPResponse) -> Note:
+def _note(url: str, response: HTTPResponse) -> ServerNote:
     headers = response.headers
     if response.status == 206:
         found = _RANGE.fullmatch(headers.get("Content-Range", "").strip())
         size = found[2] if found else "*"
     else:
         size = headers.get("Content-Length", "*").strip()
-    return Note(
+    return ServerNote(
         url, headers.get("ETag"), headers.get("Last-Modified"), int(size) if size.isdecimal() else None
     )
 
