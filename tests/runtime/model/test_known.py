@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,3 +202,10 @@ def test_the_list_is_printed_without_torch_and_without_a_network(
     for entry in printed:
         assert entry["license"] == stored[entry["name"]]["license"]
         assert len(entry["files"]) == len(stored[entry["name"]]["files"])
+
+
+def test_the_page_counts_them() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "import.md").read_text(encoding="utf-8")
+    unchecked = sum(not all(file.sha256 for file in model.files) for model in MODELS)
+    assert f"has {len(MODELS)} checkpoints" in page
+    assert f"Of {unchecked} models it is not known" in page
