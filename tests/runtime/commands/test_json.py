@@ -272,6 +272,12 @@ def test_models(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> No
     assert [entry["model"] for entry in printed["models"]] == ["demo"]
 
 
+def test_models_known(ask: Ask) -> None:
+    printed = ask("models", "--known")
+    check(printed, "tfx models --known")
+    assert {"kim-vocals", "htdemucs"} <= {entry["name"] for entry in printed["known"]}
+
+
 def test_new(ask: Ask, tmp_path: Path) -> None:
     hyper = ("dims=[8,16]", "depths=[1,1]", "decoder_depths=[1]", "heads=[1,2]")
     given = [text for pair in hyper for text in ("--hyper", pair)]
@@ -403,6 +409,7 @@ def test_every_section_is_compared() -> None:
         "tfx doctor",
         "tfx doctor --clear-cache",
         "tfx models",
+        "tfx models --known",
         "tfx train",
         "tfx new",
         "tfx import: a name",
