@@ -35,6 +35,7 @@ EXAMPLES = {
     ),
     "import": (
         "tfx import vocals.ckpt --config vocals.yaml",
+        "tfx import kim-vocals",
         "tfx import spleeter",
         "tfx import my.pt --family my_family",
         "tfx import last.ckpt --config runs/mine --prefix network.",

@@ -44,6 +44,7 @@ CANNOT_RUN = {
         "--drop sample_rate": "needs the internet; tests/train has it with weights of its own",
     },
     "docs/import.md": {
+        "tfx import kim-vocals": "needs the internet: 913 MB; tests/train has it with a small file",
         "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel"
     },
     "docs/results.md": {

@@ -103,7 +103,7 @@ def test_it_exports(bands: str, tmp_path: Path) -> None:
 
 
 def test_half_precision_hears_silence_and_noise(tmp_path: Path) -> None:
-    """Lengths are computed in float32: in half, squares of large numbers are infinite, and so is 1 / nothing."""
+    """Lengths are computed in float32: in half, large squares are infinite, and so is 1 / nothing."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: exports need it")
     ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: it runs the graph")
     from tfswa.export.onnx import export_onnx

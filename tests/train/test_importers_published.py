@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import sys
+import threading
 from collections.abc import Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import pytest
 from command_line import Tfx
 
 from tfswa.runtime.errors import ConfigError
+from tfswa.runtime.files.hashes import sha256_of
+from tfswa.runtime.model import known as known_list
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import open_model
 from tfswa.runtime.model.spec import OUTPUT
@@ -217,13 +223,110 @@ def test_a_file_of_no_known_network(tfx: Tfx, tmp_path: Path) -> None:
     for words, says in (
         ((tmp_path / "a.ckpt", "--channels", "1"), "--channels is for --family"),
         ((tmp_path / "a.ckpt", "--family", "x", "--config", "x.yaml"), "leave one out"),
-        ((tmp_path / "a.ckpt", "--file", part), "is for a NAME"),
+        ((tmp_path / "a.ckpt", "--file", part), "are for a NAME"),
         (("spleeter", "--stems", "a,b"), "--stems is for a FILE"),
-        (("kim-vocals.ckpt",), "no such file, and no published model"),
+        (("kim-vocals.ckpt",), "no known model 'kim-vocals.ckpt', did you mean 'kim-vocals'"),
     ):
         done = tfx("import", *words)
         assert (done.code, done.out) == (2, ""), words
         assert says in done.lines[-1], words
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: Mapping[str, dict[str, Any]]) -> Path:
+    """A file of weights, and a list of known models with it."""
+    path = tmp_path / "theirs.ckpt"
+    torch.save(states["bs"], path)
+    model = {
+        "name": "small-one",
+        "architecture": "bs_roformer",
+        "stems": ["vocals", "other"],
+        "files": [
+            {
+                "name": "theirs.ckpt",
+                "sources": ["https://models.invalid/a/theirs.ckpt"],
+                "sha256": sha256_of(path),
+                "size_bytes": path.stat().st_size,
+            }
+        ],
+        "license": "MIT",
+        "listed": "here",
+        "config": {
+            "audio": {"chunk_size": SAMPLES, "sample_rate": 44100},
+            "model": {"stft_hop_length": 16},
+            "training": {"instruments": ["vocals", "other"], "target_instrument": None},
+        },
+    }
+    strange = {**model, "name": "strange-one", "extras": ["hyperace_v9"]}
+    strange["files"] = [{"name": "b.ckpt", "sources": ["https://models.invalid/b.ckpt"]}]
+    several = {**strange, "name": "several", "extras": [], "files": [*strange["files"], *strange["files"]]}
+    text = json.dumps({"version": 1, "defaults": {}, "models": [model, strange, several]})
+    (tmp_path / "known.json").write_text(text)
+    monkeypatch.setattr(known_list, "DATA", tmp_path / "known.json")
+    return path
+
+
+def test_a_file_that_is_on_the_list_needs_no_configuration(tfx: Tfx, tmp_path: Path, listed: Path) -> None:
+    renamed = listed.rename(tmp_path / "download (1)")
+    for line in (
+        ("import", renamed, "-o", tmp_path / "a.tfx"),
+        ("import", "small-one", "--file", renamed, "-o", tmp_path / "b.tfx"),
+    ):
+        assert tfx(*line).code == 0, line
+        bundle = Bundle.open(line[-1])
+        assert (bundle.spec.stft.hop, bundle.spec.stems) == (16, ("vocals", "other"))
+        assert (bundle.spec.chunk_samples, bundle.spec.weights_license) == (SAMPLES, "MIT")
+        assert bundle.provenance["known"] == "small-one"
+        assert bundle.provenance["source"] == "https://models.invalid/a/theirs.ckpt"
+    done = tfx("import", renamed, "--license", "CC0-1.0", "--stems", "a,b", "-o", tmp_path / "c.tfx")
+    assert done.code == 0
+    spec = Bundle.open(tmp_path / "c.tfx").spec
+    assert (spec.stems, spec.weights_license, spec.stft.hop) == (("a", "b"), "CC0-1.0", 16)
+
+
+def test_a_name_is_fetched_from_a_mirror_and_can_be_used(
+    tfx: Tfx, tmp_path: Path, listed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = tmp_path / "served" / "a"
+    served.mkdir(parents=True)
+    listed.rename(served / "theirs.ckpt")
+    monkeypatch.delenv("TFX_MIRROR", raising=False)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mirror = f"http://127.0.0.1:{server.server_port}"
+        told = tfx("import", "small-one", "--mirror", mirror, "--json").json
+        server.shutdown()
+    assert (told["family"], told["stems"]) == ("roformer", ["vocals", "other"])
+    assert "small-one" in [model["model"] for model in tfx("models", "--json").json["models"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("small-on",), 2, "did you mean 'small-one'"),
+        (("small-one", "--stems", "a,b"), 2, "--stems is for a FILE"),
+        (("strange-one",), 1, "strange-one has hyperace_v9, which is not known here"),
+        (("several",), 2, "several is 2 networks (b.ckpt, b.ckpt): import each as a FILE"),
+        (("small-one", "--file", "known.json"), 1, "wanted"),
+        (("theirs.ckpt", "--mirror", "https://x.y"), 2, "--file and --mirror are for a NAME"),
+    ],
+)
+def test_names_that_cannot_be_imported(
+    tfx: Tfx,
+    tmp_path: Path,
+    listed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    assert listed.is_file()
+    monkeypatch.chdir(tmp_path)
+    done = tfx("import", *words)
+    assert (done.code, done.out) == (code, "")
+    assert says in done.lines[-1]
+    assert not list(tmp_path.glob("*.tfx"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tfswa.runtime.table import text_table
 from tfswa.train.config import ModelConfig
 from tfswa.train.config_files import find_config, load_config, load_run_config
 from tfswa.train.families import build_network, get_family, new_spec
-from tfswa.train.importers.kinds import Kind, Settings, recognized, spec_of_reading
+from tfswa.train.importers.kinds import Kind, Settings, recognized, spec_of_reading, with_known
 from tfswa.train.importers.published import read_yaml
 from tfswa.train.importers.reading import State, array_of, chosen, few, read_tensors
 from tfswa.train.strict import config_from_dict, parse_overrides
@@ -105,10 +105,11 @@ def import_checkpoint(
     found, key, others = chosen(source, read_tensors(source), key)
     kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
     if isinstance(of, Settings):
+        listed = with_known(of, digest)
         kind, prefix = _kind_of(source, kept, prefix)
         weights = _under(prefix, kept)
         spec, ours = _published(source, kind, weights, of)
-        what = {"kind": kind.name}
+        what = {"kind": kind.name, **listed}
     else:
         spec, what = of, {}
         ours = _names(spec, kept, shapes_of(spec))

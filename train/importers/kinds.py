@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, ConfigError, UsageError
 from tfswa.runtime.files.signals import load_point
+from tfswa.runtime.model.known import KnownModel, known_by_digest
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.plugins import entry_points
 from tfswa.train.families import new_spec
@@ -199,6 +200,32 @@ def _wrappers(names: Sequence[str]) -> list[str]:
         ends = [dot.end() for dot in re.finditer(r"\.", whole)]
         found.update(whole[:end] for end in ends)
     return sorted(found, key=len)
+
+
+def settings_of_known(entry: KnownModel) -> Settings:
+    """What the list of known models says of one beside its weights."""
+    return Settings(config=entry.config, license=None if entry.license == NO_LICENSE else entry.license)
+
+
+def origin(entry: KnownModel) -> dict[str, Any]:
+    """What a bundle's provenance keeps of an entry of the list."""
+    by = {} if entry.matched != "start" else {"known_by": "the first 8 digits of its SHA-256"}
+    return {"known": entry.name, "source": entry.source, **by}
+
+
+def with_known(settings: Settings, sha256: str) -> dict[str, Any]:
+    """Add what the list says of a file by its hash, where no configuration and no license is given.
+
+    Returns:
+        What the provenance keeps of it; empty: it is not on the list.
+    """
+    entry = known_by_digest(sha256)
+    if entry is None:
+        return {}
+    listed = settings_of_known(entry)
+    settings.config = settings.config or listed.config
+    settings.license = settings.license or listed.license
+    return origin(entry)
 
 
 def spec_of_reading(kind: Kind, source: str, reading: Reading, settings: Settings) -> ModelSpec:
