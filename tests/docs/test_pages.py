@@ -45,7 +45,7 @@ CANNOT_RUN = {
     },
     "docs/import.md": {
         "tfx import kim-vocals": "needs the internet: 913 MB; tests/train has it with a small file",
-        "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel"
+        "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel",
     },
     "docs/results.md": {
         "tfx export demo --format torchscript": "needs an hour",

@@ -225,7 +225,8 @@ def test_a_file_of_no_known_network(tfx: Tfx, tmp_path: Path) -> None:
         ((tmp_path / "a.ckpt", "--family", "x", "--config", "x.yaml"), "leave one out"),
         ((tmp_path / "a.ckpt", "--file", part), "are for a NAME"),
         (("spleeter", "--stems", "a,b"), "--stems is for a FILE"),
-        (("kim-vocals.ckpt",), "no known model 'kim-vocals.ckpt', did you mean 'kim-vocals'"),
+        (("kim-vocals.ckpt",), "kim-vocals.ckpt: no such file"),
+        (("kim-vocal",), "no known model 'kim-vocal', did you mean 'kim-vocals'"),
     ):
         done = tfx("import", *words)
         assert (done.code, done.out) == (2, ""), words

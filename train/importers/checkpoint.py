@@ -104,33 +104,56 @@ def import_checkpoint(
         raise UsageError(f"{source} cannot be read: {reason(error)}") from error
     found, key, others = chosen(source, read_tensors(source), key)
     kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
+    match = _matched(source, of, kept, prefix, digest)
+    left_out = sorted({*found.keys() - match.used, *others})
+    bundle = Bundle.create(
+        output,
+        match.spec,
+        {name: array_of(source, name, value) for name, value in match.weights.items()},
+        provenance={
+            "command": "tfx import",
+            "checkpoint": source.name,
+            "checkpoint_sha256": digest,
+            "key": key,
+            "prefix": match.prefix,
+            **match.origin,
+            **(provenance or {}),
+        },
+        precision=precision,
+        force=force,
+    )
+    return bundle, Picked(match.weights, key, match.prefix, tuple(left_out))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Weights of a file by the names of the network that they fit, and which of the file's they are."""
+
+    spec: ModelSpec
+    weights: State
+    prefix: str
+    used: set[str]
+    origin: Mapping[str, Any]
+
+
+def _matched(source: Path, of: ModelSpec | Settings, kept: State, prefix: str | None, digest: str) -> _Match:
+    """The weights that are meant, of the network that they are of; see ``import_checkpoint``."""
+    origin: dict[str, Any] = {}
     if isinstance(of, Settings):
-        listed = with_known(of, digest)
+        origin = with_known(of, digest)
         kind, prefix = _kind_of(source, kept, prefix)
         weights = _under(prefix, kept)
         spec, ours = _published(source, kind, weights, of)
-        what = {"kind": kind.name, **listed}
+        origin["kind"] = kind.name
     else:
-        spec, what = of, {}
+        spec = of
         ours = _names(spec, kept, shapes_of(spec))
         prefix = _prefix(source, kept, ours, prefix)
         weights = _under(prefix, kept)
     sizes = shapes_of(spec)
-    wanted = {theirs: sizes[name] for theirs, name in ours.items()}
-    left_out = sorted({*found.keys() - {prefix + name for name in weights}, *others})
-    _check_fit(source, spec.family, weights, wanted, prefix)
-    weights = {ours[name]: value for name, value in weights.items()}
-    known = {"command": "tfx import", "checkpoint": source.name, "checkpoint_sha256": digest, **what}
-    arrays = {name: array_of(source, name, value) for name, value in weights.items()}
-    bundle = Bundle.create(
-        output,
-        spec,
-        arrays,
-        provenance={**known, "key": key, "prefix": prefix, **(provenance or {})},
-        precision=precision,
-        force=force,
-    )
-    return bundle, Picked(weights, key, prefix, tuple(left_out))
+    _check_fit(source, spec.family, weights, {theirs: sizes[name] for theirs, name in ours.items()}, prefix)
+    used = {prefix + name for name in weights}
+    return _Match(spec, {ours[name]: value for name, value in weights.items()}, prefix, used, origin)
 
 
 def spec_of(

@@ -13,6 +13,7 @@ from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle
+    from tfswa.train.importers.checkpoint import Picked
 
 
 @click.command("import")
@@ -85,9 +86,11 @@ def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | Non
 
     NAME is one of `tfx models --known`, or spleeter. It is fetched once, and checked by its hash.
     """
-    if not source.is_file():
+    if not source.is_file() and source.suffix == "" and len(source.parts) == 1:
         _known(source, fetched, mirror, as_json=as_json, **said)
         return
+    if not source.is_file():
+        raise click.UsageError(f"{source}: no such file")
     if fetched is not None or mirror is not None:
         raise click.UsageError(f"--file and --mirror are for a NAME, {source} is a file: leave them out")
     _file(source, as_json=as_json, **said)
@@ -152,7 +155,6 @@ def _file(
     from tfswa.runtime.files.checks import check_new
     from tfswa.train.importers.checkpoint import Misfit, import_checkpoint, settings_of, spec_of
     from tfswa.train.importers.published import SUFFIXES
-    from tfswa.train.importers.reading import few
 
     target = Path(f"{source.stem}.tfx") if output is None else output
     check_new(target)
@@ -182,6 +184,13 @@ def _file(
     except Misfit as misfit:
         click.echo(misfit.table, err=True)
         raise
+    _tell_picked(bundle, picked, as_json=as_json)
+
+
+def _tell_picked(bundle: Bundle, picked: Picked, *, as_json: bool) -> None:
+    """Say what was made, and of what in the file."""
+    from tfswa.train.importers.reading import few
+
     more = {"key": picked.key, "prefix": picked.prefix, "left_out": list(picked.left_out)}
     _tell(bundle, bundle.provenance["checkpoint_sha256"], as_json=as_json, more=more)
     if as_json:

@@ -31,20 +31,12 @@ def read(shapes: Shapes, settings: Settings) -> Reading:
     plain = {name.replace(INNER, "."): tuple(shape) for name, shape in shapes.items()}
     turns = 1 + _last(plain, r"layers\.(\d+)\.")
     at = _places(plain)
-    kinds = [place for place in at if not place["linear"]]
-    if len(kinds) != 2:
-        raise BundleError(
-            f"a turn of the network has {len(kinds)} transformers with places, a RoFormer has 2, "
-            "along time and along bands: it is another network"
-        )
-    time, bands = kinds
+    time, bands = _along(at)
     start = f"layers.0.{time['number']}.layers.0."
     heads, dim = _shape(plain, start + "0.to_gates.weight", 2)
     inner = _shape(plain, start + "0.to_qkv.weight", 2)[0]
     hidden = _shape(plain, start + "1.net.1.weight", 2)[0]
-    linears = [int(found[1]) for name in plain if (found := re.match(FIRST_MASK, name))]
-    if not linears:
-        raise BundleError("mask_estimators.0 has no linear layers: it is no RoFormer that is known here")
+    linears = sum(re.match(FIRST_MASK, name) is not None for name in plain)
     mask_hidden = _shape(plain, "mask_estimators.0.to_freqs.0.0.0.weight", 2)[0]
     sizes = [
         _shape(plain, f"band_split.to_features.{band}.0.gamma", 1)[0]
@@ -64,8 +56,8 @@ def read(shapes: Shapes, settings: Settings) -> Reading:
         "time_depth": time["depth"],
         "frequency_depth": bands["depth"],
         "mlp_ratio": hidden / dim,
-        "mask_layers": len(linears),
-        "mask_ratio": mask_hidden / dim if len(linears) > 1 else 1.0,
+        "mask_layers": linears,
+        "mask_ratio": mask_hidden / dim if linears > 1 else 1.0,
         "norm": "each" if mel else "final",
         "value_residual": any("to_value_residual_mix" in name for name in plain),
         "skips": settings.flag("model", "skip_connection", False),
@@ -82,6 +74,21 @@ def read(shapes: Shapes, settings: Settings) -> Reading:
         rename=lambda name: _ours(name, numbers),
         constants={r".*\.rotary_embed\.freqs": rotary_freqs(inner // (3 * heads)).numpy()},
     )
+
+
+def _along(at: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The transformers along time and along bands.
+
+    Raises:
+        BundleError: there are not these two.
+    """
+    found = [place for place in at if not place["linear"]]
+    if len(found) != 2:
+        raise BundleError(
+            f"a turn of the network has {len(found)} transformers with places, a RoFormer has 2, along time "
+            "and along bands: it is another network"
+        )
+    return found[0], found[1]
 
 
 def _places(plain: Shapes) -> list[dict[str, Any]]:
