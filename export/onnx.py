@@ -405,6 +405,29 @@ def _roll(x: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
     return x
 
 
+def _group_norm(
+    x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Any:
+    """A norm of each channel as one node; of groups of them as one between two reshapes, and the factors.
+
+    torch's own translation has twice the nodes and makes its constants at run time.
+    """
+    op = _operators()
+    channels, *sizes = x.shape[1:]
+    if not all(isinstance(size, int) for size in (channels, *sizes)):
+        raise ExportError("a group norm along the batch is not exported: items are independent")
+    if weight is not None and bias is not None and groups == channels:
+        return op.InstanceNormalization(x, weight, bias, epsilon=eps)
+    ones = op.Constant(value_floats=[1.0] * groups)
+    zeros = op.Constant(value_floats=[0.0] * groups)
+    parts = op.InstanceNormalization(op.Reshape(x, [0, groups, -1]), ones, zeros, epsilon=eps)
+    found = op.Reshape(parts, [0, channels, *sizes])
+    each = [channels, *[1] * len(sizes)]
+    if weight is not None:
+        found = op.Mul(found, op.Reshape(weight, each))
+    return found if bias is None else op.Add(found, op.Reshape(bias, each))
+
+
 def _operators() -> Any:
     """ONNX's operators as functions; annotated for tensors only, though they take constants."""
     from onnxscript import opset18
@@ -415,6 +438,7 @@ def _operators() -> Any:
 TRANSLATIONS: dict[Any, Any] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.roll.default: _roll,
+    torch.ops.aten.group_norm.default: _group_norm,
 }
 
 

@@ -161,6 +161,35 @@ def test_attention_and_rolls_are_exact_in_every_opset(tiny_shapes: ModelSpec, op
     assert value >= 110.0
 
 
+def test_group_norms_are_one_node_for_any_batch(tiny_shapes: ModelSpec) -> None:
+    """Of channels with factors the node has them; of groups, and without factors, it has ones and zeros."""
+
+    class Toy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(1)
+            self.weight = torch.nn.Parameter(torch.randn(2, generator=generator))
+            self.bias = torch.nn.Parameter(torch.randn(2, generator=generator))
+
+        def forward(self, mixture: Any) -> Any:
+            x = torch.group_norm(mixture, 2, self.weight, self.bias)
+            rows = x.transpose(1, 2).reshape(-1, 2, 16)  # the batch and the frames
+            x = torch.group_norm(rows, 1, self.weight, self.bias, 1e-3).reshape(-1, 8, 2, 16).transpose(1, 2)
+            return torch.group_norm(x, 1)[:, None]
+
+    toy = Toy().eval()
+    graph = build_graph(toy, tiny_shapes)
+    norms = [node.op_type for node in graph.graph.node if "Norm" in node.op_type]
+    assert norms == ["InstanceNormalization"] * 3
+    for batch in (1, 3):
+        mixture = 5 + np.random.default_rng(batch).standard_normal((batch, 2, 8, 16), np.float32)
+        with torch.no_grad():
+            right = toy(torch.from_numpy(mixture)).numpy()
+        value = snr_db(right, run(graph, mixture))
+        assert value is not None
+        assert value >= 110.0
+
+
 def test_what_cannot_be_written_out_says_so(tiny_shapes: ModelSpec) -> None:
     class Causal(torch.nn.Module):
         def forward(self, mixture: Any) -> Any:

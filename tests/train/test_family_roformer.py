@@ -25,7 +25,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: families ne
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vectors"))
 
-from make_roformer import FILE, known  # noqa: E402
+from known_numbers import known  # noqa: E402
+from make_roformer import FILE  # noqa: E402
 
 from tfswa.train.backend import TorchSession  # noqa: E402
 from tfswa.train.families import build_network, new_spec  # noqa: E402

@@ -29,7 +29,8 @@ from safetensors.torch import save_file  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vectors"))
 
-from make_roformer import BS, FILE, MEL, MEL_SAMPLES, SAMPLES, STRIDE, known  # noqa: E402
+from known_numbers import known  # noqa: E402
+from make_roformer import BS, FILE, MEL, MEL_SAMPLES, SAMPLES, STRIDE  # noqa: E402
 
 from tfswa.train.backend import load_network  # noqa: E402
 from tfswa.train.importers.kinds import Kind, recognized  # noqa: E402

@@ -7,13 +7,11 @@ short signal are kept, each ``STRIDE``-th sample of them.
 
 from __future__ import annotations
 
-import math
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from known_numbers import known
 
 FILE = Path(__file__).with_name("roformer.npz")
 STRIDE = 7
@@ -39,20 +37,6 @@ MEL: dict[str, dict[str, Any]] = {
     "mel": {"stereo": True, "linear_transformer_depth": 0},
     "mel_linear": {"stereo": False, "linear_transformer_depth": 1},
 }
-
-
-def known(name: str, shape: tuple[int, ...], scale: float = 0.2) -> NDArray[np.float32]:
-    """Numbers that anyone can make again: those of a generator whose seed is the name."""
-    state = np.uint64(zlib.crc32(name.encode()))
-    count = np.arange(math.prod(shape), dtype=np.uint64)
-    mixed = (state + count) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(31)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    numbers: NDArray[np.float32] = ((mixed >> np.uint64(40)).astype(np.float64) / 2**23 - 1).astype(
-        np.float32
-    )
-    return (scale * numbers).reshape(shape)
 
 
 def main() -> None:

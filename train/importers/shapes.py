@@ -1,0 +1,34 @@
+"""What names and shapes of weights say, for kinds of published networks."""
+
+from __future__ import annotations
+
+import re
+
+from tfswa.runtime.errors import BundleError
+from tfswa.train.importers.kinds import Shapes
+
+
+def numbered(shapes: Shapes, pattern: str) -> int:
+    """How many layers there are, counted from 0, by the number that a pattern finds where names begin.
+
+    Raises:
+        BundleError: it is found nowhere.
+    """
+    found = [int(match[1]) for name in shapes if (match := re.match(pattern, name))]
+    if not found:
+        raise BundleError(f"no name is like {pattern}: weights are missing, or it is another network")
+    return 1 + max(found)
+
+
+def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a weight.
+
+    Raises:
+        BundleError: it is missing, or has another number of axes.
+    """
+    shape = tuple(shapes.get(name, ()))
+    if len(shape) != axes or 0 in shape:
+        raise BundleError(
+            f"{name} is {list(shape) or 'missing'}, {axes} axes are needed: it is another network"
+        )
+    return shape
