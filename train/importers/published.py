@@ -1,9 +1,9 @@
 """Published configurations: YAML as the field's training suites write it, read as data.
 
-    audio:      {chunk_size: 352800, sample_rate: 44100, ...}
-    model:      {dim: 384, ..., stft_hop_length: 441}
-    training:   {instruments: [vocals, other], target_instrument: vocals, ...}
-    inference:  {num_overlap: 4, ...}
+audio:      {chunk_size: 352800, sample_rate: 44100, ...}
+model:      {dim: 384, ..., stft_hop_length: 441}
+training:   {instruments: [vocals, other], target_instrument: vocals, ...}
+inference:  {num_overlap: 4, ...}
 """
 
 from __future__ import annotations

@@ -104,9 +104,7 @@ def _ours(name: str, numbers: Sequence[int]) -> str:
     return f"layers.{found[1]}.{numbers.index(int(found[2]))}.{name[found.end() :]}"
 
 
-def _bands(
-    sizes: Sequence[int], settings: Settings, *, mel: bool
-) -> tuple[int, StftSpec, tuple[int, ...]]:
+def _bands(sizes: Sequence[int], settings: Settings, *, mel: bool) -> tuple[int, StftSpec, tuple[int, ...]]:
     """Channels, the transform, and the bins of each band; sizes are numbers of a band, 2 x channels x bins."""
     n_fft, rate = settings.of("model", "stft_n_fft"), settings.number("audio", "sample_rate", 44_100)
     rate = settings.number("model", "sample_rate", rate)
