@@ -405,6 +405,23 @@ def _roll(x: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
     return x
 
 
+def _group_norm(
+    x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Any:
+    """Groups of channels to mean 0 and variance 1 each, then a factor and a bias for every channel.
+
+    torch's own translation computes the shape at run time and casts factor and bias to what they are.
+    """
+    op, sizes = _operators(), list(x.shape)[1:]
+    axes = list(range(1, len(sizes)))
+    rows = op.Reshape(x, [0, num_groups, -1])  # one group, whatever its axes, is one channel
+    rows = op.InstanceNormalization(rows, [1.0] * num_groups, [0.0] * num_groups, epsilon=eps)
+    x = op.Reshape(rows, [0, *sizes])
+    if weight is not None:
+        x = op.Mul(x, op.Unsqueeze(weight, axes))
+    return x if bias is None else op.Add(x, op.Unsqueeze(bias, axes))
+
+
 def _operators() -> Any:
     """ONNX's operators as functions; annotated for tensors only, though they take constants."""
     from onnxscript import opset18
@@ -415,6 +432,7 @@ def _operators() -> Any:
 TRANSLATIONS: dict[Any, Any] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.roll.default: _roll,
+    torch.ops.aten.group_norm.default: _group_norm,
 }
 
 

@@ -1,8 +1,7 @@
 """Record what the package ``demucs`` makes of known weights: python tests/vectors/make_htdemucs.py
 
-It needs demucs 4.1.0 from PyPI; the tests need only what it writes, ``htdemucs.npz``. Of each case are kept the
-spectra of the stems, before the inverse transform, and the stems of a short signal: of both each ``STRIDE``-th
-number.
+It needs demucs 4.1.0 from PyPI; the tests need only what it writes, ``htdemucs.npz``. Of each case are kept
+the spectra of the stems, before the inverse transform, and the stems of a short signal, thinned out.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ S. Rouard, F. Massa and A. Défossez, Hybrid Transformers for Music Source Separ
       | attention to itself             | attention to itself    turns 0, 2, 4
       | attention to samples            | attention to spectrum  turns 1, 3
 
-Both are computed of what the turn before gave. Weights have the names and shapes that the state dictionaries of
-the package ``demucs`` have.
+Both are computed of what the turn before gave. Weights have the names and shapes that the state dictionaries
+of the package ``demucs`` have.
 """
 
 from __future__ import annotations
@@ -78,10 +78,9 @@ class Attention(nn.Module):
             weight, bias = self.in_proj_weight, self.in_proj_bias
             query = functional.linear(x, weight[: self.dim], bias[: self.dim])
             key, value = functional.linear(source, weight[self.dim :], bias[self.dim :]).chunk(2, dim=-1)
-        found = functional.scaled_dot_product_attention(
-            *(self._heads(part) for part in (query, key, value)),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        query, key, value = self._heads(query), self._heads(key), self._heads(value)
+        found = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         out: Tensor = self.out_proj(found.transpose(1, 2).reshape(x.shape))
         return out
 
@@ -90,7 +89,7 @@ class Attention(nn.Module):
 
 
 class SequenceNorm(nn.GroupNorm):
-    """A whole sequence to mean 0 and variance 1, then a factor and a bias each: ``[B, L, D] -> [B, L, D]``."""
+    """A whole sequence to mean 0 and variance 1, then factors and biases: ``[B, L, D] -> [B, L, D]``."""
 
     def __init__(self, dim: int):
         super().__init__(1, dim)

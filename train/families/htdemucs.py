@@ -12,12 +12,12 @@ S. Rouard, F. Massa and A. Défossez, Hybrid Transformers for Music Source Separ
       | x deviation, + mean            | x deviation, + mean
     planes of the stems              samples of the stems
 
-The host adds both. The planes are the stems' spectra themselves, no masks. Numbers of frames and of samples are
-the graph's own: places are constants in it. Weights have the names and shapes of the state dictionaries of the
-package ``demucs``, and the transform is that package's: scaled by 1 / sqrt(n_fft), frame t centered on sample
+The host adds both. The planes are the stems' spectra themselves, no masks. T and N are the graph's own:
+places are constants in it. Weights have the names and shapes of the state dictionaries of the package
+``demucs``, and the transform is that package's: scaled by 1 / sqrt(n_fft), frame t centered on sample
 (t + 1/2) * hop, no Nyquist bin. Two things differ, both at the ends of a chunk, which are discarded: N is a
-multiple of the hop here (344 064 samples; 84 fewer there), and there the windows of absent frames count in the
-sum that the inverse transform divides by, so that its first and last 1.5 hops are quieter.
+multiple of the hop here (344 064 samples; 84 fewer there), and there the windows of absent frames count in
+the sum that the inverse transform divides by, so that its first and last 1.5 hops are quieter.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class HTDemucsHyper:
         t_cross_first: whether the first turn is one in which spectrum and samples ask each other.
         t_max_period: longest wave of the places, over 2 pi.
         t_weight_pos_embed: factor of the places.
+        track_level: deviation of the track, by which the package's command divides first. The network
+            divides by the chunk's own, so all that is left is this factor of what keeps that from being 0.
         rescale: deviation towards which convolutions are scaled at the beginning; 0: they are not.
     """
 
@@ -106,6 +108,7 @@ class HTDemucsHyper:
     t_cross_first: bool = False
     t_max_period: float = 10_000.0
     t_weight_pos_embed: float = 1.0
+    track_level: float = 1.0
     rescale: float = 0.1
 
     def widths(self) -> list[int]:
@@ -177,7 +180,7 @@ class HTDemucs(nn.Module):
     def __init__(self, spec: ModelSpec, hyper: HTDemucsHyper):
         super().__init__()
         _check(spec, hyper)
-        self.stems, widths = len(spec.outputs), hyper.widths()
+        self.stems, self.tiny, widths = len(spec.outputs), TINY * hyper.track_level, hyper.widths()
         for frequency, kind in ((True, ""), (False, "t")):
             inputs = spec.channels * (2 if frequency else 1)
             above, below = [inputs, *widths[:-1]], [inputs * self.stems, *widths[:-1]]
@@ -197,11 +200,8 @@ class HTDemucs(nn.Module):
             self.add_module(f"{kind}decoder", nn.ModuleList(decoders[::-1]))
         bins = spec.stft.bins
         self.freq_emb = BinVectors(bins // hyper.stride, widths[0], hyper) if hyper.freq_emb else None
-        names = ("channel_upsampler", "channel_upsampler_t", "channel_downsampler", "channel_downsampler_t")
-        for number, name in enumerate(names):
-            ends = (widths[-1], hyper.bottom_channels)
-            ends = ends if number < 2 else ends[::-1]
-            self.add_module(name, nn.Conv1d(*ends, 1) if hyper.bottom_channels else nn.Identity())
+        self.channel_upsampler, self.channel_downsampler = _to_and_fro(widths[-1], hyper.bottom_channels)
+        self.channel_upsampler_t, self.channel_downsampler_t = _to_and_fro(widths[-1], hyper.bottom_channels)
         smaller = hyper.stride**hyper.depth
         self.crosstransformer = CrossTransformer(
             hyper.transformer(), bins // smaller, spec.chunk.frames, spec.chunk_samples // smaller
@@ -211,8 +211,8 @@ class HTDemucs(nn.Module):
 
     def forward(self, mixture: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, 2*C, T, F]`` and ``[B, C, N]``, to ``[B, S, 2*C, T, F]`` and ``[B, S, C, N]``."""
-        x, mean, deviation = _normalized(mixture)
-        line, mean_t, deviation_t = _normalized(samples)
+        x, mean, deviation = _normalized(mixture, self.tiny)
+        line, mean_t, deviation_t = _normalized(samples, self.tiny)
         x, skips = x.transpose(2, 3), []  # [B, 2*C, F, T]
         for level, encoder in enumerate(self._layers("encoder")):
             x = encoder(x)
@@ -255,14 +255,21 @@ class HTDemucs(nn.Module):
                         module.bias.div_(factor)
 
 
-def _normalized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _to_and_fro(width: int, bottom: int) -> tuple[nn.Module, nn.Module]:
+    """Into the transformer's width and back; nothing where it has none of its own."""
+    if not bottom:
+        return nn.Identity(), nn.Identity()
+    return nn.Conv1d(width, bottom, 1), nn.Conv1d(bottom, width, 1)
+
+
+def _normalized(x: Tensor, tiny: float) -> tuple[Tensor, Tensor, Tensor]:
     """An item of a batch to mean 0 and deviation 1, and both of before, ``[B, 1, ...]``."""
     axes = tuple(range(1, x.dim()))
     count = math.prod(x.shape[1:])
     mean = x.mean(dim=axes, keepdim=True)
     x = x - mean
     deviation = (x.square().mean(dim=axes, keepdim=True) * (count / (count - 1))).sqrt()
-    return x / (deviation + TINY), mean, deviation
+    return x / (deviation + tiny), mean, deviation
 
 
 def _check(spec: ModelSpec, hyper: HTDemucsHyper) -> None:
@@ -277,6 +284,8 @@ def _check(spec: ModelSpec, hyper: HTDemucsHyper) -> None:
     for name in ("context", "context_enc", "norm_starts", "bottom_channels", "rescale"):
         if getattr(hyper, name) < 0:
             raise ConfigError(f"{name} {getattr(hyper, name)} must be 0 or above")
+    if not hyper.track_level > 0:
+        raise ConfigError(f"track_level {hyper.track_level} must be above 0")
     if not 0 <= hyper.t_dropout < 1:
         raise ConfigError(f"t_dropout {hyper.t_dropout} must be 0 or above, and below 1")
     if hyper.dconv_mode not in range(4):
