@@ -128,9 +128,9 @@ def test_no_code_of_a_pickle_is_run(tmp_path: Path, state: dict[str, Any], netwo
         ({"training_args": Evil()}, "system, which is neither weights nor demucs.htdemucs.HTDemucs"),
         ({"klass": Called()}, "no file of the package demucs, or damaged"),
         ({"kwargs": {"segment": Huge()}}, "a fraction that is no length in seconds"),
-        ({"klass": dict}, "is of the class|asks for builtins.dict"),
+        ({"klass": dict}, "asks for dict, which is neither weights nor"),
     ):
-        torch.save(package(network_class, state, **more), path)
+        torch.save({**package(network_class, state), **more}, path)
         with pytest.raises(BundleError, match=says) as error:
             read_package(path)
         assert "\n" not in str(error.value)
@@ -143,12 +143,12 @@ def test_no_code_of_a_pickle_is_run(tmp_path: Path, state: dict[str, Any], netwo
 def test_what_is_no_such_file_is_refused_in_one_line(
     tmp_path: Path, state: dict[str, Any], network_class: type
 ) -> None:
-    path = tmp_path / "theirs.th"
+    path, made = tmp_path / "theirs.th", package(network_class, state)
     for content, says in (
         (state, "it has no klass, state and kwargs"),
-        (package(network_class, state, state={"__quantized": True}), "packed by diffq"),
-        (package(network_class, state, state={"a": 1}), "holds no weights under 'state'"),
-        (package(network_class, state, args=(1, 2)), "args and kwargs are no such"),
+        ({**made, "state": {"__quantized": True}}, "packed by diffq"),
+        ({**made, "state": {"a": 1}}, "holds no weights under 'state'"),
+        ({**made, "args": (1, 2)}, "args and kwargs are no such"),
     ):
         torch.save(content, path)
         with pytest.raises(BundleError, match=says) as error:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfswa.train.blocks.hybrid import LayerScale
+from tfswa.train.blocks.hybrid import GroupNorm, LayerScale
 
 BEGINNING = 1e-4  # factor that what a layer adds begins with
 
@@ -88,7 +88,7 @@ class Attention(nn.Module):
         return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)  # [B, heads, L, D / heads]
 
 
-class SequenceNorm(nn.GroupNorm):
+class SequenceNorm(GroupNorm):
     """A whole sequence to mean 0 and variance 1, then factors and biases: ``[B, L, D] -> [B, L, D]``."""
 
     def __init__(self, dim: int):

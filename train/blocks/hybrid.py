@@ -46,7 +46,7 @@ class LayerShape:
 
     def norm(self, channels: int) -> nn.Module:
         """The norm behind a convolution."""
-        return nn.GroupNorm(self.groups, channels) if self.groups else nn.Identity()
+        return GroupNorm(self.groups, channels) if self.groups else nn.Identity()
 
     def pointed(self, channels: int) -> nn.Module:
         """The convolution before a GLU, to twice the channels."""
@@ -56,6 +56,14 @@ class LayerShape:
     def residual(self, channels: int) -> nn.Module:
         """The branches behind each other; nothing where there are none."""
         return ResidualBranches(channels, self) if self.branches else nn.Identity()
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's own, without its question whether there is more than one number: a trace warns of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, ...] -> [B, C, ...]``."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class LayerScale(nn.Module):
@@ -83,10 +91,10 @@ class ResidualBranches(nn.Module):
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.Conv1d(channels, hidden, 3, dilation=2**number, padding=2**number),
-                nn.GroupNorm(1, hidden),
+                GroupNorm(1, hidden),
                 nn.GELU(),
                 nn.Conv1d(hidden, 2 * channels, 1),
-                nn.GroupNorm(1, 2 * channels),
+                GroupNorm(1, 2 * channels),
                 nn.GLU(dim=1),
                 LayerScale(channels, shape.start),
             )
