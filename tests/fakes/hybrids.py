@@ -9,7 +9,7 @@ from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vectors"))
 
-from make_htdemucs import CASES, FRAMES, N_FFT, SMALL, SOURCES  # noqa: E402
+from make_htdemucs import CASES, FRAMES, N_FFT, SMALL, SOURCES
 
 
 def recorded(case: str) -> ModelSpec:

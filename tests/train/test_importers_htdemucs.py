@@ -19,15 +19,15 @@ from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.spec import ModelSpec
 
 torch = pytest.importorskip("torch", reason="torch is not installed: families need it")
-from safetensors.torch import save_file  # noqa: E402
-
 from hybrids import recorded  # noqa: E402  # it finds the folder of the vectors
 from make_htdemucs import CASES, FILE, SMALL, weight  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from tfswa.train.families import build_network, new_spec  # noqa: E402
 from tfswa.train.families.htdemucs import STEMS  # noqa: E402
 from tfswa.train.importers.checkpoint import import_checkpoint, read_tensors  # noqa: E402
-from tfswa.train.importers.htdemucs import CLASS, HTDEMUCS, config_of, read, read_package  # noqa: E402
+from tfswa.train.importers.demucs import CLASS, read_package  # noqa: E402
+from tfswa.train.importers.htdemucs import HTDEMUCS, config_of, read  # noqa: E402
 from tfswa.train.importers.kinds import Settings, recognized, spec_of_reading  # noqa: E402
 
 TINY: dict[str, Any] = {"channels": 8, "bottom_channels": 8, "dconv_depth": 1, "t_layers": 2, "t_heads": 2}
