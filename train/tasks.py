@@ -214,7 +214,7 @@ class Reconstruction:
 
     def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """How well hidden features of a song's first chunks are guessed: minus the loss."""
-        length = (self.spec.chunk.frames - 1) * self.spec.stft.hop
+        length = self.spec.chunk_samples
         wanted = max(length, self.seconds * self.spec.stft.sample_rate)  # a chunk at least
         chunks = min(8, int(min(song.samples, wanted)) // length)
         there = [source for source in self.groups[0] if source in song.sources]
