@@ -25,7 +25,8 @@ from safetensors.torch import save_file  # noqa: E402
 from tfswa.train import families  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 from tfswa.train.families import build_network, new_spec  # noqa: E402
-from tfswa.train.importers.checkpoint import import_checkpoint, read_tensors  # noqa: E402
+from tfswa.train.importers.checkpoint import import_checkpoint  # noqa: E402
+from tfswa.train.importers.reading import read_tensors  # noqa: E402
 
 TEMPLATE = Path(__file__).parents[2] / "examples" / "my_family" / "my_family.py"
 NAMES = ["layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Tfx
 
 from tfswa.runtime.errors import BundleError, ConfigError, TfxError, UsageError
 from tfswa.runtime.model.bundle import Bundle
@@ -25,10 +26,11 @@ from safetensors.torch import save_file  # noqa: E402
 
 from tfswa.train.families import build_network, new_spec  # noqa: E402
 from tfswa.train.families.htdemucs import STEMS  # noqa: E402
-from tfswa.train.importers.checkpoint import import_checkpoint, read_tensors  # noqa: E402
-from tfswa.train.importers.demucs import CLASS, read_package  # noqa: E402
-from tfswa.train.importers.htdemucs import HTDEMUCS, config_of, read  # noqa: E402
+from tfswa.train.importers.checkpoint import import_checkpoint  # noqa: E402
+from tfswa.train.importers.demucs import CLASS, package_config, read_package  # noqa: E402
+from tfswa.train.importers.htdemucs import HTDEMUCS, read_htdemucs  # noqa: E402
 from tfswa.train.importers.kinds import Settings, recognized, spec_of_reading  # noqa: E402
+from tfswa.train.importers.reading import read_tensors  # noqa: E402
 
 TINY: dict[str, Any] = {"channels": 8, "bottom_channels": 8, "dconv_depth": 1, "t_layers": 2, "t_heads": 2}
 # A level more than the tests of the family have: the transform is that of the published networks.
@@ -99,7 +101,7 @@ def test_a_file_of_the_package_is_read_without_the_package(
     weights, made_with = read_package(path)
     assert not {name for name in sys.modules if name.startswith("demucs")}
     assert made_with == {**MADE_WITH, "segment": 7.8}
-    found = known_as(weights, config_of(made_with))
+    found = known_as(weights, package_config(made_with))
     assert found.hyper == {**spec.hyper, "track_level": 0.2}
     assert (found.stems, found.stft, found.chunk) == (STEMS, spec.stft, spec.chunk)
     arrays = {name: value.float().numpy() for name, value in weights.items()}
@@ -108,6 +110,26 @@ def test_a_file_of_the_package_is_read_without_the_package(
     assert {name: value.shape for name, value in arrays.items()} == wanted
     half = state["encoder.0.conv.weight"].half().float().numpy()
     np.testing.assert_array_equal(arrays["encoder.0.conv.weight"], half)
+
+
+@pytest.mark.parametrize("form", ["pickle", "safetensors"])
+def test_the_command_needs_no_configuration(
+    tfx: Tfx, tmp_path: Path, state: dict[str, Any], network_class: type, spec: ModelSpec, form: str
+) -> None:
+    path = tmp_path / "955717e8.th"
+    if form == "pickle":
+        torch.save(package(network_class, state), path)
+    else:
+        segment = {"_type": "fraction", "numerator": 39, "denominator": 5}
+        about = {"klass": CLASS, "args": "[]", "kwargs": json.dumps({**MADE_WITH, "segment": segment})}
+        save_file(state, path, about)
+    told = tfx("import", path, "-o", tmp_path / "a.tfx", "--json").json
+    assert (told["stems"], told["key"], told["left_out"]) == (list(STEMS), "state", [])
+    assert Bundle.open(tmp_path / "a.tfx").spec.hyper == {**spec.hyper, "track_level": 0.2}
+    torch.save({**package(network_class, state), "klass": Fraction}, path)
+    done = tfx("import", path, "-o", tmp_path / "b.tfx")
+    assert (done.code, len(done.lines)) == (1, 1)
+    assert "only demucs.htdemucs.HTDemucs is read here" in done.err
 
 
 def test_no_code_of_a_pickle_is_run(tmp_path: Path, state: dict[str, Any], network_class: type) -> None:
@@ -197,7 +219,7 @@ def test_shapes_tell_what_they_show(case: str) -> None:
         shapes = {name: tuple(v.shape) for name, v in build_network(network).state_dict().items()}
     with np.load(FILE) as vectors:
         assert shapes.keys() == {str(key) for key in vectors[f"{case}_keys"]}
-    found = read(shapes, Settings(config={"htdemucs": {"nfft": network.stft.n_fft, **own}}))
+    found = read_htdemucs(shapes, Settings(config={"htdemucs": {"nfft": network.stft.n_fft, **own}}))
     assert (found.channels, found.outputs, found.stft) == (audio, 2, network.stft)
     silent = {"dconv_comp"} if case == "narrow" else set()
     for name, value in own.items():

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfswa.train.blocks.hybrid import GroupNorm, LayerScale
+from tfswa.train.blocks.hybrid import LayerScale
+from tfswa.train.blocks.norm import GroupNorm
 
 BEGINNING = 1e-4  # factor that what a layer adds begins with
 

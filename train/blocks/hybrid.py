@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tfswa.train.blocks.norm import GroupNorm
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -56,14 +58,6 @@ class LayerShape:
     def residual(self, channels: int) -> nn.Module:
         """The branches behind each other; nothing where there are none."""
         return ResidualBranches(channels, self) if self.branches else nn.Identity()
-
-
-class GroupNorm(nn.GroupNorm):
-    """torch's own, without its question whether there is more than one number: a trace warns of it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, ...] -> [B, C, ...]``."""
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class LayerScale(nn.Module):

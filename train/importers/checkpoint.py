@@ -27,7 +27,7 @@ from tfswa.train.config_files import find_config, load_config, load_run_config
 from tfswa.train.families import build_network, get_family, new_spec
 from tfswa.train.importers.kinds import Kind, Settings, recognized, spec_of_reading, with_known
 from tfswa.train.importers.published import read_yaml
-from tfswa.train.importers.reading import State, array_of, chosen, few, read_tensors
+from tfswa.train.importers.reading import State, array_of, chosen, few, read_weights
 from tfswa.train.strict import config_from_dict, parse_overrides
 
 CLOSE = 1e-2  # of constants that a file may hold in half precision
@@ -98,11 +98,11 @@ def import_checkpoint(
     """
     if output.exists() and not force:  # before anything is read
         raise OutputExists(f"{output} is there already: replace it with --force, or choose another name")
-    try:
-        digest = sha256_of(source)
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read: {reason(error)}") from error
-    found, key, others = chosen(source, read_tensors(source), key)
+    digest = _digest(source)
+    loaded, said = read_weights(source)
+    if isinstance(of, Settings):
+        of.config = {**said, **of.config}
+    found, key, others = chosen(source, loaded, key)
     kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
     match = _matched(source, of, kept, prefix, digest)
     left_out = sorted({*found.keys() - match.used, *others})
@@ -123,6 +123,13 @@ def import_checkpoint(
         force=force,
     )
     return bundle, Picked(match.weights, key, match.prefix, tuple(left_out))
+
+
+def _digest(source: Path) -> str:
+    try:
+        return sha256_of(source)
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {reason(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from tfswa.runtime.errors import BundleError, reason
 from tfswa.runtime.model.archive import check_archive
 
+SECTION = "htdemucs"  # of a configuration: what the package's class is made with
 CLASS = "demucs.htdemucs.HTDemucs"
 MAX_PART = 10**9  # of the fraction that says how long a chunk is
 
@@ -52,7 +53,7 @@ def read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: a pickle (``.th``), or safetensors with metadata.
 
     Returns:
-        Its weights, and what its class was made with; see ``config_of``.
+        Its weights, and what its class was made with; see ``package_config``.
 
     Raises:
         BundleError: it is no such file, damaged, of another class, or wants to run code.
@@ -75,10 +76,10 @@ def read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{path} asks for {code[1]}, which is neither weights nor {CLASS}: it was not run"
             ) from None
         raise BundleError(f"{path} is no file of the package demucs, or damaged: {reason(error)}") from error
-    return opened(path, loaded)
+    return package_parts(path, loaded)
 
 
-def opened(path: Path, loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def package_parts(path: Path, loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights, and what the class was made with, of what a pickle of the package holds.
 
     Raises:
@@ -91,9 +92,37 @@ def opened(path: Path, loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _parts(path, loaded["state"], loaded.get("args", ()), loaded["kwargs"])
 
 
+def package_config(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class was made with, as a configuration that the importer of its networks takes.
+
+    The stems are among it, and that the package's command divides a track by its deviation.
+    """
+    sources = made_with.get("sources")
+    return {
+        "training": {
+            "instruments": list(sources) if isinstance(sources, Sequence) else None,
+            "samplerate": made_with.get("samplerate"),
+            "segment": made_with.get("segment"),
+        },
+        "inference": {"normalize": True},
+        SECTION: {str(name): value for name, value in made_with.items()},
+    }
+
+
 def is_package(loaded: Any) -> bool:
     """Whether what a pickle holds has the package's form."""
     return isinstance(loaded, Mapping) and {"klass", "state", "kwargs"} <= loaded.keys()
+
+
+def says_its_class(path: Path) -> bool:
+    """Whether a file is safetensors whose metadata name a class, as the package writes them."""
+    with path.open("rb") as stream:
+        if stream.read(9)[8:] != b"{":
+            return False
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return "klass" in (file.metadata() or {})
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

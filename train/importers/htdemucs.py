@@ -7,16 +7,15 @@ the file of the package, or else it is what the package has by default.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.train.families.htdemucs import HTDEMUCS as FAMILY
 from tfswa.train.families.htdemucs import STEMS, STEMS_6
-from tfswa.train.importers.demucs import MAX_PART, length_in_seconds
+from tfswa.train.importers.demucs import MAX_PART, SECTION, length_in_seconds
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
 
-SECTION = "htdemucs"  # of a configuration: what the package's class is made with
 USUAL_LEVEL = 0.2  # deviation of a mixed track: -14 dB of full scale
 SAID = (  # hyper-parameters that weights do not show, and which the family calls as the package does
     "norm_groups",
@@ -44,24 +43,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {  # values with which the package comput
 }
 
 
-def config_of(made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """What a class was made with, as a configuration that ``read`` takes.
-
-    The stems are among it, and that the package's command divides a track by its deviation.
-    """
-    sources = made_with.get("sources")
-    return {
-        "training": {
-            "instruments": list(sources) if isinstance(sources, Sequence) else None,
-            "samplerate": made_with.get("samplerate"),
-            "segment": made_with.get("segment"),
-        },
-        "inference": {"normalize": True},
-        SECTION: {str(name): value for name, value in made_with.items()},
-    }
-
-
-def read(shapes: Shapes, settings: Settings) -> Reading:
+def read_htdemucs(shapes: Shapes, settings: Settings) -> Reading:
     """See ``Kind.read``.
 
     Raises:
@@ -208,7 +190,7 @@ def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 HTDEMUCS = Kind(
     "HTDemucs",
     (r"encoder\.0\.", r"tencoder\.0\.", r"tdecoder\.0\.", r"crosstransformer\.layers\.0\."),
-    read,
+    read_htdemucs,
     beyond={
         r"crosstransformer\.position_embeddings\.": "places that are learned",
         r"crosstransformer\.layers\.\d+\.(?:self|cross)_attn\.q\.": "attention of a few places",

@@ -20,11 +20,36 @@ from torch import Tensor
 
 from tfswa.runtime.errors import BundleError, UsageError, did_you_mean, reason
 from tfswa.runtime.model.archive import check_archive
+from tfswa.train.importers.demucs import (
+    STAND_INS,
+    is_package,
+    package_config,
+    package_parts,
+    read_package,
+    says_its_class,
+)
 
 SHOWN = 3  # names of a kind in a message
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of weights in several files
+PACKED = "state"  # what the package demucs calls its weights
 INDEX = ".index.json"  # what lies beside them
 State = dict[str, Tensor]
+
+
+def read_weights(source: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """As ``read_tensors``; and the configuration that a file of the package ``demucs`` holds, or none.
+
+    Raises:
+        BundleError: as of ``read_tensors``, or a package's file is of another class.
+    """
+    loaded = read_tensors(source)
+    if is_package(loaded):
+        state, made_with = package_parts(source, loaded)
+    elif says_its_class(source):
+        state, made_with = read_package(source)
+    else:
+        return loaded, {}
+    return {PACKED: state}, package_config(made_with)
 
 
 def read_tensors(source: Path) -> Mapping[str, Any]:
@@ -46,7 +71,8 @@ def read_tensors(source: Path) -> Mapping[str, Any]:
             return load_file(source)
         if beginning.startswith(b"PK"):
             check_archive(source)
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(STAND_INS):
+            loaded = torch.load(source, map_location="cpu", weights_only=True)
     except BundleError:
         raise
     except Exception as error:  # what a damaged pickle makes torch raise has no common base

@@ -21,7 +21,7 @@ FIRST_MASK = r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight$"
 INNER = ".branch."  # what the package puts around a layer
 
 
-def read(shapes: Shapes, settings: Settings) -> Reading:
+def read_roformer(shapes: Shapes, settings: Settings) -> Reading:
     """See ``Kind.read``.
 
     Raises:
@@ -184,7 +184,7 @@ def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 ROFORMER = Kind(
     "RoFormer",
     (r"band_split\.to_features\.0\.", r"layers\.0\.\d+\.layers\.0\.0\.", r"mask_estimators\.0\."),
-    read,
+    read_roformer,
     beyond={
         r"layers\..*\bpope_?embed": "PoPE in place of rotary places",
         r"mask_estimators\.\d+\.segm": "a HyperACE mask head",
