@@ -96,7 +96,7 @@ def import_checkpoint(
     prefix = _prefix(source, kept, wanted, prefix)
     weights = {name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)}
     left_out = sorted({*found.keys() - {prefix + name for name in weights}, *others})
-    _check_fit(source, spec.family, weights, wanted, prefix)
+    _check_fit(source, spec.family_in_words, weights, wanted, prefix)
     weights = {ours[name]: value for name, value in weights.items()}
     provenance = {
         "command": "tfx import checkpoint",
@@ -231,6 +231,7 @@ def _chosen(source: Path, loaded: Mapping[str, Any], key: str | None) -> tuple[S
 
 def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str, str]:
     """Names that a file may have, and ours: our own, or where none of those is there, the package's."""
+    assert spec.family is not None  # a published graph has no weights that could be read
     elsewhere = get_family(spec.family).elsewhere
     if elsewhere is None or any(name.endswith(tuple(wanted)) for name in found):
         return {name: name for name in wanted}
