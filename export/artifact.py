@@ -57,7 +57,8 @@ class Exported:
         bytes: its size.
         format: ``onnx``, ``torchscript`` or ``aotinductor``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        snr_db: by stem, against the eager network; ``math.inf`` where exact.
+        against: what it was compared with, in words.
+        snr_db: by stem, against that; ``math.inf`` where exact.
         details: as the manifest has them.
         seconds: of the whole export, comparison included.
     """
@@ -67,6 +68,7 @@ class Exported:
     bytes: int
     format: str
     precision: str
+    against: str
     snr_db: Mapping[str, float]
     details: Mapping[str, Any]
     seconds: float
@@ -238,7 +240,8 @@ def _produce(order: _Order, bundle: Bundle) -> Exported:
         )
     seconds = time.perf_counter() - start
     size = file.stat().st_size
-    return Exported(bundle.home, file, size, order.kind, order.precision, snr_db, details, seconds)
+    against = "eager" if order.model.spec.family is not None else "the published graph"
+    return Exported(bundle.home, file, size, order.kind, order.precision, against, snr_db, details, seconds)
 
 
 def _copier(source: Path) -> Callable[[Path], None]:

@@ -36,8 +36,7 @@ from tfswa.train.published import PublishedNetwork, ends_of, read_graph, sealed_
 NAME = "model.onnx"
 OPSET = 20
 OPSETS = {"bf16": 22}  # older convolutions know no bfloat16
-# The oldest in which a published graph is rewritten: scales by channel since 13, of float16 since 19.
-PUBLISHED_OPSETS = {**OPSETS, "int8": 13, "mixed": 19}
+PUBLISHED_OPSETS = {**OPSETS, "mixed": 19}  # scales of float16 since 19
 PLAN = "precision-plan.json"
 OLDEST_OPSET = 18  # the oldest that torch writes
 NEWEST_OPSET = 25  # the newest that onnxscript 0.7.2 converts to
@@ -71,8 +70,8 @@ def export_onnx(
         plan: exceptions; not with ``fp32``. Default: for ``int8`` and ``mixed`` the bundle's own, which
             `tfx calibrate --sensitivity` made; where there is none, all that can be is quantized.
         low_io: input and output of the graph in ``fp16`` too; with that precision only.
-        opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22. That of a published graph
-            can be its own too, which is then the default.
+        opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22. A published graph can
+            be in its own too, which is then the default, from 13 on.
         audio: what to compare on; default: generated music.
         compared_on: likewise, as two chunks ``[2, 2*C, T, F]``, and what to call them.
         graph: the bundle's own in float32 and without metadata, from a caller that has read it; it is not
@@ -125,7 +124,7 @@ def _opsets(model: Model, precision: Precision) -> tuple[int, int]:
     if model.spec.family is not None:
         return OLDEST_OPSET, OPSETS.get(precision, OPSET)
     path = model.file(GRAPH)
-    own = ends_of(path, read_graph(path)).opset
+    own = ends_of(path, read_graph(path)).least_opset
     return own, max(own, PUBLISHED_OPSETS.get(precision, own))
 
 

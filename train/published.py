@@ -37,7 +37,7 @@ BATCH = "batch"
 ZEROED = (
     "zeroed_bins"  # in ``ModelSpec.hyper``: of the bins that the network sees, how many are given as zero
 )
-NEWEST = 25  # operators that what reads graphs here knows
+OLDEST, NEWEST = 13, 25  # operators that passes over graphs here are written for
 LIMIT_BYTES = (1 << 31) - 1
 OURS = "tfx"  # beginning of the names of values that are added
 
@@ -59,6 +59,11 @@ class Ends:
     sizes: tuple[int | None, ...]
     opset: int
     parameters: int
+
+    @property
+    def least_opset(self) -> int:
+        """The oldest that it is rewritten in."""
+        return max(self.opset, OLDEST)
 
 
 class PublishedNetwork(nn.Module):
@@ -190,24 +195,22 @@ def to_contract(path: Path, spec: ModelSpec, opset: int | None = None) -> Any:
     Args:
         path: the file, looked at.
         spec: the contract.
-        opset: version of the ONNX operators; None: the graph's own.
+        opset: version of the ONNX operators; None: the graph's own, or 13 where that is older.
 
     Returns:
         An ``onnx.ModelProto``: ``mixture [batch, 2*C, T, F] -> stems [batch, 1, 2*C, T, F]``.
 
     Raises:
         BundleError: its shapes are not those of the spec, or it does not meet ONNX's rules.
-        UsageError: an opset older than its own.
+        UsageError: an opset older than its own, or than 13.
     """
     import onnx
 
     graph = read_graph(path)
     ends = ends_of(path, graph)
-    opset = ends.opset if opset is None else opset
-    if opset < ends.opset:
-        raise UsageError(
-            f"opset {opset} is older than {ends.opset}, which {path.name} is in: use that or newer"
-        )
+    opset = ends.least_opset if opset is None else opset
+    if opset < ends.least_opset:
+        raise UsageError(f"opset {opset} of {path.name}: it can be in {ends.least_opset} or newer")
     try:
         if opset > ends.opset:
             graph = onnx.version_converter.convert_version(graph, opset)
@@ -262,9 +265,7 @@ def _with_ends(graph: Any, ends: Ends, spec: ModelSpec, opset: int) -> Any:
     mask = np.ones(spec.stft.bins, np.float32)
     mask[: zeroed_bins(spec)] = 0.0
     held = [onnx.numpy_helper.from_array(mask, "seen_bins")]
-    axis: dict[str, Any] = {"axes": [1]} if opset < 13 else {}  # an input since then
-    if not axis:
-        held.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "stem_axis"))
+    held.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "stem_axis"))
     before = [
         make("Mul", [INPUT, "seen_bins"], ["mixture_seen"], name="takes/Mul"),
         make(
@@ -273,9 +274,7 @@ def _with_ends(graph: Any, ends: Ends, spec: ModelSpec, opset: int) -> Any:
     ]
     after = [
         make("Transpose", [f"{OURS}.{ends.gives}"], ["stem"], name="gives/Transpose", perm=[0, 1, 3, 2]),
-        make(
-            "Unsqueeze", ["stem", *([] if axis else ["stem_axis"])], [OUTPUT], name="gives/Unsqueeze", **axis
-        ),
+        make("Unsqueeze", ["stem", "stem_axis"], [OUTPUT], name="gives/Unsqueeze"),
     ]
     whole = onnx.helper.make_graph(
         [*before, *inner.graph.node, *after],

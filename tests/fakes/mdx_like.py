@@ -90,7 +90,7 @@ def write_mdx(
     product = node("Mul", node("Tanh", shrunk), skip)
     value = node("Transpose", block(product, bins, "decoder"), perm=[0, 1, 3, 2])
     nodes.append(
-        helper.make_node("Conv", [value, weight("last", gives or planes, wide, 1, 1)], ["output"], name="Conv_last")
+        helper.make_node("Conv", [value, weight("last", gives or planes, wide, 1, 1, gain=30.0)], ["output"], name="Conv_last")
     )
     size = [bins, frames] if sizes else ["bins", "frames"]
     ends = [

@@ -146,7 +146,7 @@ def import_mdx_net(
             path.write_bytes(sealed_message(graph, spec, "fp32", bundle.digest))
             snr_db = _compared(BundleModel(source.name, bundle), path)
             details = {
-                "opset": ends.opset,
+                "opset": ends.least_opset,
                 "nodes": len(graph.graph.node),
                 "snr_db": {spec.outputs[0]: finite_db(snr_db)},
                 "compared_on": "generated music",
