@@ -70,7 +70,7 @@ class PublishedNetwork(nn.Module):
     """The published file behind the contract's ends, item by item, on the CPU.
 
     Args:
-        path: the file, looked at (``Model.file``).
+        path: the file, looked at (``onnx_file.check_whole``).
         spec: the contract.
 
     Raises:

@@ -1,7 +1,7 @@
 """A small network like MDX-Net, written as an ONNX file node by node, as UVR's are; and UVR's way through it.
 
-TFC-TDF: convolutions with normalization, a product along the bins, one level down and up again, and a skip that
-multiplies. Weights are random, its output is about as loud as its input.
+TFC-TDF: convolutions with normalization, a product along the bins, one level down and up again, and a skip
+that multiplies. Weights are random; its output is about as loud as its input.
 """
 
 from __future__ import annotations
@@ -90,7 +90,12 @@ def write_mdx(
     product = node("Mul", node("Tanh", shrunk), skip)
     value = node("Transpose", block(product, bins, "decoder"), perm=[0, 1, 3, 2])
     nodes.append(
-        helper.make_node("Conv", [value, weight("last", gives or planes, wide, 1, 1, gain=30.0)], ["output"], name="Conv_last")
+        helper.make_node(
+            "Conv",
+            [value, weight("last", gives or planes, wide, 1, 1, gain=30.0)],
+            ["output"],
+            name="Conv_last",
+        )
     )
     size = [bins, frames] if sizes else ["bins", "frames"]
     ends = [
@@ -109,8 +114,8 @@ def uvr_way(
 ) -> NDArray[np.float64]:
     """The stem of a mixture ``[2, N]`` as UVR makes it, in chunks that leave whole frames out at either end.
 
-    torch.stft and torch.istft; nothing of tfx. UVR leaves out n_fft / 2 samples, which are whole frames for all
-    but an n_fft of 5120 and 7680.
+    torch.stft and torch.istft; nothing of tfx. UVR leaves out n_fft / 2 samples, which are whole frames for
+    all but an n_fft of 5120 and 7680.
     """
     import onnxruntime
 

@@ -85,7 +85,8 @@ def checked_forward(network: nn.Module, spec: ModelSpec, mixture: Tensor) -> Ten
         said, is_ = (given[0], wanted[0]) if len(given) == len(wanted) == 1 else (given, wanted)
         raise ConfigError(
             f"family {spec.family_in_words!r}: forward of mixture {list(mixture.shape)} gives {said}, the "
-            f"contract is {is_} {_IN_WORDS if len(wanted) == 1 else ', '.join(spec.gives)}: mend its last layer"
+            f"contract is {is_} {_IN_WORDS if len(wanted) == 1 else ', '.join(spec.gives)}: mend its "
+            "last layer"
         )
     stems: Tensor = each[0]
     return stems

@@ -33,7 +33,7 @@ from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import finite_db, likeness_db
 from tfswa.runtime.model import onnx_file
 from tfswa.runtime.model.bundle import GRAPH, Bundle, whole_bundle
-from tfswa.runtime.model.opening import METADATA, BundleModel, open_model
+from tfswa.runtime.model.opening import METADATA, open_model
 from tfswa.runtime.model.spec import INPUT, OUTPUT, ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.transform import Stft
@@ -144,7 +144,7 @@ def import_mdx_net(
         with temporary("import") as folder:
             path = folder / ARTIFACT
             path.write_bytes(sealed_message(graph, spec, "fp32", bundle.digest))
-            snr_db = _compared(BundleModel(source.name, bundle), path)
+            snr_db = _compared(source, spec, path)
             details = {
                 "opset": ends.least_opset,
                 "nodes": len(graph.graph.node),
@@ -288,20 +288,19 @@ def _check_told(
         )
 
 
-def _compared(model: BundleModel, path: Path) -> float:
+def _compared(source: Path, spec: ModelSpec, path: Path) -> float:
     """SNR in dB of what is about to be the bundle's graph, against the published one, on two chunks.
 
     Raises:
         BundleError: it differs, or computes one chunk at a time alone.
     """
-    spec = model.spec
     samples = 2 * spec.chunk_samples
     song = synthetic_song(spec, (samples + 1) / spec.stft.sample_rate)
     planes = Stft(spec.stft).planes(np.stack(np.split(song.mixture[:, :samples], 2, axis=-1)))
-    network = PublishedNetwork(model.file(GRAPH), spec)
+    network = PublishedNetwork(source, spec)
     right = network(torch.from_numpy(planes)).numpy()
     if not np.isfinite(right).all():
-        raise BundleError(f"{model.name} gives NaN or Inf on generated music: not imported")
+        raise BundleError(f"{source} gives NaN or Inf on generated music: not imported")
     session = open_session("ort", open_model(path), BackendOptions("fp32", "cpu"))
     try:
         alone = session.infer({INPUT: planes[:1]})[OUTPUT]
@@ -310,7 +309,7 @@ def _compared(model: BundleModel, path: Path) -> float:
         raise
     except Exception as error:  # of onnxruntime, whose exceptions share no public base
         raise BundleError(
-            f"{model.name} cannot compute two chunks at once ({reason(error)}): export it with a free batch"
+            f"{source} cannot compute two chunks at once ({reason(error)}): export it with a free batch"
         ) from error
     finally:
         session.close()
@@ -318,7 +317,7 @@ def _compared(model: BundleModel, path: Path) -> float:
     found, gate = min(likeness_db(*pair) for pair in pairs), gate_for("fp32").snr_db
     if found < gate:
         raise BundleError(
-            f"{model.name} gives something else behind the contract's ends: SNR {found:.1f} dB, gate "
+            f"{source} gives something else behind the contract's ends: SNR {found:.1f} dB, gate "
             f"{gate:g} dB: not imported"
         )
     return found
