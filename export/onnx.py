@@ -31,7 +31,8 @@ from tfswa.runtime.errors import ConfigError, ExportError, UsageError
 from tfswa.runtime.model.bundle import GRAPH, Bundle
 from tfswa.runtime.model.opening import BundleModel, Model
 from tfswa.runtime.model.spec import ModelSpec
-from tfswa.train.published import PublishedNetwork, ends_of, read_graph, sealed_message, to_contract
+from tfswa.train.published import PublishedNetwork, ends_of, read_graph
+from tfswa.train.rewriting import sealed_message, to_contract
 
 NAME = "model.onnx"
 OPSET = 20

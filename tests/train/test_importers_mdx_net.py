@@ -1,4 +1,4 @@
-"""MDX-Net's graphs as they are: which one it is, what is refused, and what a bundle gives beside UVR's way."""
+"""MDX-Net's graphs as they are: which one it is, what is refused, what a bundle gives beside UVR's way."""
 
 from __future__ import annotations
 
@@ -35,14 +35,8 @@ from tfswa.runtime.model.spec import ModelSpec  # noqa: E402
 from tfswa.runtime.parity.reference import load_reference, usual_reference  # noqa: E402
 from tfswa.runtime.stream.separator import Separator  # noqa: E402
 from tfswa.train.importers import mdx_net  # noqa: E402
-from tfswa.train.importers.mdx_net import (  # noqa: E402
-    HASHED_BYTES,
-    Known,
-    import_mdx_net,
-    known_graphs,
-    knows_onnx,
-    tail_md5,
-)
+from tfswa.train.importers.mdx_known import HASHED_BYTES, Known, known_graphs, tail_md5  # noqa: E402
+from tfswa.train.importers.mdx_net import import_mdx_net, knows_onnx  # noqa: E402
 
 STEMS = ("vocals", "accompaniment")
 LEAST_DB = 60.0  # float32 against UVR's way with its transform in float64: 120 dB and more are usual
@@ -87,7 +81,7 @@ def test_a_bundle_gives_what_uvrs_way_gives(opset: int, samples: int, tmp_path: 
     stem, rest = separated(bundle, sound)
     assert snr_db(right, stem) > LEAST_DB
     assert snr_db(sound - 1.02 * right, rest) > LEAST_DB
-    assert right.std() > 0.1 * sound.std()  # the network says something
+    assert np.abs(right).max() > 0.1 * np.abs(sound).max()  # the network says something
 
 
 def test_a_hop_that_does_not_divide_the_window(tmp_path: Path) -> None:
@@ -234,7 +228,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "other frames": ({"bad": other_frames}, "any, 4, 48, 16.* and gives .any, 4, 48, 32"),
     "NaN": ({"bad": nan}, "gives NaN or Inf on generated music"),
     "an unknown operator": ({"bad": unknown_operator}, "cannot be rewritten to mixture .* in opset 13"),
-    "a batch of one": ({"bad": baked_batch}, "cannot"),
+    "a batch of one": ({"bad": baked_batch}, "computes one chunk at a time: export it with a free batch"),
 }
 
 
@@ -272,7 +266,13 @@ def test_what_is_said_and_does_not_fit(graph: Path, tmp_path: Path) -> None:
     refused(graph, tmp_path, f"{missing}--stems STEM,REST$", UsageError, stems=None)
     refused(graph, tmp_path, "3 stems", UsageError, stems=("a", "b", "c"))
     refused(graph, tmp_path, "stems", ConfigError, stems=("a", "a"))
-    refused(graph, tmp_path, "seen .* must be among the 33 bins of n_fft 64", ConfigError, stft=("n_fft=64",))
+    refused(
+        graph,
+        tmp_path,
+        "seen .* must be among the 33 bins of n_fft 64",
+        ConfigError,
+        stft=("n_fft=64", "hop=16"),
+    )
     refused(graph, tmp_path, "unknown key 'stft.nfft'", ConfigError, stft=("n_fft=128", "nfft=1"))
     refused(graph, tmp_path, "hop", ConfigError, stft=("n_fft=128", "hop='a'"))
     refused(graph, tmp_path, "leave .* of 16 frames", ConfigError, chunk=("context=9",))

@@ -8,16 +8,15 @@ each::
 UVR transforms with a Hann window of n_fft samples, a hop of 1024 and the signal mirrored at its ends. It
 gives the lowest three bins as zero, takes the bins that the network does not see for zero, and leaves
 n_fft / 2 samples at either end of a chunk out. The other stem is the mixture less ``compensate`` times the
-first. None of these numbers is in the file: they are found by a hash, in ``mdx_net.toml``.
+first. None of these numbers is in the file: they are found by a hash, in ``mdx_known.toml``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from tfswa.runtime.backends import BackendOptions, open_session
-from tfswa.runtime.documents import parse_toml, read_document
+from tfswa.runtime.backends.running import infer
 from tfswa.runtime.errors import BundleError, ConfigError, OutputExists, TfxError, UsageError, reason
 from tfswa.runtime.files.hashes import sha256_of
 from tfswa.runtime.files.partial import temporary
@@ -37,47 +36,17 @@ from tfswa.runtime.model.opening import METADATA, open_model
 from tfswa.runtime.model.spec import INPUT, OUTPUT, ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.songs.synthetic import synthetic_song
 from tfswa.runtime.stream.transform import Stft
-from tfswa.train.published import (
-    ZEROED,
-    Ends,
-    PublishedNetwork,
-    ends_of,
-    gflop,
-    read_graph,
-    sealed_message,
-    to_contract,
-)
+from tfswa.train.importers.mdx_known import Known, known_graphs, tail_md5
+from tfswa.train.published import ZEROED, Ends, PublishedNetwork, ends_of, read_graph
+from tfswa.train.rewriting import gflop, sealed_message, to_contract
 from tfswa.train.strict import config_from_dict, parse_overrides
 
-TABLE = Path(__file__).with_suffix(".toml")
-HASHED_BYTES = 10_240_000  # at the end of a file
 HOP = 1024
 ZEROED_BINS = 3
 PLANES = 4
 ARTIFACT = "model.onnx"
 COMPLEMENTS = {"vocals": "accompaniment", "accompaniment": "vocals"}
 NAMES = {"instrumental": "accompaniment"}  # what the table says, and what stems are called here
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the table says of a graph.
-
-    Attributes:
-        n_fft: of the transform.
-        bins: that the network sees.
-        frames: of a chunk.
-        primary: the stem that the network gives.
-        compensate: what it is multiplied by before it is taken from the mixture.
-        name: of the file, as it was published; empty where nobody noted it.
-    """
-
-    n_fft: int
-    bins: int
-    frames: int
-    primary: str
-    compensate: float
-    name: str
 
 
 def knows_onnx(path: Path) -> bool:
@@ -127,9 +96,6 @@ def import_mdx_net(
     known = known_graphs().get(digest)
     spec = _spec_of(source, ends, known, digest, stft, chunk, stems, compensate)
     spec = replace(spec, weights_license=license_ or "unknown", parameters=ends.parameters)
-    graph = to_contract(source, spec)
-    seconds = spec.chunk_samples / spec.stft.sample_rate
-    spec = replace(spec, gflop_per_second=gflop(graph, seconds))
     provenance = {
         "command": "tfx import",
         "graph": source.name,
@@ -137,6 +103,18 @@ def import_mdx_net(
         "graph_md5": digest,
         "published_as": known.name if known else "",
     }
+    return _written(source, spec, provenance, output, force=force)
+
+
+def _written(
+    source: Path, spec: ModelSpec, provenance: Mapping[str, str], output: Path, *, force: bool
+) -> Bundle:
+    """Write the bundle, whole or not at all."""
+    graph = to_contract(source, spec)
+    (opset,) = (entry.version for entry in graph.opset_import)
+    nodes = len(graph.graph.node)
+    cost = gflop(graph, spec.chunk_samples / spec.stft.sample_rate)
+    spec = replace(spec, gflop_per_second=cost)
     with whole_bundle(output, force=force) as place:
         bundle = Bundle.create_of_graph(place, spec, source, provenance=provenance)
         if bundle.files[GRAPH].sha256 != provenance["graph_sha256"]:
@@ -144,28 +122,10 @@ def import_mdx_net(
         with temporary("import") as folder:
             path = folder / ARTIFACT
             path.write_bytes(sealed_message(graph, spec, "fp32", bundle.digest))
-            snr_db = _compared(source, spec, path)
-            details = {
-                "opset": ends.least_opset,
-                "nodes": len(graph.graph.node),
-                "snr_db": {spec.outputs[0]: finite_db(snr_db)},
-                "compared_on": "generated music",
-            }
+            found = {spec.outputs[0]: finite_db(_compared(source, spec, path))}
+            details = {"opset": opset, "nodes": nodes, "snr_db": found, "compared_on": "generated music"}
             bundle.add(ARTIFACT, path.read_bytes(), kind="onnx", precision="fp32", details=details)
     return Bundle.open(output)
-
-
-def known_graphs() -> dict[str, Known]:
-    """The table: what is known of a graph, by the MD5 of the end of its file."""
-    rows = parse_toml(read_document(TABLE))
-    return {digest: Known(*row) for digest, row in rows.items()}
-
-
-def tail_md5(path: Path) -> str:
-    """MD5 of the last ``HASHED_BYTES`` of a file, of all of a shorter one: the name that UVR knows it by."""
-    with path.open("rb") as stream:
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - HASHED_BYTES))
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _looked_at(path: Path) -> Ends:
@@ -292,7 +252,8 @@ def _compared(source: Path, spec: ModelSpec, path: Path) -> float:
     """SNR in dB of what is about to be the bundle's graph, against the published one, on two chunks.
 
     Raises:
-        BundleError: it differs, or computes one chunk at a time alone.
+        BundleError: it differs.
+        BackendUnavailable: onnxruntime cannot compute it.
     """
     samples = 2 * spec.chunk_samples
     song = synthetic_song(spec, (samples + 1) / spec.stft.sample_rate)
@@ -301,18 +262,8 @@ def _compared(source: Path, spec: ModelSpec, path: Path) -> float:
     right = network(torch.from_numpy(planes)).numpy()
     if not np.isfinite(right).all():
         raise BundleError(f"{source} gives NaN or Inf on generated music: not imported")
-    session = open_session("ort", open_model(path), BackendOptions("fp32", "cpu"))
-    try:
-        alone = session.infer({INPUT: planes[:1]})[OUTPUT]
-        both = session.infer({INPUT: planes})[OUTPUT]
-    except TfxError:
-        raise
-    except Exception as error:  # of onnxruntime, whose exceptions share no public base
-        raise BundleError(
-            f"{source} cannot compute two chunks at once ({reason(error)}): export it with a free batch"
-        ) from error
-    finally:
-        session.close()
+    with closing(open_session("ort", open_model(path), BackendOptions("fp32", "cpu"))) as session:
+        alone, both = (infer(session, {INPUT: given})[OUTPUT] for given in (planes[:1], planes))
     pairs = [(right[0], alone[0]), *zip(right, both, strict=True)]
     found, gate = min(likeness_db(*pair) for pair in pairs), gate_for("fp32").snr_db
     if found < gate:
