@@ -204,6 +204,8 @@ def _print(description: Mapping[str, Any]) -> None:
             click.echo(f"{name}: {value:,} ({description['weights_mb']} MB in float32)")
         elif key == "gflop_per_second":
             click.echo(f"GFLOP per second of audio: {value}")
+        elif key == "family" and value is None:
+            click.echo("family: none, a published graph")
         elif key not in ("weights_mb", "state_mb"):
             click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
 

@@ -56,8 +56,9 @@ def models(known: bool, as_json: bool) -> None:
         return
     for entry in found:
         stems = ", ".join(entry["stems"])
+        kind = entry["family"] or "published graph"
         click.echo(
-            f"{entry['model']:12} {entry['family']}, {entry['parameters']:,} parameters: {stems} "
+            f"{entry['model']:12} {kind}, {entry['parameters']:,} parameters: {stems} "
             f"(weights {entry['weights_license']})"
         )
     click.echo(f"families     {', '.join(families)}")

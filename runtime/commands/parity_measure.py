@@ -81,10 +81,9 @@ class Outputs:
 @options.threads
 @click.option(
     "--reference",
-    default="torch",
-    show_default=True,
-    help="What artifacts are measured against: torch (eager float32), or float64, which also tells how "
-    "much of the distance is the float32 reference's own rounding.",
+    help="What artifacts are measured against: torch (eager float32), float64, which also tells how much of "
+    "the distance is the float32 reference's own rounding, or graph (the graph that was published, as it "
+    "is); default: torch, and graph where MODEL is one.",
 )
 @click.option(
     "--audio",
@@ -119,7 +118,7 @@ def measure(
     entries: tuple[str, ...],
     device: str | None,
     threads: int | None,
-    reference: str,
+    reference: str | None,
     audio: Path | None,
     quick: bool,
     gates_file: Path | None,

@@ -2,7 +2,7 @@
 
     vocals.tfx/
       manifest.json        spec, provenance, SHA-256 of every other file
-      model.safetensors    the weights
+      model.safetensors    the weights; or published.onnx, a graph that others published in place of weights
       model.onnx, model.ts, engines/..., parity.json      what later stages added
 
 A bundle may be sealed (the one inside the package is): what is added then goes to the user's cache, under
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+GRAPH, PUBLISHED = "published.onnx", "published"  # what is there in place of weights, and its kind
 FORMAT = "tfx-bundle"
 VERSION = 1
 
@@ -51,10 +53,10 @@ class FileEntry:
     Attributes:
         sha256: of its content.
         bytes: its size.
-        kind: ``weights``, ``onnx``, ``transform`` (an ONNX graph too, of the transform or its inverse),
-            ``torchscript``, ``aotinductor``, ``engine``, ``transform engine``, ``answer`` (what an engine
-            must give in its self-test, see ``engines.py``), ``engine key``, ``evidence``, ``signature`` or
-            ``document``.
+        kind: ``weights``, ``published`` (the graph that is there in place of weights), ``onnx``,
+            ``transform`` (an ONNX graph too, of the transform or its inverse), ``torchscript``,
+            ``aotinductor``, ``engine``, ``transform engine``, ``answer`` (what an engine must give in its
+            self-test, see ``engines.py``), ``engine key``, ``evidence``, ``signature`` or ``document``.
         precision: ``fp32``, ``fp16``, ... or empty where the word means nothing.
         details: whatever the stage that made it wants to remember, JSON values only.
     """
@@ -99,11 +101,13 @@ class Bundle:
         if "spec" not in manifest:
             raise BundleError(f"{path}: the manifest holds no model spec: make the bundle again")
         files, provenance = _entries(path, manifest), manifest.get("provenance", {})
-        if WEIGHTS not in files or not isinstance(provenance, dict):
-            raise BundleError(
-                f"{path / MANIFEST} lists no {WEIGHTS}, or its provenance is no object: make the bundle again"
-            )
         spec = ModelSpec.from_dict(manifest["spec"])
+        origin, other = (GRAPH, WEIGHTS) if spec.family is None else (WEIGHTS, GRAPH)
+        if origin not in files or other in files or not isinstance(provenance, dict):
+            raise BundleError(
+                f"{path / MANIFEST} lists no {origin}, or {other} too, or its provenance is no object: "
+                "make the bundle again"
+            )
         return cls(path, spec, provenance, files, sealed=bool(manifest.get("sealed", False)))
 
     @classmethod
@@ -136,20 +140,71 @@ class Bundle:
         """
         from safetensors.numpy import save
 
+        def write(target: Path) -> None:
+            target.write_bytes(save(_cast(weights, precision)))  # save_file gives mode 600
+
+        return cls._create(path, spec, (write, precision), provenance or {}, documents or {}, force)
+
+    @classmethod
+    def create_of_graph(
+        cls, path: Path, spec: ModelSpec, graph: Path, *, provenance: Mapping[str, Any], force: bool = False
+    ) -> Self:
+        """Write a new bundle of a graph that others published, whole or not at all.
+
+        Args:
+            path: its directory; must not exist unless ``force``.
+            spec: contract of the model, of no family.
+            graph: the file, which is kept byte for byte.
+            provenance: where it is from.
+            force: replace what is at ``path``.
+
+        Raises:
+            OutputExists: ``path`` is there.
+            UsageError: ``path`` cannot be written.
+        """
+        assert spec.family is None
+        return cls._create(
+            path, spec, (functools.partial(shutil.copyfile, graph), "fp32"), provenance, {}, force
+        )
+
+    @classmethod
+    def _create(
+        cls,
+        path: Path,
+        spec: ModelSpec,
+        origin: tuple[Callable[[Path], object], str],
+        provenance: Mapping[str, Any],
+        documents: Mapping[str, str],
+        force: bool,
+    ) -> Self:
+        """Of what writes the weights or the graph, and their precision."""
+        write, precision = origin
+        name, kind = (GRAPH, PUBLISHED) if spec.family is None else (WEIGHTS, "weights")
         with replacing_directory(path, force=force) as work:
-            (work / WEIGHTS).write_bytes(save(_cast(weights, precision)))  # save_file gives mode 600
-            files = {WEIGHTS: _entry(work / WEIGHTS, "weights", precision, {})}
-            for name, text in (documents or {}).items():
-                (work / name).write_text(text, encoding="utf-8")
-                files[name] = _entry(work / name, "document", "", {})
-            manifest = {"spec": spec.to_dict(), "provenance": dict(provenance or {}), "sealed": False}
+            write(work / name)
+            files = {name: _entry(work / name, kind, precision, {})}
+            for document, text in documents.items():
+                (work / document).write_text(text, encoding="utf-8")
+                files[document] = _entry(work / document, "document", "", {})
+            manifest = {"spec": spec.to_dict(), "provenance": dict(provenance), "sealed": False}
             _write_manifest(work, manifest, files)
         return cls.open(path)
 
+    def copy_bare(self, path: Path) -> Self:
+        """Copy what the model is into a new bundle, byte for byte: spec, weights or graph, and provenance."""
+        source = self.file(self.origin)
+        origin = (functools.partial(shutil.copyfile, source), self._own[self.origin].precision)
+        return self._create(path, self.spec, origin, self.provenance, {}, False)
+
+    @property
+    def origin(self) -> str:
+        """Name of the file that all others are made from: the weights, or the graph in place of them."""
+        return GRAPH if self.spec.family is None else WEIGHTS
+
     @property
     def digest(self) -> str:
-        """Hash of what the model is (spec and weights); it stays when files are added."""
-        return sha256_of_json([self.spec.to_dict(), self._own[WEIGHTS].sha256])
+        """Hash of what the model is (spec, and weights or graph); it stays when files are added."""
+        return sha256_of_json([self.spec.to_dict(), self._own[self.origin].sha256])
 
     @property
     def home(self) -> Path:
@@ -315,9 +370,12 @@ class Bundle:
         """Refuse what ``rechunk`` cannot do.
 
         Raises:
-            UsageError: the bundle is sealed, or holds more than weights and documents.
+            UsageError: the bundle is sealed, or holds more than weights (or a graph in place of them) and
+                documents.
         """
-        made = sorted(name for name, entry in self._own.items() if entry.kind not in ("weights", "document"))
+        made = sorted(
+            name for name, entry in self._own.items() if entry.kind not in ("weights", PUBLISHED, "document")
+        )
         if self.sealed:
             raise UsageError(
                 f"{self.path} is sealed, its manifest stays as it is: write a new bundle with -o"
@@ -367,8 +425,9 @@ class Bundle:
                 manifest = _read_manifest(self.home)
             if not self.sealed:
                 files = _entries(self.home, manifest)
-                if ModelSpec.from_dict(manifest["spec"]) != self.spec or (
-                    WEIGHTS in self._own and files.get(WEIGHTS) != self._own[WEIGHTS]
+                spec = ModelSpec.from_dict(manifest["spec"])
+                if spec != self.spec or (
+                    self.origin in self._own and files.get(self.origin) != self._own[self.origin]
                 ):
                     raise BundleError(
                         f"{self.path} became another model while it was in use: run this again, on that"
@@ -380,6 +439,22 @@ class Bundle:
 @functools.cache
 def _warn_once(message: str) -> None:
     logger.warning("%s", message)
+
+
+@contextmanager
+def whole_bundle(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield where to create a bundle that is at ``path``, additions included, when the block ends well.
+
+    Raises:
+        OutputExists: ``path`` is there and ``force`` is False, or it is not a bundle.
+        UsageError: the place cannot be written.
+    """
+    with replacing_directory(path, force=force) as work:
+        staged = work / "staged"
+        yield staged
+        for item in staged.iterdir():
+            item.rename(work / item.name)
+        staged.rmdir()
 
 
 @contextmanager

@@ -145,8 +145,8 @@ def test_a_single_stem_leaves_another_one(
     torch.save(states["mel"], tmp_path / "a.ckpt")
     line = ("import", tmp_path / "a.ckpt", "--stft", "hop=441", "--chunk", "frames=20", "--force")
     for given, stems in (
-        ("vocals", ("vocals", "instrumental")),
-        ("dry", ("dry", "rest")),
+        ("vocals", ("vocals", "accompaniment")),
+        ("dry", ("dry", "no_dry")),
         ("dry,wet", ("dry", "wet")),
     ):
         assert tfx(*line, "--stems", given, "-o", tmp_path / "a.tfx").code == 0

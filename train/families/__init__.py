@@ -166,6 +166,8 @@ def build_network(spec: ModelSpec) -> nn.Module:
     Raises:
         ConfigError: unknown family or hyper-parameter, impossible shapes, code of the family that fails.
     """
+    if spec.family is None:
+        raise ConfigError("a published graph is of no family, no network can be built: name one of a family")
     family = get_family(spec.family)
     hyper = hyper_of(family, spec.hyper)
     has, wanted = spec.state, _state_of(family, spec, hyper)

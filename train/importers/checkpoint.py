@@ -158,7 +158,9 @@ def _matched(source: Path, of: ModelSpec | Settings, kept: State, prefix: str | 
         prefix = _prefix(source, kept, ours, prefix)
         weights = _under(prefix, kept)
     sizes = shapes_of(spec)
-    _check_fit(source, spec.family, weights, {theirs: sizes[name] for theirs, name in ours.items()}, prefix)
+    _check_fit(
+        source, spec.family_in_words, weights, {theirs: sizes[name] for theirs, name in ours.items()}, prefix
+    )
     used = {prefix + name for name in weights}
     return _Match(spec, {ours[name]: value for name, value in weights.items()}, prefix, used, origin)
 
@@ -299,6 +301,7 @@ def _published(
 
 def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str, str]:
     """Names that a file may have, and ours: our own, or where none of those is there, the package's."""
+    assert spec.family is not None  # a published graph has no weights that could be read
     elsewhere = get_family(spec.family).elsewhere
     if elsewhere is None or any(name.endswith(tuple(wanted)) for name in found):
         return {name: name for name in wanted}

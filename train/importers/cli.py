@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tfswa.train.importers.checkpoint import Picked
 
 
+ONNX_START = b"\x08"  # of a message whose first field is a number, the version
+
+
 @click.command("import")
 @click.argument("source", metavar="FILE|NAME", type=options.GivenPath())
 @click.option(
@@ -79,13 +82,15 @@ if TYPE_CHECKING:
 def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | None, **said: Any) -> None:
     """Make a bundle of weights: FILE, or a published model by its NAME.
 
-    FILE is a state dictionary of torch, of Lightning, or safetensors, and is read as data: no code that a
-    pickle holds is run. A published network is known by its weights; what they do not tell, --config or
+    FILE is a state dictionary of torch, of Lightning, safetensors, or an MDX-Net in ONNX, and is read as data:
+    no code that a pickle holds is run. A published network is known by its weights; what they do not tell, --config or
     options say, and one line asks for what is missing. A network of your own needs --family, or the --config
     of its training.
 
     NAME is one of `tfx models --known`, or spleeter. It is fetched once, and checked by its hash.
     """
+    from tfswa.runtime.files.checks import check_new
+
     if not source.is_file() and source.suffix == "" and len(source.parts) == 1:
         _known(source, fetched, mirror, as_json=as_json, **said)
         return
@@ -93,7 +98,12 @@ def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | Non
         raise click.UsageError(f"{source}: no such file")
     if fetched is not None or mirror is not None:
         raise click.UsageError(f"--file and --mirror are for a NAME, {source} is a file: leave them out")
-    _file(source, as_json=as_json, **said)
+    output, stems = said.pop("output"), said.pop("stems")
+    target = Path(f"{source.stem}.tfx") if output is None else output
+    check_new(target)
+    said["stems"] = None if stems is None else tuple(stem.strip() for stem in stems.split(","))
+    made = _graph if _is_graph(source) else _weights
+    made(source, target, as_json=as_json, **said)
 
 
 def _known(
@@ -120,7 +130,7 @@ def _known(
         return
     size = named.size_of(str(name))
     with _progress(str(name), size) as report:
-        bundle, _ = named.import_known(
+        bundle = named.import_known(
             str(name),
             output,
             file=fetched,
@@ -129,17 +139,44 @@ def _known(
             force=force,
             report=report,
         )
-    _tell(bundle, bundle.provenance["checkpoint_sha256"], as_json=as_json)
+    _tell(bundle, source_hash(bundle), as_json=as_json)
 
 
-def _file(
+def source_hash(bundle: Bundle) -> str:
+    """Of the file that weights or a graph were read from."""
+    found = bundle.provenance
+    return str(found.get("checkpoint_sha256") or found["graph_sha256"])
+
+
+def _graph(source: Path, target: Path, *, as_json: bool, force: bool, **said: Any) -> None:
+    """A published graph in ONNX."""
+    from tfswa.train.importers.mdx_net import import_mdx_net
+
+    own = {name: said.pop(name) for name in ("stft", "chunk", "stems", "license_")}
+    for option, value in said.items():
+        if value and (option, value) != ("precision", "fp32"):
+            raise click.UsageError(f"--{option} is for weights, {source} is a graph: leave it out")
+    bundle = import_mdx_net(source, target, force=force, **own)
+    _tell(bundle, source_hash(bundle), as_json=as_json)
+
+
+def _is_graph(source: Path) -> bool:
+    """Whether a file is ONNX: by its name, or as its first field tells, where nobody named it."""
+    if source.suffix:
+        return source.suffix.lower() == ".onnx"
+    with source.open("rb") as stream:
+        start = stream.read(9)
+    return start[:1] == ONNX_START and start[8:] != b"{"  # safetensors, whose header may be as long as that
+
+
+def _weights(
     source: Path,
+    target: Path,
     *,
     as_json: bool,
     config: str | None,
     family: str | None,
-    output: Path | None,
-    stems: str | None,
+    stems: tuple[str, ...] | None,
     hyper: tuple[str, ...],
     stft: tuple[str, ...],
     chunk: tuple[str, ...],
@@ -152,25 +189,21 @@ def _file(
     force: bool,
 ) -> None:
     """A file of weights."""
-    from tfswa.runtime.files.checks import check_new
     from tfswa.train.importers.checkpoint import Misfit, import_checkpoint, settings_of, spec_of
     from tfswa.train.importers.published import SUFFIXES
 
-    target = Path(f"{source.stem}.tfx") if output is None else output
-    check_new(target)
-    names = None if stems is None else tuple(stem.strip() for stem in stems.split(","))
     published = None if config is None or Path(config).suffix.lower() not in SUFFIXES else Path(config)
     if published is not None and family is not None:
         raise click.UsageError(f"--family {family} and the published configuration {config}: leave one out")
     if family is None and (config is None or published is not None):
         if channels is not None:
             raise click.UsageError("--channels is for --family: a published network's weights tell them")
-        of: Any = settings_of(published, stems=names, hyper=hyper, stft=stft, chunk=chunk, license_=license_)
+        of: Any = settings_of(published, stems=stems, hyper=hyper, stft=stft, chunk=chunk, license_=license_)
     else:
         of = spec_of(
             family,
             config,
-            stems=names,
+            stems=stems,
             hyper=hyper,
             stft=stft,
             chunk=chunk,
@@ -192,7 +225,7 @@ def _tell_picked(bundle: Bundle, picked: Picked, *, as_json: bool) -> None:
     from tfswa.train.importers.reading import few
 
     more = {"key": picked.key, "prefix": picked.prefix, "left_out": list(picked.left_out)}
-    _tell(bundle, bundle.provenance["checkpoint_sha256"], as_json=as_json, more=more)
+    _tell(bundle, source_hash(bundle), as_json=as_json, more=more)
     if as_json:
         return
     where = f"in {picked.key!r}, " if picked.key else ""
@@ -212,7 +245,7 @@ def _tell(
     spec = bundle.spec
     if not as_json:
         click.echo(
-            f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
+            f"{bundle.path}: {spec.family_in_words}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
             f"(weights {spec.weights_license})"
         )
         return

@@ -26,8 +26,7 @@ GROUP = "tfswa.importers"
 NO_LICENSE = "not stated"
 CHUNK_SECONDS = 8.0  # where nobody says how long
 CONTEXT, FADE = 10, 20  # a chunk's frames over those that are discarded at an end, and over those of a fade
-OTHER_HALF = {"vocals": "instrumental", "instrumental": "vocals", "instrum": "vocals"}
-REST = "rest"  # what any other single stem leaves of the mixture
+OTHER_HALF = {"vocals": "accompaniment", "accompaniment": "vocals", "instrumental": "vocals"}
 WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 
 Shapes = Mapping[str, Sequence[int]]
@@ -257,6 +256,11 @@ def spec_of_reading(kind: Kind, source: str, reading: Reading, settings: Setting
     )
 
 
+def rest_of(stem: str) -> str:
+    """What that is called which a single stem leaves of the mixture."""
+    return OTHER_HALF.get(stem, f"no_{stem}")
+
+
 def _stems(reading: Reading, settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """All stems, and those that the network gives: one stem leaves another one of the mixture."""
     count = reading.outputs
@@ -273,7 +277,7 @@ def _stems(reading: Reading, settings: Settings) -> tuple[tuple[str, ...], tuple
             f"name {count}, or {count + 1}, of which the last is what the others leave of the mixture"
         )
     if count == 1:
-        return (*said, OTHER_HALF.get(said[0], REST)), said
+        return (*said, rest_of(said[0])), said
     return said, said
 
 

@@ -8,9 +8,10 @@ from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.known import KnownModel, known_model
 from tfswa.runtime.model.opening import named_model
-from tfswa.train.importers.checkpoint import Picked, import_checkpoint
+from tfswa.train.importers.checkpoint import import_checkpoint
 from tfswa.train.importers.download import Report, fetch_known
 from tfswa.train.importers.kinds import origin, settings_of_known
+from tfswa.train.importers.mdx_net import import_mdx_net
 
 PARTS = frozenset(("value_residual", "skip_connection"))  # of those that not all networks of a kind have
 
@@ -24,7 +25,7 @@ def import_known(
     precision: str = "fp32",
     force: bool = False,
     report: Report = lambda count: None,
-) -> tuple[Bundle, Picked]:
+) -> Bundle:
     """Make a bundle of a known model.
 
     Args:
@@ -48,9 +49,21 @@ def import_known(
     if path.exists() and not force:  # before anything is fetched
         raise OutputExists(f"{path} is there already: replace it with --force, or choose another name")
     (source,) = fetch_known(entry, file=file, mirror=mirror, report=report)
-    return import_checkpoint(
-        source, settings_of_known(entry), path, precision=precision, provenance=origin(entry), force=force
-    )
+    if source.suffix == ".onnx":
+        audio, model = (entry.config.get(section, {}) for section in ("audio", "model"))
+        return import_mdx_net(
+            source,
+            path,
+            stft=[f"n_fft={audio['n_fft']}"],
+            stems=[*entry.stems, *([entry.complement] if entry.complement else [])],
+            compensate=model.get("compensate"),
+            license_=entry.license,
+            provenance=origin(entry),
+            force=force,
+        )
+    settings, where = settings_of_known(entry), origin(entry)
+    bundle, _ = import_checkpoint(source, settings, path, precision=precision, provenance=where, force=force)
+    return bundle
 
 
 def size_of(name: str) -> int | None:

@@ -56,7 +56,7 @@ def test_names_that_people_type() -> None:
     for name in ("kim-vocals", "viperx-1297", "htdemucs", "htdemucs-ft", "uvr-mdx-voc-ft", "umxhq"):
         assert known_model(name).name == name
     kim = known_model("kim-vocals")
-    assert (kim.target, kim.complement, kim.stems) == ("vocals", "instrumental", ["vocals"])
+    assert (kim.target, kim.complement, kim.stems) == ("vocals", "accompaniment", ["vocals"])
     assert kim.size_mb == pytest.approx(913.1069)
     assert kim.source is not None
     assert kim.source.startswith("https://huggingface.co/KimberleyJSN/")
