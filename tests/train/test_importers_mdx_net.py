@@ -102,7 +102,7 @@ def test_the_spec_and_the_files(graph: Path, imported: Bundle) -> None:
     assert (spec.residual_stem, spec.residual_gain, spec.unseen_stem) == ("accompaniment", 1.02, None)
     assert (spec.stft.window, spec.stft.padding, spec.stft.scale) == ("hann", "reflect", 1.0)
     assert (spec.stft.seen, spec.chunk.frames, spec.chunk.multiple) == ((0, BINS), FRAMES, FRAMES)
-    assert (spec.chunk.context, spec.chunk.fade, spec.weights_license) == (2, 0, "unknown")
+    assert (spec.chunk.context, spec.chunk.fade, spec.weights_license) == (2, 0, "not stated")
     held = onnx.load(graph).graph.initializer
     assert spec.parameters == sum(int(np.prod(tensor.dims)) for tensor in held)
     assert spec.gflop_per_second > 0

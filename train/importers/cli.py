@@ -82,10 +82,10 @@ ONNX_START = b"\x08"  # of a message whose first field is a number, the version
 def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | None, **said: Any) -> None:
     """Make a bundle of weights: FILE, or a published model by its NAME.
 
-    FILE is a state dictionary of torch, of Lightning, safetensors, or an MDX-Net in ONNX, and is read as data:
-    no code that a pickle holds is run. A published network is known by its weights; what they do not tell, --config or
-    options say, and one line asks for what is missing. A network of your own needs --family, or the --config
-    of its training.
+    FILE is a state dictionary of torch, of Lightning, safetensors, or an MDX-Net in ONNX. It is read as data:
+    no code that a pickle holds is run. A published network is known by its weights; what they do not tell,
+    --config or options say, and one line asks for what is missing. A network of your own needs --family, or
+    the --config of its training.
 
     NAME is one of `tfx models --known`, or spleeter. It is fetched once, and checked by its hash.
     """
