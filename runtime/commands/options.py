@@ -106,14 +106,16 @@ trust = click.option(
 )
 
 
-def model_option(command: F) -> F:
-    """``-m MODEL``."""
+def models_option(command: F) -> F:
+    """``-m MODEL``, as often as there are models."""
     return click.option(
         "-m",
         "--model",
-        default="demo",
-        show_default=True,
-        help="A bundle, a .onnx, .ts or .pt2 file, or a name that `tfx models` lists.",
+        "models",
+        multiple=True,
+        default=("demo",),
+        show_default="demo",
+        help="A bundle, a .onnx, .ts or .pt2 file, or a name that `tfx models` lists; several are combined.",
     )(command)
 
 

@@ -134,6 +134,7 @@ class OverlapAdd:
         batch: chunks per call of ``process``.
         redo: computes a chunk again, in float32, that came back with NaN or Inf from ``process``; None
             raises at once.
+        rows: channels of the signal, where they are not the C of the stems.
 
     Attributes:
         plan: where the chunks lie.
@@ -152,6 +153,7 @@ class OverlapAdd:
         plan: ChunkPlan,
         batch: int = 1,
         redo: Redo | None = None,
+        rows: int | None = None,
     ) -> None:
         if channels < 1 or batch < 1 or not stems:
             raise UsageError(
@@ -161,8 +163,9 @@ class OverlapAdd:
         self.redone: list[Redone] = []
         self._process, self._redo = process, redo
         self._channels, self._stems, self._batch = channels, tuple(stems), batch
+        self._rows = channels if rows is None else rows
         # What is missing before the first sample is chunk 0's left context: zeros.
-        self._buffer = np.zeros((channels, plan.chunk_samples + (batch - 1) * plan.step), np.float32)
+        self._buffer = np.zeros((self._rows, plan.chunk_samples + (batch - 1) * plan.step), np.float32)
         self._filled = plan.context_samples
         self._tail: NDArray[np.float32] | None = None  # [S, C, fade], the last chunk's, unweighted
         newer = (np.arange(plan.fade_samples) + 0.5) / max(plan.fade_samples, 1)
@@ -193,7 +196,7 @@ class OverlapAdd:
                 which there is no way to go on with this signal.
         """
         self._expect_open()
-        samples = check_samples(samples, self._channels, self._received)
+        samples = check_samples(samples, self._rows, self._received)
         self._closed = True  # an error below leaves the signal unfinished for good
         finished = []
         taken, count = 0, samples.shape[1]
