@@ -139,7 +139,7 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
 
 
 def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
-    from tfswa.runtime.stream.overlap import ChunkPlan
+    from tfswa.runtime.stream.plan import ChunkPlan
 
     stft, chunk = spec.stft, spec.chunk
     return {

@@ -91,6 +91,14 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     help="Iterations of a multichannel Wiener filter after the network; parity does not cover it. 0: none.",
 )
 @click.option(
+    "--overlap",
+    default="1",
+    show_default=True,
+    metavar="1|2|4|msst:N",
+    help="How many shifted chunks every sample is the weighted mean of; msst:N: by the rule of the training "
+    "suite MSST. Takes as many times as long; parity does not cover it.",
+)
+@click.option(
     "--track",
     metavar="N|LANGUAGE",
     help="Audio track of a file that has several, a number from 1 or a language such as eng; default: the "
@@ -170,6 +178,7 @@ def _loaded(
     signed_by: Path | None,
     on_nonfinite: Any,
     wiener: int,
+    overlap: str,
     **_: Any,
 ) -> Separating:
     """The models, loaded; where parity is required, none of them is without it."""
@@ -178,7 +187,7 @@ def _loaded(
     from tfswa.runtime.stream.separator import Separator
 
     settings = BackendOptions(precision, device or default_device(backend), threads)
-    how: dict[str, Any] = {"batch": batch, "on_nonfinite": on_nonfinite, "wiener": wiener}
+    how: dict[str, Any] = {"batch": batch, "on_nonfinite": on_nonfinite, "wiener": wiener, "overlap": overlap}
     separator = arranged.load(lambda model: Separator(model, backend=backend, options=settings, **how))
     if require_parity or signed_by is not None:
         try:
@@ -263,6 +272,8 @@ class _Run:
         if iterations := parts[0].codec.wiener:
             times = f"{iterations} iteration{'s' * (iterations > 1)}"
             self.say(f"multichannel Wiener filter: {times} after the network, which parity does not cover")
+        if (overlap := parts[0].overlap) != "1":
+            self.say(f"overlap {overlap}: more chunks than the model's own, which parity does not cover")
 
     def bar(self, job: FileJob) -> AbstractContextManager[Progress]:
         """A bar where one can be seen; elsewhere rich, which draws it, is not worth loading."""
@@ -298,6 +309,7 @@ class _Run:
                 "evidence": self.evidence,
                 "recomputed_by": separator.recomputed_by,
                 "wiener": separator.parts[0].codec.wiener,
+                "overlap": separator.parts[0].overlap,
                 "files": self.reports,
                 "errors": [failure.to_dict() for failure in self.failures],
                 "left_out": [{"input": str(one.path), "reason": one.reason} for one in self.plan.left_out],

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.errors import UsageError, did_you_mean
 from tfswa.runtime.model.spec import StftSpec
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.plan import ChunkPlan
 from tfswa.runtime.stream.separating import Offer
 from tfswa.runtime.stream.transform import Stft
 

@@ -26,7 +26,8 @@ from tfswa.runtime.model.opening import Model, open_model
 from tfswa.runtime.model.spec import AUDIO, DECODE, NEXT, OUTPUT, SAMPLES, STATE, Shapes
 from tfswa.runtime.stream.codec import Codec, Tensors
 from tfswa.runtime.stream.fallback import Fallback
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.plan import plan_of
 from tfswa.runtime.stream.samples import all_finite
 from tfswa.runtime.stream.separating import Separating
 from tfswa.runtime.stream.wiener import check_wiener
@@ -52,9 +53,13 @@ class Separator(Separating):
             changes.
         wiener: iterations of the multichannel Wiener filter after the network, 0 (none) to 10, see
             ``stream/wiener.py``. Parity and its certificates are of stems without it.
+        overlap: 2 or 4 for that many times as many chunks, of which every sample is the weighted mean;
+            ``msst:N`` for the rule of the training suite MSST. Parity is without either.
 
     Attributes:
         spec: the model's contract.
+        plan: where chunks lie, and how much each counts.
+        overlap: as asked for, as text.
         options: as the backend got them.
         session: the loaded network.
         codec: the host's transforms.
@@ -64,7 +69,7 @@ class Separator(Separating):
         UsageError, BackendUnavailable, BundleError: see ``open_session``. With ``recompute`` also
             UsageError for an exported file, and where ``backend`` is the float32 network itself;
             BackendUnavailable where that network cannot run. With ``wiener`` also UsageError for a model
-            of one stem.
+            of one stem, with ``overlap`` for one with state.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Separator(Separating):
         batch: int = 1,
         on_nonfinite: OnNonFinite = "error",
         wiener: int = 0,
+        overlap: int | str = 1,
     ):
         check_number("batch", batch, MOST_BATCH)
         check_wiener(wiener)
@@ -87,6 +93,8 @@ class Separator(Separating):
         self.name, self.stems = model.name, model.spec.stems
         self.channels, self.sample_rate = model.spec.channels, model.spec.stft.sample_rate
         check_wiener(wiener, self.spec)
+        self.plan = plan_of(self.spec, overlap)
+        self.overlap = str(overlap)
         options = resolved(model, options)
         self.fallback = Fallback(model, options.threads) if on_nonfinite == "recompute" else None
         self.session: Session = open_session(backend, model, options)
@@ -212,7 +220,7 @@ class Stream(OverlapAdd):
             self._separate_chunks,
             channels=spec.channels,
             stems=spec.stems,
-            plan=ChunkPlan.of(spec),
+            plan=separator.plan,
             batch=1 if spec.state else separator.batch,
             redo=None if separator.fallback is None else self._recompute,
         )

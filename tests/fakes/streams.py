@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd, Process
+from tfswa.runtime.stream.overlap import OverlapAdd, Process
+from tfswa.runtime.stream.plan import ChunkPlan
 from tfswa.runtime.stream.separating import Separating, SignalStream
 
 Audio = NDArray[np.float32]

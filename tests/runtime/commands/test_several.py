@@ -76,6 +76,19 @@ def test_each_rule_gives_stems_as_long_as_the_song(tfx: Tfx, work: Path, how: st
     assert {stem: audio.shape for stem, audio in found.items()} == {"vocals": (3 * RATE + 11, 2)}
 
 
+@pytest.mark.parametrize("overlap", ["2", "msst:4"])
+def test_more_chunks(tfx: Tfx, work: Path, overlap: str) -> None:
+    own = separate(tfx, "own", "-m", "a.tfx")
+    found = separate(tfx, "more", "-m", "a.tfx", "--overlap", overlap)
+    batched = separate(tfx, "batched", "-m", "a.tfx", "--overlap", overlap, "--batch", 3)
+    for stem, audio in found.items():
+        assert audio.shape == own[stem].shape
+        assert np.abs(audio - own[stem]).max() > 100 * TOLERANCE
+        np.testing.assert_allclose(batched[stem], audio, rtol=0, atol=TOLERANCE)
+    done = tfx("separate", "song.wav", "-m", "a.tfx", "--backend", "torch", "--overlap", overlap)
+    assert f"overlap {overlap}: more chunks than the model's own, which parity does not cover" in done.err
+
+
 def test_what_is_said(tfx: Tfx, work: Path) -> None:
     asked = ("separate", "song.wav", "-m", "a.tfx", "-m", "b.tfx", "--backend", "torch", "--threads", 1)
     done = tfx(*asked)
@@ -102,6 +115,7 @@ def test_what_is_said(tfx: Tfx, work: Path) -> None:
         (("-m", "a.tfx", "-m", "b.tfx", "--weights", "1,2", "--weights", "2,1"), "given twice"),
         (("-m", "a.tfx", "-m", "b.tfx", "--weights", "vocal=1,2"), "did you mean 'vocals'"),
         (("-m", "a.tfx", "-m", "mono.tfx"), "a.tfx works at 2 channels, mono.tfx at 1"),
+        (("-m", "a.tfx", "--overlap", "3"), "overlap '3': choose 1, 2, 4, or msst:N"),
         (("-m", "a.tfx", "-m", "b.tfx", "--stems", "bass"), "mean of a.tfx and b.tfx has no stem 'bass'"),
     ],
 )

@@ -16,7 +16,7 @@ from streams import PlainModel, awkward, noise, pushed
 from tfswa.runtime.errors import AudioError, NonFiniteError, TfxError, UsageError
 from tfswa.runtime.stream import joined
 from tfswa.runtime.stream.combination import Combination
-from tfswa.runtime.stream.overlap import ChunkPlan
+from tfswa.runtime.stream.plan import ChunkPlan
 from tfswa.runtime.stream.rules import HOWS, How, weighted_median
 
 Audio = NDArray[np.float32]
