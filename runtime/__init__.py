@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfswa.runtime.backends import BackendOptions, backend_names
     from tfswa.runtime.errors import TfxError
     from tfswa.runtime.model.opening import Model, model_names, open_model
+    from tfswa.runtime.stream.chain import Chain
     from tfswa.runtime.stream.combination import Combination
     from tfswa.runtime.stream.files import FileResult
     from tfswa.runtime.stream.separator import Separator, Stream
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendOptions",
+    "Chain",
     "Combination",
     "FileResult",
     "Model",
@@ -44,6 +46,7 @@ __all__ = [
 
 _HOME = {
     "BackendOptions": "backends",
+    "Chain": "stream.chain",
     "Combination": "stream.combination",
     "FileResult": "stream.files",
     "Model": "model.opening",

@@ -119,6 +119,25 @@ def models_option(command: F) -> F:
     )(command)
 
 
+def combine_options(command: F) -> F:
+    """``--combine --weights``."""
+    weights = click.option(
+        "--weights",
+        multiple=True,
+        metavar="[STEM=]W,W,...",
+        help="How much each model counts, for all stems or for one, 0 or more; default: all alike.",
+    )
+    combine = click.option(
+        "--combine",
+        type=click.Choice(["mean", "median", "max", "min"]),
+        help="Of several models: mean or median of the waveforms; max or min takes each bin of a spectrum "
+        "from the model that is loudest or quietest there; default: mean.",
+    )
+    for option in (weights, combine):
+        command = option(command)
+    return command
+
+
 def output_option(
     help: str, default: str | None = None, *, kind: Literal["folder", "new"] = "new"
 ) -> Callable[[F], F]:

@@ -31,17 +31,13 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=options.GivenPath(), metavar="INPUT...")
 @options.models_option
+@options.combine_options
 @click.option(
-    "--combine",
-    type=click.Choice(["mean", "median", "max", "min"]),
-    help="Of several models: mean or median of the waveforms; max or min takes each bin of a spectrum from "
-    "the model that is loudest or quietest there; default: mean.",
-)
-@click.option(
-    "--weights",
+    "--then",
     multiple=True,
-    metavar="[STEM=]W,W,...",
-    help="How much each model counts, for all stems or for one, 0 or more; default: all alike.",
+    metavar="STEM=MODEL",
+    help="Separate a stem further, by another model: vocals=dereverb.tfx gives vocals.dry and so on in the "
+    "place of vocals; default: nothing.",
 )
 @options.output_option("Folder for the stems: DIR/<input>/<stem>.<format>.", "separated", kind="folder")
 @options.backend_options
@@ -159,12 +155,17 @@ def separate(
 
 
 def _arranged(
-    models: tuple[str, ...], combine: Any, weights: tuple[str, ...], trusted: bool, **_: Any
+    models: tuple[str, ...],
+    combine: Any,
+    weights: tuple[str, ...],
+    then: tuple[str, ...],
+    trusted: bool,
+    **_: Any,
 ) -> Arrangement:
     """The models that are asked for, not yet loaded."""
     from tfswa.runtime.stream.arrangement import arrange
 
-    return arrange(models, how=combine, weights=weights, trusted=trusted)
+    return arrange(models, how=combine, weights=weights, then=then, trusted=trusted)
 
 
 def _loaded(

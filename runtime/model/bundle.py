@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+MEMBERS = "members"  # in the manifest of an ensemble, in place of a spec
 FORMAT = "tfx-bundle"
 VERSION = 1
 
@@ -95,7 +97,12 @@ class Bundle:
         Raises:
             BundleError: no bundle, a damaged manifest, or one of another version.
         """
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
+        if MEMBERS in manifest:
+            raise BundleError(
+                f"{path} is an ensemble of models, here is room for one: name a bundle inside, such as "
+                f"{next(path.glob('*.tfx'), path)}"
+            )
         if "spec" not in manifest:
             raise BundleError(f"{path}: the manifest holds no model spec: make the bundle again")
         files, provenance = _entries(path, manifest), manifest.get("provenance", {})
@@ -143,7 +150,7 @@ class Bundle:
                 (work / name).write_text(text, encoding="utf-8")
                 files[name] = _entry(work / name, "document", "", {})
             manifest = {"spec": spec.to_dict(), "provenance": dict(provenance or {}), "sealed": False}
-            _write_manifest(work, manifest, files)
+            write_manifest(work, manifest, files)
         return cls.open(path)
 
     @property
@@ -186,7 +193,7 @@ class Bundle:
         if not self.sealed or not usable(home) or not (home / MANIFEST).exists():
             return {}
         try:
-            entries = _entries(home, _read_manifest(home))
+            entries = _entries(home, read_manifest(home))
         except BundleError as error:
             _warn_once(f"{error}; what was added to {self.path} is left out")
             return {}
@@ -304,12 +311,24 @@ class Bundle:
                 if name in files and not force:
                     raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
                 files[name] = entry
-                _write_manifest(work.path, manifest, files)
+                write_manifest(work.path, manifest, files)
                 # The file first: a name that the manifest does not have is not seen.
                 publish(work, [Move(path.name, name), Move(MANIFEST, MANIFEST)], force=True)
                 if not self.sealed:
                     self._own = files
         return target
+
+    def copy_into(self, folder: Path) -> None:
+        """Write a bundle like this one, what was added included, into a folder that nobody sees yet.
+
+        Raises:
+            BundleError: a file is damaged.
+        """
+        files = self.files
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.file(name), folder / name)
+        write_manifest(folder, {"spec": self.spec.to_dict(), "provenance": self.provenance}, files)
 
     def check_rechunk(self) -> None:
         """Refuse what ``rechunk`` cannot do.
@@ -364,7 +383,7 @@ class Bundle:
             if self.sealed:
                 manifest = {"files": {name: asdict(entry) for name, entry in self._added().items()}}
             else:
-                manifest = _read_manifest(self.home)
+                manifest = read_manifest(self.home)
             if not self.sealed:
                 files = _entries(self.home, manifest)
                 if ModelSpec.from_dict(manifest["spec"]) != self.spec or (
@@ -473,7 +492,12 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return sha256_of_json(rest)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle or an ensemble, whole and of this version.
+
+    Raises:
+        BundleError: it is neither, or damaged.
+    """
     try:
         manifest = parse_json(read_document(path / MANIFEST, METADATA_BYTES))
     except FileNotFoundError:
@@ -491,7 +515,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
+def write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
     """Into a folder that nobody sees yet."""
     whole = {**manifest, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
     (path / MANIFEST).write_bytes(_manifest_text(whole))

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, cast
 
 from tfswa.runtime.errors import UsageError
+from tfswa.runtime.model.ensemble import is_ensemble, open_ensemble
 from tfswa.runtime.model.opening import Model, open_model
+from tfswa.runtime.stream.chain import Chain, chained_name, chained_stems
 from tfswa.runtime.stream.combination import Combination, combined_name
 from tfswa.runtime.stream.rules import CombinationRule, How
 from tfswa.runtime.stream.separating import Offer, Separating
@@ -73,12 +75,18 @@ class One:
 class Several:
     """Several, their stems made into one by name.
 
+    Attributes:
+        members: these.
+        rule: how.
+        called: the ensemble that they are, if they are one.
+
     Raises:
         UsageError: see ``CombinationRule``.
     """
 
     members: tuple[Arrangement, ...]
     rule: CombinationRule
+    called: str = ""
 
     def __post_init__(self) -> None:
         self.stems  # noqa: B018  refuses what cannot be
@@ -86,7 +94,7 @@ class Several:
     @property
     def name(self) -> str:
         """Of all."""
-        return combined_name(self.members, self.rule)
+        return self.called or combined_name(self.members, self.rule)
 
     @cached_property
     def stems(self) -> tuple[str, ...]:
@@ -116,32 +124,128 @@ class Several:
                 loaded.append(member.load(load))
                 stack.callback(loaded[-1].close)
             made = Combination(loaded, self.rule.how, self.rule.weights)
+            made.name = self.name
+            stack.pop_all()
+        return made
+
+
+@dataclass(frozen=True)
+class InARow:
+    """A stem of the first is the signal of the next.
+
+    Raises:
+        UsageError: see ``Chain``.
+    """
+
+    first: Arrangement
+    stem: str
+    then: Arrangement
+
+    def __post_init__(self) -> None:
+        self.stems  # noqa: B018  refuses what cannot be
+
+    @property
+    def name(self) -> str:
+        """Of both."""
+        return chained_name(self.first, self.stem, self.then)
+
+    @cached_property
+    def stems(self) -> tuple[str, ...]:
+        """Those of the first, one of them replaced by what the next makes of it."""
+        return chained_stems(self.first, self.stem, self.then)
+
+    @property
+    def channels(self) -> int:
+        """Of both."""
+        return self.first.channels
+
+    @property
+    def sample_rate(self) -> int:
+        """Of both, in Hz."""
+        return self.first.sample_rate
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """All that take part."""
+        return (*self.first.models, *self.then.models)
+
+    def load(self, load: Load) -> Separating:
+        """Load both."""
+        with ExitStack() as stack:
+            first = self.first.load(load)
+            stack.callback(first.close)
+            then = self.then.load(load)
+            stack.callback(then.close)
+            made = Chain(first, self.stem, then)
             stack.pop_all()
         return made
 
 
 def arrange(
-    models: Sequence[str], *, how: How | None = None, weights: Sequence[str] = (), trusted: bool = False
+    models: Sequence[str],
+    *,
+    how: How | None = None,
+    weights: Sequence[str] = (),
+    then: Sequence[str] = (),
+    trusted: bool = False,
 ) -> Arrangement:
     """From what a user typed to an arrangement.
 
     Args:
-        models: names or paths, at least one.
+        models: bundles, files or names, or ensembles; at least one.
         how: the rule for several; None for the mean.
         weights: ``2,1`` for all stems, ``vocals=2,1`` for one.
+        then: ``vocals=dereverb.tfx``: what separates a stem, one after the other.
         trusted: see ``open_model``.
 
     Raises:
         UsageError: a model that is not there, models that cannot work together, or weights that do not fit.
+        BundleError: see ``open_model`` and ``open_ensemble``.
+    """
+    members = tuple(arrange_one(name, trusted=trusted) for name in models)
+    arranged = members[0]
+    if len(members) > 1:
+        arranged = Several(members, CombinationRule(how or "mean", parse_weights(weights)))
+    elif how is not None or weights:
+        what = "--weights" if weights else f"--combine {how}"
+        raise UsageError(f"{what} is for several models, named is {arranged.name}: add another -m")
+    for text in then:
+        stem, found, name = text.partition("=")
+        if not found or not name:
+            raise UsageError(f"--then {text!r}: name a stem and a model, as vocals=dereverb.tfx")
+        arranged = InARow(arranged, stem.strip(), arrange_one(name, trusted=trusted))
+    return arranged
+
+
+def arrange_one(name: str, *, trusted: bool = False) -> Arrangement:
+    """A model, or the models of an ensemble.
+
+    Raises:
+        UsageError, BundleError: see ``open_model`` and ``open_ensemble``.
+    """
+    if not is_ensemble(name):
+        return One(open_model(name, trusted=trusted))
+    ensemble = open_ensemble(name, trusted=trusted)
+    rule = CombinationRule(cast(How, ensemble.combine), ensemble.weights)
+    return Several(tuple(map(One, ensemble.members)), rule, ensemble.name)
+
+
+def arrange_members(
+    models: Sequence[str], *, how: How | None = None, weights: Sequence[str] = (), trusted: bool = False
+) -> Several:
+    """What is to become an ensemble.
+
+    Raises:
+        UsageError: as ``arrange``; or there is but one model, or one of them is an ensemble.
         BundleError: see ``open_model``.
     """
-    members = tuple(One(open_model(name, trusted=trusted)) for name in models)
-    if len(members) == 1:
-        if how is not None or weights:
-            what = "--weights" if weights else f"--combine {how}"
-            raise UsageError(f"{what} is for several models, named is {members[0].name}: add another -m")
-        return members[0]
-    return Several(members, CombinationRule(how or "mean", parse_weights(weights)))
+    for name in models:
+        if is_ensemble(name):
+            raise UsageError(f"{name} is an ensemble, an ensemble holds bundles: name those inside")
+    if len(models) < 2:
+        raise UsageError(f"an ensemble is of several models, named is {', '.join(models)}: add another -m")
+    rule = CombinationRule(how or "mean", parse_weights(weights))
+    return Several(tuple(One(open_model(name, trusted=trusted)) for name in models), rule)
 
 
 def parse_weights(texts: Sequence[str]) -> Mapping[str, tuple[float, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.stream.plan import Plan, Weights
+from tfswa.runtime.stream.plan import StreamPlan, Weights
 
 Audio = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ class Fader:
         weights: of chunk 0 and of the others.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: StreamPlan):
         self.tail: Audio | None = None
         self.weights: list[Weights] = [plan.weights(first=True), plan.weights(first=False)]
         self._plan = plan

@@ -1,7 +1,7 @@
 """The one stream engine: a signal goes in by pushes of any size, finished stems come out.
 
 It cuts the signal into chunks that overlap, hands them to a callable and fades what comes back, both by one
-``Plan``. It knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through it.
+``StreamPlan``. It knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
 from tfswa.runtime.stream.ends import MirroredEnds
 from tfswa.runtime.stream.fader import Fader
-from tfswa.runtime.stream.plan import Plan
+from tfswa.runtime.stream.plan import StreamPlan
 from tfswa.runtime.stream.samples import all_finite, check_samples
 
 ABSURD = 1e4  # peaks of an input that no full scale explains, 80 dB above it
@@ -87,7 +87,7 @@ class OverlapAdd:
         *,
         channels: int,
         stems: Sequence[str],
-        plan: Plan,
+        plan: StreamPlan,
         batch: int = 1,
         redo: Redo | None = None,
         rows: int | None = None,

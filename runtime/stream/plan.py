@@ -24,7 +24,7 @@ OVERLAPS = (1, 2, 4)
 MSST_OVERLAPS = (2, 64)  # least and most
 
 
-class Plan(Protocol):
+class StreamPlan(Protocol):
     """What the stream engine asks of a plan; all lengths are in samples."""
 
     @property
@@ -254,7 +254,7 @@ class MsstPlan:
             chunk[:, there:] = chunk[:, there - 2 : end if end >= 0 else None : -1]
 
 
-def plan_of(spec: ModelSpec, overlap: int | str = 1) -> Plan:
+def plan_of(spec: ModelSpec, overlap: int | str = 1) -> StreamPlan:
     """The plan of a model.
 
     Args:
@@ -264,7 +264,7 @@ def plan_of(spec: ModelSpec, overlap: int | str = 1) -> Plan:
     Raises:
         UsageError: no such overlap, or any but 1 for a network with state.
     """
-    plan: Plan
+    plan: StreamPlan
     msst = re.fullmatch(r"msst:(\d{1,9})", str(overlap))
     if msst:
         plan = MsstPlan(spec.chunk_samples, int(msst[1]))

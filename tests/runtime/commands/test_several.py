@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ pytest.importorskip("torch", reason="torch is not installed: it runs the network
 RATE = 8000
 # Files hold float32, and a mean in float64 is rounded once.
 TOLERANCE = 1e-6
+# As of a model against its reference: float32 leaves 130 dB of 144.
+REFERENCE_DB = 100.0
 HYPER = {"dims": [8, 16], "depths": [1, 1], "decoder_depths": [1], "heads": [1, 2], "window": 4, "fold": 4}
 Audio = NDArray[np.float32]
 
@@ -89,6 +92,110 @@ def test_more_chunks(tfx: Tfx, work: Path, overlap: str) -> None:
     assert f"overlap {overlap}: more chunks than the model's own, which parity does not cover" in done.err
 
 
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_an_ensemble_is_its_members_together(tfx: Tfx, work: Path, how: str) -> None:
+    """Weights are one-hot by stem, as of a bag of networks of which each was tuned for one."""
+    asked = (
+        "-m",
+        "a.tfx",
+        "-m",
+        "b.tfx",
+        "--combine",
+        how,
+        "--weights",
+        "vocals=1,0",
+        "--weights",
+        "drums=0,1",
+    )
+    together = separate(tfx, "together", *asked)
+    assert tfx("combine", *asked, "-o", "both.tfx").code == 0
+    (work / "a.tfx").rename(work / "gone.tfx")  # it holds copies
+    found = separate(tfx, "found", "-m", "both.tfx")
+    assert set(found) == {"vocals", "drums"}
+    for stem, audio in found.items():
+        np.testing.assert_array_equal(audio, together[stem])
+    if how == "mean":
+        np.testing.assert_array_equal(found["vocals"], separate(tfx, "a", "-m", "gone.tfx")["vocals"])
+        np.testing.assert_array_equal(found["drums"], separate(tfx, "b", "-m", "b.tfx")["drums"])
+
+
+def test_an_ensemble_gives_what_the_references_of_its_members_give_together(tfx: Tfx, work: Path) -> None:
+    """Eager float64 networks on a host of their own, and plain numpy between them."""
+    from tfswa.runtime.metrics import snr_db
+    from tfswa.runtime.model.ensemble import open_ensemble
+    from tfswa.runtime.parity.reference import load_reference
+
+    assert tfx("combine", "-m", "a.tfx", "-m", "b.tfx", "--weights", "3,1", "-o", "both.tfx").code == 0
+    found = separate(tfx, "found", "-m", "both.tfx")
+    stems: list[dict[str, NDArray[np.float64]]] = []
+    for member in open_ensemble("both.tfx").members:
+        made = load_reference("float64")(member).separate(read("song.wav").T)
+        stems.append(dict(zip(member.spec.stems, made, strict=True)))
+    for stem, audio in found.items():
+        snr = snr_db((3 * stems[0][stem] + stems[1][stem]).astype(np.float32) / 4, audio.T)
+        assert snr is not None
+        assert snr >= REFERENCE_DB
+
+
+def test_inspect_and_parity_take_an_ensemble(tfx: Tfx, work: Path) -> None:
+    assert tfx("combine", "-m", "a.tfx", "-m", "b.tfx", "-o", "both.tfx").code == 0
+    told = tfx("inspect", "both.tfx").out
+    assert ("kind: ensemble" in told, told.count("digest: ")) == (True, 2)
+    gated = (
+        "separate",
+        "song.wav",
+        "-m",
+        "both.tfx",
+        "--backend",
+        "torch",
+        "--threads",
+        1,
+        "--require-parity",
+    )
+    assert tfx(*gated).code == 3
+    measured = tfx(
+        "parity", "both.tfx", "--backend", "torch", "--threads", 1, "--quick", "--audio", "song.wav"
+    )
+    assert measured.code == 0, measured.err
+    for member in ("1-a.tfx", "2-b.tfx"):
+        assert (work / "both.tfx" / member / "parity.json").is_file()
+    assert tfx(*gated).code == 0
+
+
+def test_what_cannot_be_an_ensemble(tfx: Tfx, work: Path) -> None:
+    both = ("combine", "-m", "a.tfx", "-m", "b.tfx", "-o", "both.tfx")
+    assert tfx(*both).code == 0
+    for arguments, code, told in (
+        (both, 2, "both.tfx is there already: replace it with --force"),
+        (("combine", "-m", "a.tfx", "-o", "c.tfx"), 2, "an ensemble is of several models, named is a.tfx"),
+        (("combine", "-m", "a.tfx", "-m", "mono.tfx", "-o", "c.tfx"), 2, "a.tfx works at 2 channels"),
+        (("combine", "-m", "a.tfx", "-m", "both.tfx", "-o", "c.tfx"), 2, "both.tfx is an ensemble"),
+        (("bench", "both.tfx"), 1, "both.tfx is an ensemble of models, here is room for one: name a bundle"),
+    ):
+        done = tfx(*arguments)
+        assert (done.code, len(done.lines), told in done.err) == (code, 1, True), done.err
+    assert tfx(*both, "--force").code == 0
+    assert not (work / "c.tfx").exists()
+
+
+def test_a_member_that_became_another_model_is_refused(tfx: Tfx, work: Path) -> None:
+    assert tfx("combine", "-m", "a.tfx", "-m", "b.tfx", "-o", "both.tfx").code == 0
+    shutil.rmtree(work / "both.tfx" / "1-a.tfx")
+    shutil.copytree(work / "b.tfx", work / "both.tfx" / "1-a.tfx")
+    done = tfx("separate", "song.wav", "-m", "both.tfx", "--backend", "torch")
+    assert (done.code, "1-a.tfx is another model than the one that was put in" in done.err) == (1, True)
+
+
+def test_a_chain_is_the_second_model_on_what_the_first_writes(tfx: Tfx, work: Path) -> None:
+    found = separate(tfx, "chained", "-m", "a.tfx", "--then", "vocals=b.tfx")
+    assert set(found) == {"vocals.drums", "vocals.vocals", "drums"}
+    alone = separate(tfx, "alone", "-m", "a.tfx")
+    np.testing.assert_array_equal(found["drums"], alone["drums"])
+    (work / "alone" / "song" / "vocals.wav").rename(work / "song.wav")
+    for stem, audio in separate(tfx, "second", "-m", "b.tfx").items():
+        np.testing.assert_allclose(found[f"vocals.{stem}"], audio, rtol=0, atol=TOLERANCE)
+
+
 def test_what_is_said(tfx: Tfx, work: Path) -> None:
     asked = ("separate", "song.wav", "-m", "a.tfx", "-m", "b.tfx", "--backend", "torch", "--threads", 1)
     done = tfx(*asked)
@@ -115,6 +222,9 @@ def test_what_is_said(tfx: Tfx, work: Path) -> None:
         (("-m", "a.tfx", "-m", "b.tfx", "--weights", "1,2", "--weights", "2,1"), "given twice"),
         (("-m", "a.tfx", "-m", "b.tfx", "--weights", "vocal=1,2"), "did you mean 'vocals'"),
         (("-m", "a.tfx", "-m", "mono.tfx"), "a.tfx works at 2 channels, mono.tfx at 1"),
+        (("-m", "a.tfx", "--then", "b.tfx"), "--then 'b.tfx': name a stem and a model, as vocals=dereverb"),
+        (("-m", "a.tfx", "--then", "vocal=b.tfx"), "a.tfx has no stem 'vocal', did you mean 'vocals'?"),
+        (("-m", "a.tfx", "--then", "vocals=mono.tfx"), "a.tfx works at 2 channels, mono.tfx at 1"),
         (("-m", "a.tfx", "--overlap", "3"), "overlap '3': choose 1, 2, 4, or msst:N"),
         (("-m", "a.tfx", "-m", "b.tfx", "--stems", "bass"), "mean of a.tfx and b.tfx has no stem 'bass'"),
     ],

@@ -14,7 +14,7 @@ from streams import awkward, noise, pushed
 from tfswa.runtime.errors import NonFiniteError, UsageError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.stream.overlap import OverlapAdd, Process
-from tfswa.runtime.stream.plan import ChunkPlan, MsstPlan, Plan, plan_of
+from tfswa.runtime.stream.plan import ChunkPlan, MsstPlan, StreamPlan, plan_of
 
 Audio = NDArray[np.float32]
 STFT = StftSpec(512, 128, 8000)
@@ -44,13 +44,15 @@ class Counted(OverlapAdd):
     network_seconds = 0.0
 
 
-def engine(plan: Plan, process: Process | None = None, batch: int = 1) -> Counted:
+def engine(plan: StreamPlan, process: Process | None = None, batch: int = 1) -> Counted:
     return Counted(process or awkward(2), channels=2, stems=("a", "b"), plan=plan, batch=batch)
 
 
 @settings(deadline=None, max_examples=150)
 @given(plan=plans, samples=st.integers(0, 500), batch=st.integers(1, 5), sizes=st.lists(st.integers(0, 90)))
-def test_pushes_and_batches_change_no_bit(plan: Plan, samples: int, batch: int, sizes: list[int]) -> None:
+def test_pushes_and_batches_change_no_bit(
+    plan: StreamPlan, samples: int, batch: int, sizes: list[int]
+) -> None:
     signal, calls = noise(samples), []
 
     def counting(chunks: Audio) -> Audio:
@@ -66,7 +68,7 @@ def test_pushes_and_batches_change_no_bit(plan: Plan, samples: int, batch: int, 
 
 @settings(deadline=None, max_examples=100)
 @given(plan=plans, samples=st.integers(0, 500), batch=st.integers(1, 5))
-def test_identity_returns_its_input(plan: Plan, samples: int, batch: int) -> None:
+def test_identity_returns_its_input(plan: StreamPlan, samples: int, batch: int) -> None:
     signal = noise(samples)
     same = pushed(engine(plan, lambda chunks: np.stack([chunks, chunks], axis=1), batch), signal, iter(()))
     np.testing.assert_array_equal(same, np.stack([signal, signal]))
