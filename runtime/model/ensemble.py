@@ -79,7 +79,7 @@ def open_ensemble(path: str | Path, *, trusted: bool = False) -> Ensemble:
     return Ensemble(str(path), Path(path), combine, weights, members)
 
 
-def members_of(name: str) -> tuple[str, ...]:
+def member_names(name: str) -> tuple[str, ...]:
     """Of an ensemble its members, each by the name that opens it; of anything else the name alone.
 
     Raises:

@@ -1,7 +1,8 @@
 """The one stream engine: a signal goes in by pushes of any size, finished stems come out.
 
 It cuts the signal into chunks that overlap, hands them to a callable and fades what comes back, both by one
-``StreamPlan``. It knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through it.
+``StreamPlan``. It knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through
+it.
 """
 
 from __future__ import annotations
