@@ -4,6 +4,10 @@ from __future__ import annotations
 
 EXAMPLES = {
     "separate": ("tfx separate song.mp3", "tfx separate album/ -o stems --format flac --stems vocals"),
+    "combine": (
+        "tfx combine -m a.tfx -m b.tfx -o ensemble.tfx",
+        "tfx combine -m a.tfx -m b.tfx -o ensemble.tfx --weights vocals=2,1",
+    ),
     "parity": (
         "tfx parity vocals.tfx --backend ort --audio songs/one",
         "tfx parity vocals.tfx --quick --markdown parity.md",

@@ -129,11 +129,12 @@ def measure(
     """Measure artifacts of one MODEL or several, keep the figures in each bundle, and judge them."""
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.gates import default_gates, load_gates
+    from tfswa.runtime.model.ensemble import member_names
     from tfswa.runtime.parity.candidates import candidates_of
     from tfswa.runtime.parity.verdict import Measurement
 
     outputs = Outputs(**places)
-    models = models or ("demo",)
+    models = tuple(name for given in models or ("demo",) for name in member_names(given))
     outputs.check(len(models))
     if judge_file and gates_file:
         raise UsageError("--judge and --gates both name gates: give one of them")

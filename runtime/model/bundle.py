@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 GRAPH, PUBLISHED = "published.onnx", "published"  # what is there in place of weights, and its kind
+MEMBERS = "members"  # in the manifest of an ensemble, in place of a spec
 FORMAT = "tfx-bundle"
 VERSION = 1
 
@@ -97,7 +98,12 @@ class Bundle:
         Raises:
             BundleError: no bundle, a damaged manifest, or one of another version.
         """
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
+        if MEMBERS in manifest:
+            raise BundleError(
+                f"{path} is an ensemble of models, here is room for one: name a bundle inside, such as "
+                f"{next(path.glob('*.tfx'), path)}"
+            )
         if "spec" not in manifest:
             raise BundleError(f"{path}: the manifest holds no model spec: make the bundle again")
         files, provenance = _entries(path, manifest), manifest.get("provenance", {})
@@ -187,7 +193,7 @@ class Bundle:
                 (work / document).write_text(text, encoding="utf-8")
                 files[document] = _entry(work / document, "document", "", {})
             manifest = {"spec": spec.to_dict(), "provenance": dict(provenance), "sealed": False}
-            _write_manifest(work, manifest, files)
+            write_manifest(work, manifest, files)
         return cls.open(path)
 
     def copy_bare(self, path: Path) -> Self:
@@ -241,7 +247,7 @@ class Bundle:
         if not self.sealed or not usable(home) or not (home / MANIFEST).exists():
             return {}
         try:
-            entries = _entries(home, _read_manifest(home))
+            entries = _entries(home, read_manifest(home))
         except BundleError as error:
             _warn_once(f"{error}; what was added to {self.path} is left out")
             return {}
@@ -359,12 +365,24 @@ class Bundle:
                 if name in files and not force:
                     raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
                 files[name] = entry
-                _write_manifest(work.path, manifest, files)
+                write_manifest(work.path, manifest, files)
                 # The file first: a name that the manifest does not have is not seen.
                 publish(work, [Move(path.name, name), Move(MANIFEST, MANIFEST)], force=True)
                 if not self.sealed:
                     self._own = files
         return target
+
+    def copy_into(self, folder: Path) -> None:
+        """Write a bundle like this one, what was added included, into a folder that nobody sees yet.
+
+        Raises:
+            BundleError: a file is damaged.
+        """
+        files = self.files
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.file(name), folder / name)
+        write_manifest(folder, {"spec": self.spec.to_dict(), "provenance": self.provenance}, files)
 
     def check_rechunk(self) -> None:
         """Refuse what ``rechunk`` cannot do.
@@ -422,7 +440,7 @@ class Bundle:
             if self.sealed:
                 manifest = {"files": {name: asdict(entry) for name, entry in self._added().items()}}
             else:
-                manifest = _read_manifest(self.home)
+                manifest = read_manifest(self.home)
             if not self.sealed:
                 files = _entries(self.home, manifest)
                 spec = ModelSpec.from_dict(manifest["spec"])
@@ -548,7 +566,12 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return sha256_of_json(rest)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle or an ensemble, whole and of this version.
+
+    Raises:
+        BundleError: it is neither, or damaged.
+    """
     try:
         manifest = parse_json(read_document(path / MANIFEST, METADATA_BYTES))
     except FileNotFoundError:
@@ -566,7 +589,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
+def write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
     """Into a folder that nobody sees yet."""
     whole = {**manifest, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
     (path / MANIFEST).write_bytes(_manifest_text(whole))

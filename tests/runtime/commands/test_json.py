@@ -227,6 +227,18 @@ def test_inspect_a_bundle(ask: Ask, bundle: Bundle) -> None:
     check(ask("inspect", bundle.path), "tfx inspect: a bundle")
 
 
+def test_combine_and_inspect_an_ensemble(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
+    both = ("-m", bundle.path, "-m", bundle.path, "-o", tmp_path / "both.tfx")
+    made = ask("combine", *both, "--weights", "2,1")
+    check(made, "tfx combine")
+    printed = ask("inspect", tmp_path / "both.tfx")
+    check(printed, "tfx inspect: an ensemble")
+    assert printed["weights"] == {"*": [2, 1]}
+    for said, member in zip(made["members"], printed["members"], strict=True):
+        check(member, "tfx inspect: a bundle", may_be_empty=("parity[]",))
+        assert (said["name"], said["digest"]) == (member["model"], bundle.digest)
+
+
 def test_sign(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="cryptography is not installed: it signs")
     import subprocess
@@ -396,6 +408,7 @@ def test_calibrate(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
 def test_every_section_is_compared() -> None:
     assert list(TABLES) == [
         "tfx separate",
+        "tfx combine",
         "tfx parity",
         "tfx parity seams",
         "tfx parity localize",
@@ -403,6 +416,7 @@ def test_every_section_is_compared() -> None:
         "tfx sign",
         "tfx bench",
         "tfx inspect: a bundle",
+        "tfx inspect: an ensemble",
         "tfx inspect: an exported file",
         "tfx inspect: a family",
         "tfx inspect --attention",
@@ -427,6 +441,7 @@ def test_every_section_is_compared() -> None:
 
 WRONG = {  # what is not there, or is no value, by command: each fails before it has anything else to say
     "separate": ("song.wav", "-m", "nowhere.tfx"),
+    "combine": ("-m", "nowhere.tfx", "-m", "nowhere.tfx"),
     "parity measure": ("nowhere.tfx",),
     "parity seams": ("nowhere.tfx",),
     "parity localize": ("nowhere.tfx", "--backend", "ort"),
