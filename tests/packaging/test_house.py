@@ -37,6 +37,8 @@ NAMING_FAMILIES = {
     "scripts/recipes.py": "recipes are tried on the small network",
     "train/config.py": "the default of model.family",
     "train/importers/cli.py": "tfx import spleeter",
+    "train/importers/demucs.py": "the class that files of its package name",
+    "train/importers/htdemucs.py": "which network the published weights are of",
     "train/importers/spleeter.py": "tfx import spleeter",
 }
 SPELLED = {".py", ".md", ".toml", ".css", ".js", ".html", ".sh"}

@@ -27,7 +27,7 @@ from tfswa.train.families import build_network, new_spec  # noqa: E402
 from tfswa.train.families.htdemucs import STEMS  # noqa: E402
 from tfswa.train.importers.checkpoint import import_checkpoint, read_tensors  # noqa: E402
 from tfswa.train.importers.demucs import CLASS, read_package  # noqa: E402
-from tfswa.train.importers.htdemucs import HTDEMUCS, config_of, read  # noqa: E402
+from tfswa.train.importers.htdemucs import HTDEMUCS, package_config, read_htdemucs  # noqa: E402
 from tfswa.train.importers.kinds import Settings, recognized, spec_of_reading  # noqa: E402
 
 TINY: dict[str, Any] = {"channels": 8, "bottom_channels": 8, "dconv_depth": 1, "t_layers": 2, "t_heads": 2}
@@ -99,7 +99,7 @@ def test_a_file_of_the_package_is_read_without_the_package(
     weights, made_with = read_package(path)
     assert not {name for name in sys.modules if name.startswith("demucs")}
     assert made_with == {**MADE_WITH, "segment": 7.8}
-    found = known_as(weights, config_of(made_with))
+    found = known_as(weights, package_config(made_with))
     assert found.hyper == {**spec.hyper, "track_level": 0.2}
     assert (found.stems, found.stft, found.chunk) == (STEMS, spec.stft, spec.chunk)
     arrays = {name: value.float().numpy() for name, value in weights.items()}
@@ -197,7 +197,7 @@ def test_shapes_tell_what_they_show(case: str) -> None:
         shapes = {name: tuple(v.shape) for name, v in build_network(network).state_dict().items()}
     with np.load(FILE) as vectors:
         assert shapes.keys() == {str(key) for key in vectors[f"{case}_keys"]}
-    found = read(shapes, Settings(config={"htdemucs": {"nfft": network.stft.n_fft, **own}}))
+    found = read_htdemucs(shapes, Settings(config={"htdemucs": {"nfft": network.stft.n_fft, **own}}))
     assert (found.channels, found.outputs, found.stft) == (audio, 2, network.stft)
     silent = {"dconv_comp"} if case == "narrow" else set()
     for name, value in own.items():

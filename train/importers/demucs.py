@@ -52,7 +52,7 @@ def read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: a pickle (``.th``), or safetensors with metadata.
 
     Returns:
-        Its weights, and what its class was made with; see ``config_of``.
+        Its weights, and what its class was made with; see ``package_config``.
 
     Raises:
         BundleError: it is no such file, damaged, of another class, or wants to run code.

@@ -44,8 +44,8 @@ FIXED: Mapping[str, tuple[Any, ...]] = {  # values with which the package comput
 }
 
 
-def config_of(made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """What a class was made with, as a configuration that ``read`` takes.
+def package_config(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class was made with, as a configuration that ``read_htdemucs`` takes.
 
     The stems are among it, and that the package's command divides a track by its deviation.
     """
@@ -61,7 +61,7 @@ def config_of(made_with: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(shapes: Shapes, settings: Settings) -> Reading:
+def read_htdemucs(shapes: Shapes, settings: Settings) -> Reading:
     """See ``Kind.read``.
 
     Raises:
@@ -208,7 +208,7 @@ def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 HTDEMUCS = Kind(
     "HTDemucs",
     (r"encoder\.0\.", r"tencoder\.0\.", r"tdecoder\.0\.", r"crosstransformer\.layers\.0\."),
-    read,
+    read_htdemucs,
     beyond={
         r"crosstransformer\.position_embeddings\.": "places that are learned",
         r"crosstransformer\.layers\.\d+\.(?:self|cross)_attn\.q\.": "attention of a few places",
