@@ -33,7 +33,7 @@ from tfswa.train.families import build_network, new_spec  # noqa: E402
 from tfswa.train.families.roformer import mel_members  # noqa: E402
 
 GATE_DB = 90.0  # rounding alone, as in tests/export
-HYPER: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 16, "value_residual": True}
+HYPER: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 8, "value_residual": True}
 
 
 def small(bands: str, **hyper: Any) -> ModelSpec:
@@ -42,8 +42,8 @@ def small(bands: str, **hyper: Any) -> ModelSpec:
     if bands == "fixed":
         stft, own = StftSpec(64, 16, padding="reflect", seen=(0, 33)), {"widths": [2, 2, 4, 8, 17]}
     else:
-        stft = StftSpec(256, 57, padding="reflect", seen=(0, 129))
-        own = {"mel_bands": 12, "norm": "each", "linear_depth": 1, "skips": True, "mask_layers": 3}
+        stft = StftSpec(128, 29, padding="reflect", seen=(0, 65))
+        own = {"mel_bands": 6, "norm": "each", "linear_depth": 1, "skips": True, "mask_layers": 3}
     return new_spec(
         "roformer",
         stems=names,
