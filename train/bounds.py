@@ -77,6 +77,13 @@ def check_bounds(config: TrainConfig) -> None:
         raise ConfigError(f"optim.ema {config.optim.ema} must be in [0, 1)")
     if not config.optim.decay_factor < 1:
         raise ConfigError(f"optim.decay_factor {config.optim.decay_factor} must be below 1")
+    if config.model.lora_rank < 0 or (config.model.lora and not config.model.lora_rank):
+        raise ConfigError(
+            f"model.lora_rank {config.model.lora_rank} and model.lora {list(config.model.lora)}: a rank "
+            "above 0 goes with names, 0 without any"
+        )
+    if config.model.lora_rank and config.optim.strategy == "fsdp":
+        raise ConfigError("model.lora_rank and optim.strategy fsdp do not go together: use ddp")
     _check_augment(config.augment)
     _check_sets(config.data.sets)
     _check_curriculum(config.curriculum)

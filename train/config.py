@@ -35,6 +35,15 @@ class ModelConfig:
         init: weights to start from: a bundle, or what a pre-training run left (``pretrained.safetensors``);
             empty for random ones. Relative to the configuration file.
         init_skip: beginnings of the names of weights that ``init`` does not give.
+        frozen: beginnings of the names of weights that stay as they are.
+        lora_rank: rank of the changes that linear layers learn in place of their weights, all else being
+            frozen but what ``init_skip`` names; 0 for none.
+        lora: parts of the names of these layers, such as ``to_qkv``.
+        channels: audio channels.
+        stft: values of the transform that differ from the family's.
+        chunk: likewise of the chunks that a bundle is separated in.
+
+    What a configuration without ``family`` does not say here is that of the bundle ``init``.
     """
 
     family: str = "tfswa_unet"
@@ -45,6 +54,12 @@ class ModelConfig:
     license: str = "unknown"
     init: str = ""
     init_skip: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    lora_rank: int = 0
+    lora: tuple[str, ...] = ()
+    channels: int = 2
+    stft: Mapping[str, Any] = field(default_factory=dict)
+    chunk: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.documents import parse_json, read_document
-from tfswa.runtime.errors import ConfigError, TrainingError, UsageError
+from tfswa.runtime.errors import ConfigError, TfxError, TrainingError, UsageError
 from tfswa.runtime.files.hashes import sha256_of_json
+from tfswa.runtime.model.bundle import Bundle
 from tfswa.train.bounds import check_bounds
-from tfswa.train.config import TrainConfig
+from tfswa.train.config import ModelConfig, TrainConfig
 from tfswa.train.strict import config_from_dict, parse_overrides, read_toml, suggestion
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -120,8 +121,39 @@ def config_of(values: Mapping[str, Any], overrides: Sequence[str], base: Path) -
         data=dataclasses.replace(
             data, root=absolute("data.root", data.root), cache=absolute("data.cache", data.cache)
         ),
-        model=dataclasses.replace(model, init=absolute("model.init", model.init)),
+        model=_completed(
+            dataclasses.replace(model, init=absolute("model.init", model.init)), values.get("model", {})
+        ),
         loss=dataclasses.replace(loss, perceptual_network=features),
     )
     check_bounds(config)
     return config
+
+
+def _completed(model: ModelConfig, said: Mapping[str, Any]) -> ModelConfig:
+    """What a configuration that names no family does not say of the model: that of the bundle it begins with.
+
+    Raises:
+        ConfigError: it is no bundle that can be begun with.
+    """
+    if "family" in said or not Path(model.init).is_dir():
+        return model
+    try:
+        spec = Bundle.open(Path(model.init)).spec
+    except TfxError as error:
+        raise ConfigError(f"model.init {model.init} cannot be read ({error}): name a bundle") from error
+    if spec.family is None:
+        raise ConfigError(
+            f"model.init {model.init} is a published graph without weights to begin from: name another bundle"
+        )
+    values: dict[str, Any] = {"family": spec.family, "channels": spec.channels}
+    values["hyper"] = {**spec.hyper, **model.hyper}
+    for name, part in (("stft", spec.stft), ("chunk", spec.chunk)):
+        values[name] = {**json.loads(json.dumps(dataclasses.asdict(part))), **getattr(model, name)}
+    if "stems" not in said:
+        values["stems"] = spec.stems
+        values["network_stems"] = spec.network_stems or ()
+        values["residual_stem"] = spec.residual_stem or ""
+    if "license" not in said:
+        values["license"] = spec.weights_license
+    return dataclasses.replace(model, **values)

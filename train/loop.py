@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +24,13 @@ import torch
 from torch import nn
 
 from tfswa.runtime.documents import parse_json
-from tfswa.runtime.errors import ConfigError, TrainingError, reason
+from tfswa.runtime.errors import BundleError, ConfigError, TrainingError, reason
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.files.publish import sweep
-from tfswa.runtime.model.spec import ModelSpec
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.plots import pictures
 from tfswa.train import checkpoint
+from tfswa.train.adapting import adapt, merged
 from tfswa.train.attention import attention_maps
 from tfswa.train.config import TrainConfig, steps_of
 from tfswa.train.config_files import RUN_CONFIG, run_config_text
@@ -44,6 +45,7 @@ from tfswa.train.meter import Meter
 from tfswa.train.ranks import process_rank
 from tfswa.train.scale import new_fabric
 from tfswa.train.schedule import Schedule
+from tfswa.train.strict import config_from_dict
 from tfswa.train.tasks import Separation, initialize, new_task
 from tfswa.train.trainer import NotFinite, Trainer
 from tfswa.train.watch import Watch
@@ -116,11 +118,19 @@ def train(
 
 def training_spec(config: TrainConfig) -> ModelSpec:
     """Spec of the model that a configuration trains, chunked as its family is made for."""
-    family = get_family(config.model.family)
+    family, model = get_family(config.model.family), config.model
+    try:
+        stft = config_from_dict(StftSpec, {**asdict(family.stft), **model.stft}, "model.stft.")
+        chunk = config_from_dict(ChunkSpec, {**asdict(family.chunk), **model.chunk}, "model.chunk.")
+    except BundleError as error:  # numbers that contradict each other
+        raise ConfigError(str(error)) from error
     return new_spec(
         family.name,
         stems=config.model.stems,
+        channels=model.channels,
         hyper=config.model.hyper,
+        stft=stft,
+        chunk=chunk,
         residual_stem=config.model.residual_stem or None,
         network_stems=config.model.network_stems or None,
         weights_license=config.model.license,
@@ -177,6 +187,7 @@ class Run:
             checkpointing=optim.checkpointing,
         )
         self.given = initialize(network, config.model) if config.model.init else []
+        adapt(network, config.model)
         self.trainer = Trainer(network, self.task, optim, rate, self.fabric, autocast)
         self.best = -math.inf
         self.scores: dict[str, float] = {}
@@ -328,7 +339,7 @@ class Run:
             if self.config.run.pictures and isinstance(self.task, Separation):
                 for song in self.held_out[:1]:
                     self._show(watch, self.task, network, song)
-            weights = self.trainer.weights()
+            weights = merged(self.trainer.weights())
         if world > 1 and not sharded:
             shares: list[Any] = [None] * world
             torch.distributed.all_gather_object(shares, scores)

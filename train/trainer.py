@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from tfswa.train.adapting import keep_still
 from tfswa.train.average import Average
 from tfswa.train.config import OptimConfig
 from tfswa.train.curriculum import band_limited
@@ -76,7 +77,8 @@ class Trainer:
         if hasattr(network, "reconstruct"):
             self.wrapped.mark_forward_method("reconstruct")
         kind = torch.optim.AdamW if optim.optimizer == "adamw" else torch.optim.Adam
-        self._optimizer = kind(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._optimizer = kind(trained, lr=optim.lr, weight_decay=optim.weight_decay)
         self._stepper: Any = fabric.setup_optimizers(self._optimizer)
         self._average = Average(network, optim.ema)
         self.step = self.skipped = self._skips_in_a_row = 0
@@ -171,6 +173,7 @@ class Trainer:
     def _backward(self, batch: Batch, bandwidth_hz: float) -> dict[str, float]:
         """Gradients of the batch; loss and its parts, each the mean over all processes."""
         self.wrapped.train()
+        keep_still(self.network)
         signals = batch.stems.to(self.fabric.device, non_blocking=True)
         if bandwidth_hz:
             signals = band_limited(signals, bandwidth_hz, self.rate)
