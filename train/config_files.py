@@ -136,7 +136,7 @@ def _completed(model: ModelConfig, said: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ConfigError: it is no bundle that can be begun with.
     """
-    if "family" in said or not Path(model.init).is_dir():
+    if "family" in said or not model.init or not Path(model.init).is_dir():
         return model
     try:
         spec = Bundle.open(Path(model.init)).spec
