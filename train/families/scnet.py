@@ -156,8 +156,8 @@ class Fusion(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """See the class. What meets the same numbers twice is added first, which is half of the products."""
-        first, second = self.conv.weight.chunk(2, dim=1)
-        return functional.glu(functional.conv2d(x + skip, first + second, self.conv.bias, padding=1), dim=1)
+        weight = self.conv.weight[:, : x.shape[1]] + self.conv.weight[:, x.shape[1] :]
+        return functional.glu(functional.conv2d(x + skip, weight, self.conv.bias, padding=1), dim=1)
 
 
 class Transposed(nn.Module):
