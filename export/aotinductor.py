@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tfswa.export.artifact import Exported, bundle_of, produce
+from tfswa.export.artifact import Exported, bundle_of, check_weights, produce
 from tfswa.runtime.backends.aotinductor import MADE_FOR, machine
 from tfswa.runtime.backends.torchscript import jit_allowed
 from tfswa.runtime.errors import ExportError, reason
@@ -39,10 +39,11 @@ def export_aotinductor(
         force: replace an existing artifact or ``output``.
 
     Raises:
-        UsageError: the model is an exported file.
+        UsageError: the model is an exported file, or a published graph without weights.
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: torch cannot compile it, or it differs from eager; nothing is written.
     """
+    check_weights(model, "compiled code")
     carried = {
         f"{METADATA}.json": embed(model.spec, "fp32", bundle_of(model, "export").digest, sealed=True),
         MADE_FOR: json.dumps(machine(torch)),

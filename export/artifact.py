@@ -1,6 +1,8 @@
 """From an exporter to a file in a bundle: convert, compare, and only then add.
 
 Model -> eager network -> convert -> file in a temporary folder -> check_graph -> Bundle.add
+
+Of a bundle that holds a published graph in place of weights, that graph stands in for the eager network.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from tfswa.runtime.errors import BundleError, OutputExists, UsageError
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.model import trust
-from tfswa.runtime.model.bundle import Bundle, replacing_directory
+from tfswa.runtime.model.bundle import Bundle, whole_bundle
 from tfswa.runtime.model.opening import FileModel, Model, open_model
 from tfswa.runtime.stream.codec import Tensors
-from tfswa.train.backend import load_network
+from tfswa.train.published import source_network
 
 Convert = Callable[[nn.Module, Path], Mapping[str, Any]]
 ENDINGS = (".onnx", ".ts", ".pt2")
@@ -55,7 +57,8 @@ class Exported:
         bytes: its size.
         format: ``onnx``, ``torchscript`` or ``aotinductor``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        snr_db: by stem, against the eager network; ``math.inf`` where exact.
+        against: what it was compared with, in words.
+        snr_db: by stem, against that; ``math.inf`` where exact.
         details: as the manifest has them.
         seconds: of the whole export, comparison included.
     """
@@ -65,6 +68,7 @@ class Exported:
     bytes: int
     format: str
     precision: str
+    against: str
     snr_db: Mapping[str, float]
     details: Mapping[str, Any]
     seconds: float
@@ -88,7 +92,7 @@ def produce(
         model: a bundle.
         name: file name of the artifact.
         kind: ``onnx``, ``torchscript`` or ``aotinductor``.
-        convert: writes the graph of the eager network to a path and returns details for the manifest.
+        convert: writes the graph of the network to a path and returns details for the manifest.
         precision: of the artifact.
         output: where a copy of the bundle goes, whole or not at all, or the artifact alone where it ends as
             that does (``.onnx``, ``.ts``, ``.pt2``); default: into the model's bundle.
@@ -144,6 +148,19 @@ def bundle_of(model: Model, command: str) -> Bundle:
     return model.bundle
 
 
+def check_weights(model: Model, kind: str) -> None:
+    """Refuse what is made of a network in torch where there is none.
+
+    Raises:
+        UsageError: the bundle holds a published graph in place of weights.
+    """
+    if model.spec.family is None:
+        raise UsageError(
+            f"{model.name} is a published graph without weights, of which torch makes no {kind}: "
+            "use --format onnx"
+        )
+
+
 def check_free(bundle: Bundle, name: str, *, force: bool) -> None:
     """Refuse before the work what ``Bundle.add`` would refuse after it.
 
@@ -163,8 +180,8 @@ def check_free(bundle: Bundle, name: str, *, force: bool) -> None:
 def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Iterator[Bundle]:
     """Yield an unsealed copy of a bundle that takes its place at ``path`` when the block ends well.
 
-    Weights go byte for byte. The artifact ``without`` stays behind, being about to be made anew, and so
-    do engines that were built from it.
+    Weights, or the graph in place of them, go byte for byte. The artifact ``without`` stays behind, being
+    about to be made anew, and so do engines that were built from it.
 
     Raises:
         OutputExists: ``path`` is there and ``force`` is False, or it is not a bundle.
@@ -172,12 +189,10 @@ def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Ite
     """
     files = {name: entry for name, entry in source.files.items() if name != without}
     hashes = {entry.sha256 for entry in files.values()}
-    with replacing_directory(path, force=force) as work:
-        # A bundle is created in a directory of its own; its content then moves up into the prepared one.
-        staged = work / "staged"
-        copy = Bundle.create(staged, source.spec, {}, provenance=source.provenance)
+    with whole_bundle(path, force=force) as place:
+        copy = source.copy_bare(place)
         for name, entry in files.items():
-            if (
+            if name == source.origin or (
                 entry.kind in (ENGINE, TRANSFORM, ANSWER, KEY)
                 and entry.details.get("onnx_sha256") not in hashes
             ):
@@ -192,9 +207,6 @@ def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Ite
         if copy.digest != source.digest:
             raise BundleError(f"the copy of {source.path} is another model: its digest differs, not written")
         yield copy
-        for item in staged.iterdir():
-            item.rename(work / item.name)
-        staged.rmdir()
 
 
 def finite_or_none(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -208,7 +220,7 @@ def _produce(order: _Order, bundle: Bundle) -> Exported:
         check_tensors(order.model.spec, order.audio),
         order.audio.name if order.audio else "generated music",
     )
-    network = load_network(order.model)
+    network = source_network(order.model)
     with temporary("export") as folder:
         path = folder / order.name
         details = dict(order.convert(network, path))
@@ -228,7 +240,8 @@ def _produce(order: _Order, bundle: Bundle) -> Exported:
         )
     seconds = time.perf_counter() - start
     size = file.stat().st_size
-    return Exported(bundle.home, file, size, order.kind, order.precision, snr_db, details, seconds)
+    against = "eager" if order.model.spec.family is not None else "the published graph"
+    return Exported(bundle.home, file, size, order.kind, order.precision, against, snr_db, details, seconds)
 
 
 def _copier(source: Path) -> Callable[[Path], None]:

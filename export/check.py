@@ -93,7 +93,7 @@ def check_graph(
     """Compare an exported file with the eager network.
 
     Args:
-        network: the eager network, in eval mode, on the CPU.
+        network: the eager network, in eval mode, on the CPU; or the published graph in place of it.
         model: the exported file, opened.
         given: from ``check_tensors``.
         gate_db: what each stem's SNR must reach, in each of the comparisons; default: that of parity.
@@ -116,7 +116,7 @@ def check_graph(
             given[STATE + name] = np.concatenate((alone[STATE + name], eager[0][NEXT + name]))
     if not all(np.isfinite(part).all() for parts in eager for part in parts.values()):
         raise NonFiniteError(
-            f"the eager network behind {model.path.name} gives NaN or Inf: train it again; not written"
+            f"{_source(spec)} behind {model.path.name} gives NaN or Inf: train it again; not written"
         )
     comparison = _Comparison(
         model, given, eager, gate_for(model.precision).snr_db if gate_db is None else gate_db, on
@@ -159,7 +159,8 @@ class _Comparison:
                 for found in (alone, batch)
                 for item, one in enumerate(found[part])
             ]
-            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from eager{on}", called)
+            of = "eager" if spec.family is not None else _source(spec)
+            _hold(min(against_eager), self.gate_db, f"{kind} graph differs from {of}{on}", called)
             in_batch = likeness_db(alone[part][0], batch[part][0])
             _hold(in_batch, self.gate_db, f"{kind} graph gives an item another result in a batch", called)
             worst[part] = min(*against_eager, in_batch)
@@ -255,6 +256,10 @@ def _chunks(spec: ModelSpec, audio: Path) -> Generator[NDArray[np.float32]]:
             log_notes(source)
     if held.shape[1]:
         yield np.pad(held, ((0, 0), (0, size - held.shape[1])))
+
+
+def _source(spec: ModelSpec) -> str:
+    return "the published graph" if spec.family is None else "the eager network"
 
 
 def _open(model: FileModel) -> Session:

@@ -279,7 +279,8 @@ def _report(made: Exported, *, as_json: bool) -> None:
     handed = {name: value for name, value in made.snr_db.items() if name.startswith(NEXT)}
     worst = {f"the worst of {len(handed)} states": min(handed.values())} if handed else {}
     for stem, value in ({n: v for n, v in made.snr_db.items() if n not in handed} | worst).items():
-        click.echo(f"  {stem}: {f'{value:.1f} dB' if math.isfinite(value) else 'equal bits'} against eager")
+        figure = f"{value:.1f} dB" if math.isfinite(value) else "equal bits"
+        click.echo(f"  {stem}: {figure} against {made.against}")
     if peak := made.details.get("peak"):
         click.echo(
             f"  {made.details['casts']} casts; the largest result is {peak['value']:.3g}, {peak['node']} on "

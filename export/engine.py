@@ -56,7 +56,7 @@ from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle, writable
 from tfswa.runtime.model.opening import Model
 from tfswa.runtime.model.spec import DECODE, ENCODE, ModelSpec, Shapes
-from tfswa.train.backend import load_network
+from tfswa.train.published import source_network
 
 Flavor = Literal["auto", "rtx", "tensorrt"]
 
@@ -232,7 +232,7 @@ def answer(model: Model) -> NDArray[np.float32]:
     import torch
 
     spec = model.spec
-    found = run_torch(load_network(model), spec, probe(spec), torch.device("cpu"))
+    found = run_torch(source_network(model), spec, probe(spec), torch.device("cpu"))
     if not all(np.isfinite(value).all() for value in found.values()):
         raise NonFiniteError(
             f"the eager network of {model.name} gives NaN or Inf for the self-test: train it again"

@@ -28,14 +28,16 @@ from tfswa.export.plan import QUANTIZED, TYPED, Precision, PrecisionPlan
 from tfswa.export.precision import count_casts, typed
 from tfswa.export.quantize import CALIBRATION, count_quantized, layers, load_ranges, quantize_graph
 from tfswa.runtime.errors import ConfigError, ExportError, UsageError
-from tfswa.runtime.model import digest
-from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import METADATA, BundleModel, Model, embed
+from tfswa.runtime.model.bundle import GRAPH, Bundle
+from tfswa.runtime.model.opening import BundleModel, Model
 from tfswa.runtime.model.spec import ModelSpec
+from tfswa.train.published import PublishedNetwork, ends_of, read_graph
+from tfswa.train.rewriting import sealed_message, to_contract
 
 NAME = "model.onnx"
 OPSET = 20
 OPSETS = {"bf16": 22}  # older convolutions know no bfloat16
+PUBLISHED_OPSETS = {**OPSETS, "mixed": 19}  # scales of float16 since 19
 PLAN = "precision-plan.json"
 OLDEST_OPSET = 18  # the oldest that torch writes
 NEWEST_OPSET = 25  # the newest that onnxscript 0.7.2 converts to
@@ -69,7 +71,8 @@ def export_onnx(
         plan: exceptions; not with ``fp32``. Default: for ``int8`` and ``mixed`` the bundle's own, which
             `tfx calibrate --sensitivity` made; where there is none, all that can be is quantized.
         low_io: input and output of the graph in ``fp16`` too; with that precision only.
-        opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22.
+        opset: version of the ONNX operators, 18 to 25; default: 20, of bf16 22. A published graph can
+            be in its own too, which is then the default, from 13 on.
         audio: what to compare on; default: generated music.
         compared_on: likewise, as two chunks ``[2, 2*C, T, F]``, and what to call them.
         graph: the bundle's own in float32 and without metadata, from a caller that has read it; it is not
@@ -84,9 +87,10 @@ def export_onnx(
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: the graph cannot be made, differs from eager, or overflows; nothing is written.
     """
-    opset = OPSETS.get(precision, OPSET) if opset is None else opset
-    _check_request(precision, plan, low_io, opset)
     bundle = bundle_of(model, "export")
+    oldest, usual = _opsets(model, precision)
+    opset = usual if opset is None else opset
+    _check_request(precision, plan, low_io, opset, oldest, usual)
     ranges = load_ranges(model) if precision in QUANTIZED else {}
     if precision in QUANTIZED and plan is None:
         plan = _own_plan(bundle)
@@ -116,12 +120,23 @@ class _Recipe:
     read: onnx.ModelProto | None
 
 
-def _check_request(precision: Precision, plan: PrecisionPlan | None, low_io: bool, opset: int) -> None:
+def _opsets(model: Model, precision: Precision) -> tuple[int, int]:
+    """The oldest opset that a model's graph can be in, and the usual one: a published graph keeps its own."""
+    if model.spec.family is not None:
+        return OLDEST_OPSET, OPSETS.get(precision, OPSET)
+    path = model.file(GRAPH)
+    own = ends_of(path, read_graph(path)).least_opset
+    return own, max(own, PUBLISHED_OPSETS.get(precision, own))
+
+
+def _check_request(
+    precision: Precision, plan: PrecisionPlan | None, low_io: bool, opset: int, oldest: int, usual: int
+) -> None:
     """Refuse options that do not go together."""
     if precision == "bf16" and opset < OPSETS["bf16"]:
         raise UsageError(f"opset {opset} has no convolution in bf16: use {OPSETS['bf16']} or newer")
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UsageError(f"opset {opset} is not one of {OLDEST_OPSET} to {NEWEST_OPSET}: use {OPSET}")
+    if not oldest <= opset <= NEWEST_OPSET:
+        raise UsageError(f"opset {opset} is not one of {oldest} to {NEWEST_OPSET}: use {usual}")
     if precision == "fp32" and plan is not None:
         raise UsageError("a precision plan says what stays fp32, asked for is fp32 altogether: leave it out")
     if low_io and precision != "fp16":
@@ -134,7 +149,9 @@ def _convert(
     """Write the graph of a network; return what the manifest says of it."""
     precision, plan, opset = recipe.precision, recipe.plan, recipe.opset
     graph = _calibrated(bundle, opset, recipe.read) if precision in QUANTIZED else None
-    if graph is None:
+    if graph is None and isinstance(network, PublishedNetwork):
+        graph = to_contract(network.path, spec, opset)
+    elif graph is None:
         graph = build_graph(network, spec, opset)
     plan.check(bundle.digest, [node.name for node in graph.graph.node])
     able = [layer.name for layer in layers(graph)]
@@ -148,9 +165,7 @@ def _convert(
                 "bf16, or name another plan with --plan"
             )
         graph = _checked(quantize_graph(graph, recipe.ranges, names), spec, opset)
-    graph.metadata_props.add(key=METADATA, value=embed(spec, precision, bundle.digest, sealed=True))
-    graph.metadata_props.add(key=digest.KEY, value=digest.BLANK)
-    path.write_bytes(digest.close_message(graph.SerializeToString(deterministic=True)))
+    path.write_bytes(sealed_message(graph, spec, precision, bundle.digest))
     details = {
         "opset": opset,
         "nodes": len(graph.graph.node),
@@ -202,7 +217,7 @@ def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(
-                f"torch cannot export {spec.family} to opset {opset}: {_last_line(error)}"
+                f"torch cannot export {spec.family_in_words} to opset {opset}: {_last_line(error)}"
             ) from error
     assert program is not None
     _simplify(program.model)
@@ -314,17 +329,19 @@ def _checked(graph: onnx.ModelProto, spec: ModelSpec, opset: int) -> onnx.ModelP
         onnx.checker.check_model(graph, full_check=True)
         graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the graph of {spec.family} breaks ONNX's rules: {_last_line(error)}") from error
+        raise ExportError(
+            f"the graph of {spec.family_in_words} breaks ONNX's rules: {_last_line(error)}"
+        ) from error
     wanted = {name: [BATCH, *shape] for name, shape in (spec.takes | spec.gives).items()}
     found = {value.name: _shape(value) for value in (*graph.graph.input, *graph.graph.output)}
     if found != wanted:
         raise ExportError(
-            f"the graph of {spec.family} has inputs and outputs {found}, its spec says {wanted}"
+            f"the graph of {spec.family_in_words} has inputs and outputs {found}, its spec says {wanted}"
         )
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
     if opsets != {"": opset} or graph.functions:
         raise ExportError(
-            f"the graph of {spec.family} needs operators {opsets}, asked for is opset {opset} alone"
+            f"the graph of {spec.family_in_words} needs operators {opsets}, asked for is opset {opset} alone"
         )
     return graph
 

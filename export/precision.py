@@ -10,6 +10,8 @@ decided here, by rule::
 - before the first layer with weights and after the last one: float32
 - between them: the low precision, and the sums of a normalization in float32, which is what the operator
   LayerNormalization does by its definition (``stash_type`` 1)
+- in float32 too, what divides by a length: squares, their sum, its root, the quotient or product with it.
+  Of silence the length is next to nothing, and in half its inverse is infinite
 - and float32 for operators that a precision lacks (``FULL``), and wherever a ``PrecisionPlan`` says so
 
 Tensors are cast where two of these meet and nowhere else, each once.
@@ -39,6 +41,11 @@ MOVERS |= frozenset(("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueez
 # Inputs that say where, not what: these are float32 by the operator's definition.
 PLACES = {"Resize": (1, 2)}  # the region, and the scales
 PEAKS = "peaks"
+
+# From squares to their root, and from the root to what it divides.
+SUMS = frozenset(("ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"))
+BEFORE_ROOT = SUMS | frozenset(("Add", "Clip", "Max", "Mul", "Pow"))
+BEHIND_ROOT = frozenset(("Add", "Clip", "Div", "Expand", "Max", "Mul", "Reciprocal"))
 
 _LOW_CODES = frozenset((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
 _ONE = "one_number"
@@ -139,6 +146,7 @@ class _Typing:
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.nodes = list(graph)
         self.outside = _outside(self.nodes, graph.inputs)
+        self.lengths = _lengths(self.nodes)
 
     def apply(self, low_io: bool) -> None:
         if low_io:
@@ -173,7 +181,7 @@ class _Typing:
             if len(given) == 1:
                 return given.pop()
         kept = node.op_type in FULL[self.precision] or self.plan.keeps(node.name or "")
-        if kept or node in self.outside:
+        if kept or node in self.outside or node in self.lengths:
             return ir.DataType.FLOAT
         return self.low
 
@@ -237,6 +245,60 @@ def _outside(nodes: Iterable[ir.Node], inputs: Iterable[ir.Value]) -> set[ir.Nod
             needed.update(node.inputs)
     after = {node for node in nodes if node.op_type not in LAYERS and not needed.intersection(node.outputs)}
     return before | after
+
+
+def _lengths(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """Nodes that compute the length of a vector, and those that divide by it or multiply with its inverse."""
+    found: set[ir.Node] = set()
+    for node in nodes:
+        if node.op_type not in ("ReduceL2", "Sqrt"):
+            continue
+        before = _chain_to(node)
+        if any(each.op_type in SUMS for each in before):
+            found |= before | _chain_from(node)
+    return found
+
+
+def _chain_to(root: ir.Node) -> set[ir.Node]:
+    """A root, and what leads from squares to it."""
+    chain, open_ = {root}, [root]
+    while open_:
+        for value in open_.pop().inputs:
+            node = None if value is None else value.producer()
+            if node is None or node in chain or node.op_type not in BEFORE_ROOT:
+                continue
+            chain.add(node)
+            if not _is_square(node):  # what is squared is another matter
+                open_.append(node)
+    return chain
+
+
+def _chain_from(root: ir.Node) -> set[ir.Node]:
+    """What is done with a root, up to the first node at which another value that is not constant comes in."""
+    chain: set[ir.Node] = set()
+    open_ = [root]
+    values = set(root.outputs)
+    while open_:
+        for node in [use.node for value in open_.pop().outputs for use in value.uses()]:
+            if node in chain or node.op_type not in BEHIND_ROOT:
+                continue
+            chain.add(node)
+            if all(value is None or value in values or _is_constant(value) for value in node.inputs):
+                values.update(node.outputs)
+                open_.append(node)
+    return chain
+
+
+def _is_square(node: ir.Node) -> bool:
+    return node.op_type in ("Pow", "ReduceL2", "ReduceSumSquare") or (
+        node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
+    )
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Whether it depends on nothing that the graph is given; shapes, as ``Expand`` has them, do not count."""
+    producer = value.producer()
+    return not _is_float(value) or value.is_initializer() or (producer is not None and not producer.inputs)
 
 
 def _through(name: str, new: str, low: int) -> list[onnx.NodeProto]:

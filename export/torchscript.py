@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tfswa.export.artifact import Exported, bundle_of, produce
+from tfswa.export.artifact import Exported, bundle_of, check_weights, produce
 from tfswa.runtime.backends.torchscript import jit_allowed
 from tfswa.runtime.model.digest import close_archive
 from tfswa.runtime.model.opening import METADATA, Model, embed
@@ -34,10 +34,11 @@ def export_torchscript(
         force: replace an existing artifact or ``output``.
 
     Raises:
-        UsageError: the model is an exported file.
+        UsageError: the model is an exported file, or a published graph without weights.
         OutputExists: the artifact or ``output`` is there and ``force`` is False.
         ExportError: the graph differs from eager; nothing is written.
     """
+    check_weights(model, "TorchScript")
     carried = {f"{METADATA}.json": embed(model.spec, "fp32", bundle_of(model, "export").digest, sealed=True)}
 
     def convert(network: nn.Module, path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tfswa.runtime.backends import BackendOptions, backend_names
     from tfswa.runtime.errors import TfxError
     from tfswa.runtime.model.opening import Model, model_names, open_model
+    from tfswa.runtime.stream.chain import Chain
+    from tfswa.runtime.stream.combination import Combination
     from tfswa.runtime.stream.files import FileResult
     from tfswa.runtime.stream.separator import Separator, Stream
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendOptions",
+    "Chain",
+    "Combination",
     "FileResult",
     "Model",
     "Separator",
@@ -42,6 +46,8 @@ __all__ = [
 
 _HOME = {
     "BackendOptions": "backends",
+    "Chain": "stream.chain",
+    "Combination": "stream.combination",
     "FileResult": "stream.files",
     "Model": "model.opening",
     "Separator": "stream.separator",

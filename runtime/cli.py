@@ -17,6 +17,7 @@ from tfswa.runtime.escape import escaped_output, json_text, nothing_printed, sho
 # name -> (module, what it does): nothing is imported until a command runs.
 COMMANDS = {
     "separate": ("tfswa.runtime.commands.separate", "Separate songs into stems."),
+    "combine": ("tfswa.runtime.commands.combine", "Make one model of several: an ensemble."),
     "parity": ("tfswa.runtime.commands.parity", "Measure in dB what an artifact lost against eager torch."),
     "sign": ("tfswa.runtime.commands.sign", "Sign the certificates that a bundle holds."),
     "bench": ("tfswa.runtime.commands.bench", "Time every backend here, beside what each costs in dB."),

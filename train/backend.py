@@ -110,13 +110,18 @@ def load_network(model: Model) -> nn.Module:
     """Build a bundle's network in eval mode, weights in float32.
 
     Raises:
-        BackendUnavailable: an exported file holds no weights for an eager network.
+        BackendUnavailable: an exported file or a published graph holds no weights for an eager network.
         BundleError: the weights do not fit the family.
     """
     if model.bundle is None:
         raise BackendUnavailable(
             f"{model.name} is an exported file, the eager network needs a bundle: "
             "use --backend ort or torchscript"
+        )
+    if model.spec.family is None:
+        raise BackendUnavailable(
+            f"{model.name} is a published graph without weights, torch cannot run it: use --backend ort, "
+            "openvino or trt"
         )
     network = build_network(model.spec).eval()
     weights = {

@@ -172,7 +172,7 @@ class Run:
         network = build_network(self.spec)
         check_trainable(
             network,
-            self.spec.family,
+            config.model.family,
             pretraining=config.pretrain.share > 0,
             checkpointing=optim.checkpointing,
         )

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tfswa.runtime.errors import UsageError
+from tfswa.runtime.model.bundle import GRAPH
 from tfswa.runtime.model.spec import INPUT, NEXT, OUTPUT, SAMPLES, STATE, STEM_SAMPLES, ModelSpec
 from tfswa.runtime.stream.codec import first_tensors
 from tfswa.train.families.contract import call
@@ -36,12 +38,18 @@ class TorchReference:
         model: a model whose weights are at hand (a bundle).
 
     Raises:
+        UsageError: the model is a published graph.
         BundleError: the weights are damaged or do not fit the family.
     """
 
     def __init__(self, model: Model):
         from tfswa.train.backend import load_network
 
+        if model.spec.family is None:
+            raise UsageError(
+                f"{model.name} is a published graph without weights, which this reference needs: use "
+                "--reference graph"
+            )
         self.spec = model.spec
         self.network = load_network(model)
         self.kind, self.exact = torch.float32, False
@@ -133,6 +141,51 @@ class Float64Reference(TorchReference):
     def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
         """``[C, N] -> [S, C, N]``."""
         return separate_whole(self.network, self.spec, torch.from_numpy(mixture).double()).numpy()
+
+
+class GraphReference:
+    """The graph that others published, its own bytes in ONNX Runtime, and the host of the other references.
+
+    Args:
+        model: a bundle that holds such a graph.
+
+    Raises:
+        UsageError: it holds weights.
+        BundleError: the graph is damaged.
+        BackendUnavailable: onnxruntime is missing.
+    """
+
+    exact = False
+
+    def __init__(self, model: Model):
+        from tfswa.train.published import PublishedNetwork
+
+        if model.spec.family is not None:
+            raise UsageError(f"{model.name} holds weights and no published graph: use --reference torch")
+        self.spec = model.spec
+        self.network = PublishedNetwork(model.file(GRAPH), model.spec)
+        self.description = f"{GRAPH}, as it was published, in {self.network.description}"
+
+    def separate(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``[C, N] -> [S, C, N]``."""
+        return separate_whole(self.network, self.spec, torch.from_numpy(mixture)).numpy()
+
+    def separate_once(self, mixture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """``[C, N] -> [S, C, N]`` of one chunk: a graph has a fixed length."""
+        if mixture.shape[1] != self.spec.chunk_samples:
+            raise UsageError(
+                f"{mixture.shape[1]} samples in one pass, the published graph takes "
+                f"{self.spec.chunk_samples}: give it as many"
+            )
+        piece = torch.from_numpy(np.ascontiguousarray(mixture))
+        stft = DifferentiableStft(self.spec.stft)
+        with torch.inference_mode():
+            return _separate_chunk(self.network, self.spec, stft, piece, {}).double().numpy()
+
+    def network_output(self, given: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.floating]]:
+        """What the network alone gives of what it takes, by name."""
+        with torch.inference_mode():
+            return {OUTPUT: self.network(torch.from_numpy(given[INPUT])).numpy()}
 
 
 @torch.no_grad()

@@ -214,7 +214,7 @@ class Reconstruction:
 
     def validate(self, network: nn.Module, song: TrainingSong) -> dict[str, float]:
         """How well hidden features of a song's first chunks are guessed: minus the loss."""
-        length = (self.spec.chunk.frames - 1) * self.spec.stft.hop
+        length = self.spec.chunk_samples
         wanted = max(length, self.seconds * self.spec.stft.sample_rate)  # a chunk at least
         chunks = min(8, int(min(song.samples, wanted)) // length)
         there = [source for source in self.groups[0] if source in song.sources]
@@ -236,7 +236,7 @@ class Reconstruction:
         if best:
             contiguous = {name: value.contiguous() for name, value in weights.items()}
             metadata = {
-                "family": self.spec.family,
+                "family": self.spec.family_in_words,
                 "provenance": json.dumps(provenance),
                 _DIGEST: _sha256(contiguous),
             }
@@ -303,7 +303,15 @@ def initialize(network: nn.Module, config: ModelConfig) -> list[str]:
     """
     path = Path(config.init)
     try:
-        weights = load_file(Bundle.open(path).file(WEIGHTS)) if path.is_dir() else _read(path)
+        bundle = Bundle.open(path) if path.is_dir() else None
+        if bundle is not None and bundle.spec.family is None:
+            raise ConfigError(
+                f"model.init {path} is a published graph without weights to begin from: name a bundle that "
+                "holds weights, or leave it out"
+            )
+        weights = _read(path) if bundle is None else load_file(bundle.file(WEIGHTS))
+    except ConfigError:
+        raise
     except Exception as error:  # those of safetensors share no public base
         raise ConfigError(
             f"model.init {path} cannot be read ({reason(error)}): name a bundle or {PRETRAINED}"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 EXAMPLES = {
     "separate": ("tfx separate song.mp3", "tfx separate album/ -o stems --format flac --stems vocals"),
+    "combine": (
+        "tfx combine -m a.tfx -m b.tfx -o ensemble.tfx",
+        "tfx combine -m a.tfx -m b.tfx -o ensemble.tfx --weights vocals=2,1",
+    ),
     "parity": (
         "tfx parity vocals.tfx --backend ort --audio songs/one",
         "tfx parity vocals.tfx --quick --markdown parity.md",
@@ -33,7 +37,7 @@ EXAMPLES = {
         "tfx new tfswa_lite -o untrained.tfx",
         "tfx new tfswa_lite -o four.tfx --stems vocals,drums,bass,other --seed 1",
     ),
-    "import": ("tfx import spleeter", "tfx import checkpoint my.pt --family my_family"),
+    "import": ("tfx import vocals.ckpt --config vocals.yaml", "tfx import my.pt --family my_family"),
     "data": ("tfx data example -o songs", "tfx data check songs"),
     "data example": ("tfx data example -o songs", "tfx data example -o songs --force"),
     "data check": ("tfx data check songs", "tfx data check songs --partial"),
@@ -42,11 +46,6 @@ EXAMPLES = {
         "tfx data preview seed data.root=musdb18hq -o heard",
     ),
     "data musdb": ("tfx data musdb --download", "tfx data musdb --download -o musdb-excerpts"),
-    "import spleeter": ("tfx import spleeter", "tfx import spleeter -o spleeter.tfx"),
-    "import checkpoint": (
-        "tfx import checkpoint my.pt --family my_family",
-        "tfx import checkpoint last.ckpt --config runs/mine --prefix network.",
-    ),
     "export": ("tfx export vocals.tfx", "tfx export vocals.tfx --format torchscript -o vocals.ts"),
     "calibrate": (
         "tfx calibrate vocals.tfx --audio songs",

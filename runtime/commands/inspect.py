@@ -91,12 +91,15 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     """Return what is known of a model, JSON-ready; keys are documented in docs/json.md."""
     from tfswa.runtime.errors import BackendUnavailable
     from tfswa.runtime.files.signals import load_point
+    from tfswa.runtime.model.ensemble import is_ensemble
     from tfswa.runtime.model.opening import model_names, open_model
     from tfswa.runtime.model.trust import who_vouches
     from tfswa.runtime.parity.evidence import read_evidence
     from tfswa.runtime.parity.judge import passes
     from tfswa.runtime.plugins import entry_points
 
+    if is_ensemble(model):
+        return ensemble_as_dict(model, trusted=trusted)
     families = {point.name: point for point in entry_points(group="tfswa.families")}
     if model in families and model not in model_names() and not Path(model).exists():
         try:
@@ -138,8 +141,27 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     }
 
 
+def ensemble_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
+    """Return what is known of an ensemble and of each member; keys are documented in docs/json.md."""
+    from tfswa.runtime.model.ensemble import open_ensemble
+    from tfswa.runtime.stream.arrangement import arrange_one
+
+    ensemble, offered = open_ensemble(model, trusted=trusted), arrange_one(model)
+    return {
+        "model": model,
+        "kind": "ensemble",
+        "path": str(ensemble.path),
+        "combine": ensemble.combine,
+        "weights": {stem or "*": list(row) for stem, row in ensemble.weights.items()},
+        "stems": list(offered.stems),
+        "channels": offered.channels,
+        "sample_rate": offered.sample_rate,
+        "members": [bundle_as_dict(member.name, trusted=trusted) for member in ensemble.members],
+    }
+
+
 def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
-    from tfswa.runtime.stream.overlap import ChunkPlan
+    from tfswa.runtime.stream.plan import ChunkPlan
 
     stft, chunk = spec.stft, spec.chunk
     return {
@@ -180,7 +202,11 @@ def _describe_spec(spec: ModelSpec) -> dict[str, Any]:
 def _print(description: Mapping[str, Any]) -> None:
     for key, value in description.items():
         name = key.replace("_", " ")
-        if key == "files":
+        if key == "members":
+            for member in value:
+                click.echo()
+                _print(member)
+        elif key == "files":
             click.echo("files (hashes checked)")
             for file, entry in value.items():
                 size = f"{entry['bytes'] / 1e6:.2f} MB"
@@ -204,6 +230,8 @@ def _print(description: Mapping[str, Any]) -> None:
             click.echo(f"{name}: {value:,} ({description['weights_mb']} MB in float32)")
         elif key == "gflop_per_second":
             click.echo(f"GFLOP per second of audio: {value}")
+        elif key == "family" and value is None:
+            click.echo("family: none, a published graph")
         elif key not in ("weights_mb", "state_mb"):
             click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
 

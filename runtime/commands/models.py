@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -9,11 +10,21 @@ import click
 from tfswa.runtime.commands import options
 from tfswa.runtime.escape import json_text
 
+MANY = 6  # stems of a known model that are named in the table
+
 
 @click.command()
+@click.option(
+    "--known",
+    is_flag=True,
+    help="List instead the public checkpoints that tfx knows, with license and size; none is fetched.",
+)
 @options.as_json
-def models(as_json: bool) -> None:
+def models(known: bool, as_json: bool) -> None:
     """List the models that have a name, and the families that `tfx new` and `tfx train` know."""
+    if known:
+        _known(as_json=as_json)
+        return
     from tfswa.runtime.errors import BundleError
     from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.opening import model_names
@@ -45,8 +56,35 @@ def models(as_json: bool) -> None:
         return
     for entry in found:
         stems = ", ".join(entry["stems"])
+        kind = entry["family"] or "published graph"
         click.echo(
-            f"{entry['model']:12} {entry['family']}, {entry['parameters']:,} parameters: {stems} "
+            f"{entry['model']:12} {kind}, {entry['parameters']:,} parameters: {stems} "
             f"(weights {entry['weights_license']})"
         )
     click.echo(f"families     {', '.join(families)}")
+
+
+def _known(*, as_json: bool) -> None:
+    """Print the list of public checkpoints."""
+    from tfswa.runtime.model.known import known_models
+    from tfswa.runtime.table import text_table
+
+    listed = known_models()
+    if as_json:
+        click.echo(json_text({"known": [model.to_dict() for model in listed]}))
+        return
+    rows = []
+    for model in listed:
+        stems = ", ".join(model.stems[:MANY])
+        stems += f" and {len(model.stems) - MANY} more" if len(model.stems) > MANY else ""
+        stems += f" / {model.complement}" if model.complement else ""
+        license_ = re.split(r" \(|:", model.license)[0]
+        rows.append([model.name, model.architecture, model.size_mb, stems, license_])
+    click.echo(text_table(["name", "architecture", "MB", "stems / rest", "license"], rows, digits=0))
+    without = [model.name for model in listed if model.source is None]
+    unchecked = sum(not all(file.sha256 for file in model.files) for model in listed)
+    click.echo(
+        f"\n{len(listed)} models; {len(without)} without an address: {', '.join(without) or 'none'}; "
+        f"{unchecked} with a file whose SHA-256 is not known.\nLicenses are of the weights, as their authors "
+        "state them; --json has all that is known."
+    )

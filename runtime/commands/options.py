@@ -106,15 +106,36 @@ trust = click.option(
 )
 
 
-def model_option(command: F) -> F:
-    """``-m MODEL``."""
+def models_option(command: F) -> F:
+    """``-m MODEL``, as often as there are models."""
     return click.option(
         "-m",
         "--model",
-        default="demo",
-        show_default=True,
-        help="A bundle, a .onnx, .ts or .pt2 file, or a name that `tfx models` lists.",
+        "models",
+        multiple=True,
+        default=("demo",),
+        show_default="demo",
+        help="A bundle, a .onnx, .ts or .pt2 file, or a name that `tfx models` lists; several are combined.",
     )(command)
+
+
+def combine_options(command: F) -> F:
+    """``--combine --weights``."""
+    weights = click.option(
+        "--weights",
+        multiple=True,
+        metavar="[STEM=]W,W,...",
+        help="How much each model counts, for all stems or for one, 0 or more; default: all alike.",
+    )
+    combine = click.option(
+        "--combine",
+        type=click.Choice(["mean", "median", "max", "min"]),
+        help="Of several models: mean or median of the waveforms; max or min takes each bin of a spectrum "
+        "from the model that is loudest or quietest there; default: mean.",
+    )
+    for option in (weights, combine):
+        command = option(command)
+    return command
 
 
 def output_option(

@@ -81,10 +81,9 @@ class Outputs:
 @options.threads
 @click.option(
     "--reference",
-    default="torch",
-    show_default=True,
-    help="What artifacts are measured against: torch (eager float32), or float64, which also tells how "
-    "much of the distance is the float32 reference's own rounding.",
+    help="What artifacts are measured against: torch (eager float32), float64, which also tells how much of "
+    "the distance is the float32 reference's own rounding, or graph (the graph that was published, as it "
+    "is); default: torch, and graph where MODEL is one.",
 )
 @click.option(
     "--audio",
@@ -119,7 +118,7 @@ def measure(
     entries: tuple[str, ...],
     device: str | None,
     threads: int | None,
-    reference: str,
+    reference: str | None,
     audio: Path | None,
     quick: bool,
     gates_file: Path | None,
@@ -130,11 +129,12 @@ def measure(
     """Measure artifacts of one MODEL or several, keep the figures in each bundle, and judge them."""
     from tfswa.runtime.errors import UsageError
     from tfswa.runtime.gates import default_gates, load_gates
+    from tfswa.runtime.model.ensemble import member_names
     from tfswa.runtime.parity.candidates import candidates_of
     from tfswa.runtime.parity.verdict import Measurement
 
     outputs = Outputs(**places)
-    models = models or ("demo",)
+    models = tuple(name for given in models or ("demo",) for name in member_names(given))
     outputs.check(len(models))
     if judge_file and gates_file:
         raise UsageError("--judge and --gates both name gates: give one of them")

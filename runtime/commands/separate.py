@@ -20,16 +20,25 @@ from tfswa.runtime.limits import MOST_WIENER
 if TYPE_CHECKING:
     from tfswa.runtime.audio.tracks import Track
     from tfswa.runtime.failures import Failure
+    from tfswa.runtime.stream.arrangement import Arrangement
     from tfswa.runtime.stream.files import FileJob, FileResult, Outcome, Progress
     from tfswa.runtime.stream.jobs import JobPlan
-    from tfswa.runtime.stream.separator import Separator
+    from tfswa.runtime.stream.separating import Separating
 
 NAMED = 3  # chunks of a report on stderr; --json has them all
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=options.GivenPath(), metavar="INPUT...")
-@options.model_option
+@options.models_option
+@options.combine_options
+@click.option(
+    "--then",
+    multiple=True,
+    metavar="STEM=MODEL",
+    help="Separate a stem further, by another model: vocals=dereverb.tfx gives vocals.dry and so on in the "
+    "place of vocals; default: nothing.",
+)
 @options.output_option("Folder for the stems: DIR/<input>/<stem>.<format>.", "separated", kind="folder")
 @options.backend_options
 @click.option("--stems", help="Stems to write, separated by commas; default: all.")
@@ -78,6 +87,14 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     help="Iterations of a multichannel Wiener filter after the network; parity does not cover it. 0: none.",
 )
 @click.option(
+    "--overlap",
+    default="1",
+    show_default=True,
+    metavar="1|2|4|msst:N",
+    help="How many shifted chunks every sample is the weighted mean of; msst:N: by the rule of the training "
+    "suite MSST. Takes as many times as long; parity does not cover it.",
+)
+@click.option(
     "--track",
     metavar="N|LANGUAGE",
     help="Audio track of a file that has several, a number from 1 or a language such as eng; default: the "
@@ -100,62 +117,87 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
 @options.as_json
 def separate(
     inputs: tuple[Path, ...],
-    model: str,
     output: Path,
-    backend: str,
-    precision: str | None,
-    device: str | None,
-    threads: int | None,
-    batch: int,
     stems: str | None,
     format_: str,
-    clip: Any,
-    require_parity: bool,
-    signed_by: Path | None,
-    on_nonfinite: Any,
-    wiener: int,
-    track: str | None,
-    strict: bool,
-    trusted: bool,
-    force: bool,
     skip_existing: bool,
     quiet: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Separate songs into stems.
 
     INPUT is an audio or video file, - for standard input, or a folder of which everything that holds audio
     is taken.
     """
-    from tfswa.runtime.backends import BackendOptions, default_device
-    from tfswa.runtime.model.opening import open_model
-    from tfswa.runtime.parity.evidence import describe_evidence, require_passing
     from tfswa.runtime.stream.files import separate_files
     from tfswa.runtime.stream.jobs import plan_jobs
-    from tfswa.runtime.stream.separator import Separator, stem_indices
+    from tfswa.runtime.stream.separating import stem_indices
 
+    force = given["force"]
     _check_request(output, format_, skip_existing=skip_existing, force=force)
-    how = {"format": format_, "clip": clip, "force": force, "track": _track(track), "strict": strict}
-    opened = open_model(model, trusted=trusted)
-    wanted = [stem.strip() for stem in stems.split(",")] if stems is not None else list(opened.spec.stems)
-    stem_indices(opened, wanted)
-    plan = plan_jobs(inputs, output, opened.spec.stems)
+    how = {"format": format_, "clip": given["clip"], "force": force, "strict": given["strict"]}
+    how["track"] = _track(given["track"])
+    arranged = _arranged(**given)
+    wanted = [stem.strip() for stem in stems.split(",")] if stems is not None else list(arranged.stems)
+    stem_indices(arranged, wanted)
+    plan = plan_jobs(inputs, output, arranged.stems)
     jobs = _jobs(plan, output, wanted, **how)
     skipped = [job for job in jobs if skip_existing and all(map(Path.exists, job.outputs.values()))]
     jobs = [job for job in jobs if job not in skipped]
     run = _Run(plan, jobs, skipped, quiet=quiet, as_json=as_json)
     run.begin()
-    settings = BackendOptions(precision, device or default_device(backend), threads)
-    with Separator(
-        opened, backend=backend, options=settings, batch=batch, on_nonfinite=on_nonfinite, wiener=wiener
-    ) as separator:
-        if require_parity or signed_by is not None:
-            require_passing(opened, separator.session, separator.options, signed_by)
-        evidence = describe_evidence(opened, separator.session, separator.options)
-        run.started(separator, evidence, chosen=backend == "auto")
+    with _loaded(arranged, **given) as separator:
+        run.started(separator, chosen=given["backend"] == "auto")
         for outcome in separate_files(separator, jobs, run.bar):
             run.take(outcome)
-        run.end(separator, evidence)
+        run.end(separator)
+
+
+def _arranged(
+    models: tuple[str, ...],
+    combine: Any,
+    weights: tuple[str, ...],
+    then: tuple[str, ...],
+    trusted: bool,
+    **_: Any,
+) -> Arrangement:
+    """The models that are asked for, not yet loaded."""
+    from tfswa.runtime.stream.arrangement import arrange
+
+    return arrange(models, how=combine, weights=weights, then=then, trusted=trusted)
+
+
+def _loaded(
+    arranged: Arrangement,
+    backend: str,
+    precision: str | None,
+    device: str | None,
+    threads: int | None,
+    batch: int,
+    require_parity: bool,
+    signed_by: Path | None,
+    on_nonfinite: Any,
+    wiener: int,
+    overlap: str,
+    **_: Any,
+) -> Separating:
+    """The models, loaded; where parity is required, none of them is without it."""
+    from tfswa.runtime.backends import BackendOptions, default_device
+    from tfswa.runtime.parity.evidence import require_passing
+    from tfswa.runtime.stream.separator import Separator
+
+    settings = BackendOptions(precision, device or default_device(backend), threads)
+    how: dict[str, Any] = {"batch": batch, "on_nonfinite": on_nonfinite, "wiener": wiener, "overlap": overlap}
+    separator = arranged.load(lambda model: Separator(model, backend=backend, options=settings, **how))
+    if require_parity or signed_by is not None:
+        try:
+            for part in separator.parts:
+                require_passing(part.model, part.session, part.options, signed_by)
+        except BaseException:
+            separator.close()
+            raise
+    return separator
 
 
 def _check_request(output: Path, format_: str, *, skip_existing: bool, force: bool) -> None:
@@ -196,6 +238,7 @@ class _Run:
         self.quiet, self.as_json = quiet, as_json
         self.reports: list[dict[str, Any]] = []
         self.failures: list[Failure] = []
+        self.evidence = ""
 
     def say(self, text: str, *, err: bool = True) -> None:
         if not self.quiet and not self.as_json:
@@ -214,14 +257,24 @@ class _Run:
             count = len(self.skipped)
             self.say(f"skipped: {count} input{'s' * (count > 1)} whose stems are there already")
 
-    def started(self, separator: Separator, evidence: str, *, chosen: bool) -> None:
+    def started(self, separator: Separating, *, chosen: bool) -> None:
         from tfswa.runtime.backends.auto import why
+        from tfswa.runtime.parity.evidence import describe_evidence
 
-        reason = f" ({why(separator.model, separator.options, separator.session)})" if chosen else ""
-        self.say(f"{separator.model.name} in {separator.description}{reason}; {evidence}")
-        if iterations := separator.codec.wiener:
+        parts = separator.parts
+        found = [describe_evidence(part.model, part.session, part.options) for part in parts]
+        for part, evidence in zip(parts, found, strict=True):
+            reason = f" ({why(part.model, part.options, part.session)})" if chosen else ""
+            self.say(f"{part.name} in {part.description}{reason}; {evidence}")
+        self.evidence = found[0]
+        if len(parts) > 1:
+            self.say(f"{separator.name}: parity is of each model alone")
+            self.evidence = "; ".join(f"{part.name}: {said}" for part, said in zip(parts, found, strict=True))
+        if iterations := parts[0].codec.wiener:
             times = f"{iterations} iteration{'s' * (iterations > 1)}"
             self.say(f"multichannel Wiener filter: {times} after the network, which parity does not cover")
+        if (overlap := parts[0].overlap) != "1":
+            self.say(f"overlap {overlap}: more chunks than the model's own, which parity does not cover")
 
     def bar(self, job: FileJob) -> AbstractContextManager[Progress]:
         """A bar where one can be seen; elsewhere rich, which draws it, is not worth loading."""
@@ -246,17 +299,18 @@ class _Run:
         for line in _lines(outcome.job.source, outcome.result):
             self.say(line, err=False)
 
-    def end(self, separator: Separator, evidence: str) -> None:
+    def end(self, separator: Separating) -> None:
         """Print the object; raise what stands for all failures."""
         from tfswa.runtime.escape import json_text
 
         if self.as_json:
             whole = {
-                "model": separator.model.name,
+                "model": separator.name,
                 "backend": separator.description,
-                "evidence": evidence,
+                "evidence": self.evidence,
                 "recomputed_by": separator.recomputed_by,
-                "wiener": separator.codec.wiener,
+                "wiener": separator.parts[0].codec.wiener,
+                "overlap": separator.parts[0].overlap,
                 "files": self.reports,
                 "errors": [failure.to_dict() for failure in self.failures],
                 "left_out": [{"input": str(one.path), "reason": one.reason} for one in self.plan.left_out],

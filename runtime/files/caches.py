@@ -2,7 +2,7 @@
 
     openvino/ onnxruntime/   folders of what a library compiled; a file ``seal`` lists what is in each
     auto/ calibration/ parity/  files that carry a tag in front, see ``put``
-    downloads/               files whose SHA-256 is in the program
+    downloads/               files that are checked by their SHA-256; what has come of one in part (``.part``)
     bundles/                 what was added to sealed bundles; their manifests hold hashes
     decoded/                 decoded audio, bounded by data.cache_gb (``train/data/cache.py``)
 
@@ -45,6 +45,10 @@ DECODED = "decoded"
 ALL = (*KINDS, DECODED)
 LIMIT_GB = 10.0  # of all kinds that share it
 LIMIT_VARIABLE = "TFX_CACHE_GB"
+
+PART = ".part"  # ends the name of a download that is not complete
+NOTE = f"{PART}.json"  # of what is noted of it
+RECORD = ".sha256"  # of what is noted of a complete one
 
 _SEAL = "seal"
 _MAGIC = b"tfx cache 1 "
@@ -91,18 +95,24 @@ def entries(kind: str) -> list[Entry]:
                 if not usable(path.parent):
                     continue
                 whole = path.is_symlink() or not path.is_dir()
+                if whole and _is_beside(path):
+                    continue
                 files = [path] if whole else [file for file in path.rglob("*") if file.is_file()]
+                files += [file for file in _beside(path) if file.is_file()]
                 size = sum(file.lstat().st_size for file in files)
                 found.append(Entry(path, size, path.lstat().st_mtime_ns))
     return found
 
 
 def trim() -> None:
-    """Remove what was used least recently until all fits the limit; what is in use stays."""
+    """Remove what was used least recently until all fits the limit; what is in use stays.
+
+    Downloads that are not complete go first: nothing can be done with one without the network.
+    """
     limit = limit_bytes()
     there = [entry for kind in KINDS for entry in entries(kind)]
     total = sum(entry.bytes for entry in there)
-    for entry in sorted(there, key=lambda entry: entry.used):
+    for entry in sorted(there, key=lambda entry: (entry.path.suffix != PART, entry.used)):
         if total <= limit:
             return
         if drop(entry.path):
@@ -167,11 +177,27 @@ def drop(path: Path) -> bool:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+            for file in _beside(path):
+                file.unlink(missing_ok=True)
     except OSError:
         return False
     finally:
         locks.release(handle)
     return True
+
+
+def _beside(path: Path) -> list[Path]:
+    """Where the note of a download is: it comes and goes with it."""
+    if path.parent.name != "downloads" or path.suffix == RECORD:
+        return []
+    return [path.with_name(path.name + (RECORD if path.suffix != PART else NOTE.removeprefix(PART)))]
+
+
+def _is_beside(path: Path) -> bool:
+    """Whether it is the note of something that is there."""
+    ends = (RECORD, NOTE.removeprefix(PART)) if path.parent.name == "downloads" else ()
+    bases = (path.with_name(path.name.removesuffix(end)) for end in ends if path.name.endswith(end))
+    return any(base.exists() and path in _beside(base) for base in bases)
 
 
 def _is_written_into(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
     vocals.tfx/
       manifest.json        spec, provenance, SHA-256 of every other file
-      model.safetensors    the weights
+      model.safetensors    the weights; or published.onnx, a graph that others published in place of weights
       model.onnx, model.ts, engines/..., parity.json      what later stages added
 
 A bundle may be sealed (the one inside the package is): what is added then goes to the user's cache, under
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+GRAPH, PUBLISHED = "published.onnx", "published"  # what is there in place of weights, and its kind
+MEMBERS = "members"  # in the manifest of an ensemble, in place of a spec
 FORMAT = "tfx-bundle"
 VERSION = 1
 
@@ -51,10 +54,10 @@ class FileEntry:
     Attributes:
         sha256: of its content.
         bytes: its size.
-        kind: ``weights``, ``onnx``, ``transform`` (an ONNX graph too, of the transform or its inverse),
-            ``torchscript``, ``aotinductor``, ``engine``, ``transform engine``, ``answer`` (what an engine
-            must give in its self-test, see ``engines.py``), ``engine key``, ``evidence``, ``signature`` or
-            ``document``.
+        kind: ``weights``, ``published`` (the graph that is there in place of weights), ``onnx``,
+            ``transform`` (an ONNX graph too, of the transform or its inverse), ``torchscript``,
+            ``aotinductor``, ``engine``, ``transform engine``, ``answer`` (what an engine must give in its
+            self-test, see ``engines.py``), ``engine key``, ``evidence``, ``signature`` or ``document``.
         precision: ``fp32``, ``fp16``, ... or empty where the word means nothing.
         details: whatever the stage that made it wants to remember, JSON values only.
     """
@@ -95,15 +98,22 @@ class Bundle:
         Raises:
             BundleError: no bundle, a damaged manifest, or one of another version.
         """
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
+        if MEMBERS in manifest:
+            raise BundleError(
+                f"{path} is an ensemble of models, here is room for one: name a bundle inside, such as "
+                f"{next(path.glob('*.tfx'), path)}"
+            )
         if "spec" not in manifest:
             raise BundleError(f"{path}: the manifest holds no model spec: make the bundle again")
         files, provenance = _entries(path, manifest), manifest.get("provenance", {})
-        if WEIGHTS not in files or not isinstance(provenance, dict):
-            raise BundleError(
-                f"{path / MANIFEST} lists no {WEIGHTS}, or its provenance is no object: make the bundle again"
-            )
         spec = ModelSpec.from_dict(manifest["spec"])
+        origin, other = (GRAPH, WEIGHTS) if spec.family is None else (WEIGHTS, GRAPH)
+        if origin not in files or other in files or not isinstance(provenance, dict):
+            raise BundleError(
+                f"{path / MANIFEST} lists no {origin}, or {other} too, or its provenance is no object: "
+                "make the bundle again"
+            )
         return cls(path, spec, provenance, files, sealed=bool(manifest.get("sealed", False)))
 
     @classmethod
@@ -136,20 +146,71 @@ class Bundle:
         """
         from safetensors.numpy import save
 
+        def write(target: Path) -> None:
+            target.write_bytes(save(_cast(weights, precision)))  # save_file gives mode 600
+
+        return cls._create(path, spec, (write, precision), provenance or {}, documents or {}, force)
+
+    @classmethod
+    def create_of_graph(
+        cls, path: Path, spec: ModelSpec, graph: Path, *, provenance: Mapping[str, Any], force: bool = False
+    ) -> Self:
+        """Write a new bundle of a graph that others published, whole or not at all.
+
+        Args:
+            path: its directory; must not exist unless ``force``.
+            spec: contract of the model, of no family.
+            graph: the file, which is kept byte for byte.
+            provenance: where it is from.
+            force: replace what is at ``path``.
+
+        Raises:
+            OutputExists: ``path`` is there.
+            UsageError: ``path`` cannot be written.
+        """
+        assert spec.family is None
+        return cls._create(
+            path, spec, (functools.partial(shutil.copyfile, graph), "fp32"), provenance, {}, force
+        )
+
+    @classmethod
+    def _create(
+        cls,
+        path: Path,
+        spec: ModelSpec,
+        origin: tuple[Callable[[Path], object], str],
+        provenance: Mapping[str, Any],
+        documents: Mapping[str, str],
+        force: bool,
+    ) -> Self:
+        """Of what writes the weights or the graph, and their precision."""
+        write, precision = origin
+        name, kind = (GRAPH, PUBLISHED) if spec.family is None else (WEIGHTS, "weights")
         with replacing_directory(path, force=force) as work:
-            (work / WEIGHTS).write_bytes(save(_cast(weights, precision)))  # save_file gives mode 600
-            files = {WEIGHTS: _entry(work / WEIGHTS, "weights", precision, {})}
-            for name, text in (documents or {}).items():
-                (work / name).write_text(text, encoding="utf-8")
-                files[name] = _entry(work / name, "document", "", {})
-            manifest = {"spec": spec.to_dict(), "provenance": dict(provenance or {}), "sealed": False}
-            _write_manifest(work, manifest, files)
+            write(work / name)
+            files = {name: _entry(work / name, kind, precision, {})}
+            for document, text in documents.items():
+                (work / document).write_text(text, encoding="utf-8")
+                files[document] = _entry(work / document, "document", "", {})
+            manifest = {"spec": spec.to_dict(), "provenance": dict(provenance), "sealed": False}
+            write_manifest(work, manifest, files)
         return cls.open(path)
+
+    def copy_bare(self, path: Path) -> Self:
+        """Copy what the model is into a new bundle, byte for byte: spec, weights or graph, and provenance."""
+        source = self.file(self.origin)
+        origin = (functools.partial(shutil.copyfile, source), self._own[self.origin].precision)
+        return self._create(path, self.spec, origin, self.provenance, {}, False)
+
+    @property
+    def origin(self) -> str:
+        """Name of the file that all others are made from: the weights, or the graph in place of them."""
+        return GRAPH if self.spec.family is None else WEIGHTS
 
     @property
     def digest(self) -> str:
-        """Hash of what the model is (spec and weights); it stays when files are added."""
-        return sha256_of_json([self.spec.to_dict(), self._own[WEIGHTS].sha256])
+        """Hash of what the model is (spec, and weights or graph); it stays when files are added."""
+        return sha256_of_json([self.spec.to_dict(), self._own[self.origin].sha256])
 
     @property
     def home(self) -> Path:
@@ -186,7 +247,7 @@ class Bundle:
         if not self.sealed or not usable(home) or not (home / MANIFEST).exists():
             return {}
         try:
-            entries = _entries(home, _read_manifest(home))
+            entries = _entries(home, read_manifest(home))
         except BundleError as error:
             _warn_once(f"{error}; what was added to {self.path} is left out")
             return {}
@@ -304,20 +365,35 @@ class Bundle:
                 if name in files and not force:
                     raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
                 files[name] = entry
-                _write_manifest(work.path, manifest, files)
+                write_manifest(work.path, manifest, files)
                 # The file first: a name that the manifest does not have is not seen.
                 publish(work, [Move(path.name, name), Move(MANIFEST, MANIFEST)], force=True)
                 if not self.sealed:
                     self._own = files
         return target
 
+    def copy_into(self, folder: Path) -> None:
+        """Write a bundle like this one, what was added included, into a folder that nobody sees yet.
+
+        Raises:
+            BundleError: a file is damaged.
+        """
+        files = self.files
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.file(name), folder / name)
+        write_manifest(folder, {"spec": self.spec.to_dict(), "provenance": self.provenance}, files)
+
     def check_rechunk(self) -> None:
         """Refuse what ``rechunk`` cannot do.
 
         Raises:
-            UsageError: the bundle is sealed, or holds more than weights and documents.
+            UsageError: the bundle is sealed, or holds more than weights (or a graph in place of them) and
+                documents.
         """
-        made = sorted(name for name, entry in self._own.items() if entry.kind not in ("weights", "document"))
+        made = sorted(
+            name for name, entry in self._own.items() if entry.kind not in ("weights", PUBLISHED, "document")
+        )
         if self.sealed:
             raise UsageError(
                 f"{self.path} is sealed, its manifest stays as it is: write a new bundle with -o"
@@ -364,11 +440,12 @@ class Bundle:
             if self.sealed:
                 manifest = {"files": {name: asdict(entry) for name, entry in self._added().items()}}
             else:
-                manifest = _read_manifest(self.home)
+                manifest = read_manifest(self.home)
             if not self.sealed:
                 files = _entries(self.home, manifest)
-                if ModelSpec.from_dict(manifest["spec"]) != self.spec or (
-                    WEIGHTS in self._own and files.get(WEIGHTS) != self._own[WEIGHTS]
+                spec = ModelSpec.from_dict(manifest["spec"])
+                if spec != self.spec or (
+                    self.origin in self._own and files.get(self.origin) != self._own[self.origin]
                 ):
                     raise BundleError(
                         f"{self.path} became another model while it was in use: run this again, on that"
@@ -380,6 +457,22 @@ class Bundle:
 @functools.cache
 def _warn_once(message: str) -> None:
     logger.warning("%s", message)
+
+
+@contextmanager
+def whole_bundle(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield where to create a bundle that is at ``path``, additions included, when the block ends well.
+
+    Raises:
+        OutputExists: ``path`` is there and ``force`` is False, or it is not a bundle.
+        UsageError: the place cannot be written.
+    """
+    with replacing_directory(path, force=force) as work:
+        staged = work / "staged"
+        yield staged
+        for item in staged.iterdir():
+            item.rename(work / item.name)
+        staged.rmdir()
 
 
 @contextmanager
@@ -473,7 +566,12 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return sha256_of_json(rest)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle or an ensemble, whole and of this version.
+
+    Raises:
+        BundleError: it is neither, or damaged.
+    """
     try:
         manifest = parse_json(read_document(path / MANIFEST, METADATA_BYTES))
     except FileNotFoundError:
@@ -491,7 +589,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
+def write_manifest(path: Path, manifest: Mapping[str, Any], files: Mapping[str, FileEntry]) -> None:
     """Into a folder that nobody sees yet."""
     whole = {**manifest, "files": {name: asdict(entry) for name, entry in sorted(files.items())}}
     (path / MANIFEST).write_bytes(_manifest_text(whole))

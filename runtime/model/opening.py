@@ -15,7 +15,7 @@ from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, did_you_mean
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model import archive, onnx_file, trust
-from tfswa.runtime.model.bundle import MANIFEST, Bundle
+from tfswa.runtime.model.bundle import MANIFEST, PUBLISHED, Bundle
 from tfswa.runtime.model.digest import check_digest
 from tfswa.runtime.model.spec import ModelSpec
 
@@ -226,7 +226,7 @@ def _open_file(path: Path) -> FileModel:
 def _check_loadable(kind: str, path: Path, sha256: str, bundle: Bundle | None = None) -> Path:
     """A path that a library may be given, once it was looked at."""
     trust.check_trusted(kind, str(path), sha256, bundle)
-    if kind == "onnx":
+    if kind in ("onnx", PUBLISHED):
         onnx_file.check_whole(path)
     if kind in ("torchscript", "aotinductor"):
         archive.check_archive(path, *(AOT_MEMBERS if kind == "aotinductor" else ()))

@@ -260,8 +260,9 @@ class ModelSpec:
     """What a separation model is, apart from its weights.
 
     Attributes:
-        family: name of the network family.
-        hyper: the family's hyper-parameters, JSON values only.
+        family: name of the network family; None: the network is a graph that others published, whose bundle
+            holds it as it is in place of weights.
+        hyper: the family's hyper-parameters, JSON values only; of a published graph, how it is fed.
         stems: names of the outputs, in the network's order; they become file names.
         channels: C, audio channels.
         stft: the host's transform.
@@ -281,7 +282,7 @@ class ModelSpec:
         gflop_per_second: billions of floating-point operations per second of audio, chunk overlap left out.
     """
 
-    family: str
+    family: str | None
     stems: tuple[str, ...]
     hyper: Mapping[str, Any] = field(default_factory=dict)
     channels: int = 2
@@ -376,6 +377,11 @@ class ModelSpec:
             )
 
     @property
+    def family_in_words(self) -> str:
+        """For messages and tables: the family's name, or that there is none."""
+        return "published graph" if self.family is None else self.family
+
+    @property
     def takes(self) -> dict[str, tuple[int, ...]]:
         """What the network takes: shapes by name, in its order, without the batch."""
         branch = {SAMPLES: (self.channels, self.chunk_samples)} if self.samples else {}
@@ -383,7 +389,7 @@ class ModelSpec:
 
     @property
     def _is_plain(self) -> bool:
-        return not (self.chunk.early or self.samples or self.state)
+        return not (self.chunk.early or self.samples or self.state or self.family is None)
 
     @property
     def beside_planes(self) -> str:

@@ -25,7 +25,7 @@ from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.candidates import Candidate
 from tfswa.runtime.parity.certificate import Certificate
 from tfswa.runtime.parity.corpus import Item, kind_of
-from tfswa.runtime.parity.measuring import FULL, Measuring, Referee, Right, Turn
+from tfswa.runtime.parity.measuring import Measuring, Referee, Right, Turn
 from tfswa.runtime.parity.pace import Pace, ParityStep
 from tfswa.runtime.songs.loading import Song
 
@@ -40,7 +40,7 @@ def compare(
     backend: str,
     options: BackendOptions = BackendOptions(),  # noqa: B008  frozen
     batch: int = 1,
-    reference: str = FULL,
+    reference: str | None = None,
     axes: bool = True,
 ) -> Certificate:
     """Measure one artifact; see ``certify``."""
@@ -53,7 +53,7 @@ def certify(
     corpus: Sequence[Item],
     candidates: Sequence[Candidate],
     *,
-    reference: str = FULL,
+    reference: str | None = None,
     axes: bool = True,
     missing: dict[str, str] | None = None,
     failures: list[Failure] | None = None,
@@ -67,7 +67,7 @@ def certify(
         model: a bundle's model.
         corpus: what to separate; at least one real item with sound.
         candidates: what to measure.
-        reference: its name.
+        reference: its name; None: the eager network, or of a published graph that graph.
         axes: also run each artifact against itself: again, in batches, in other pushes, on one thread.
         missing: takes the reasons why some of the candidates cannot be; default: they are failures.
         failures: takes songs that cannot be loaded and candidates that cannot be measured; they cost the

@@ -19,7 +19,7 @@ from tfswa.runtime.songs.finding import find_songs
 from tfswa.runtime.songs.loading import Song, load, loudest_chunk
 from tfswa.runtime.songs.synthetic import difficult_signals, synthetic_song
 from tfswa.runtime.stream.codec import first_tensors
-from tfswa.runtime.stream.overlap import ChunkPlan
+from tfswa.runtime.stream.plan import ChunkPlan
 from tfswa.runtime.stream.transform import Stft
 
 Kind = Literal["real", "adversarial", "tiny"]

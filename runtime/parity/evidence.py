@@ -166,7 +166,9 @@ def describe_evidence(model: Model, session: Session, options: BackendOptions) -
 def _can_measure(model: Model) -> bool:
     """Whether a reference can run here; where it cannot, there is no use in asking for parity."""
     families = {point.name for point in entry_points(group="tfswa.families")}
-    return find_spec("torch") is not None and model.spec.family in families
+    family = model.spec.family
+    known = find_spec("onnxruntime") is not None if family is None else family in families
+    return known and find_spec("torch") is not None
 
 
 def _advice(model: Model, session: Session, options: BackendOptions) -> str:

@@ -22,14 +22,13 @@ from tfswa.runtime.parity.corpus import Kind, loudest_tensors
 from tfswa.runtime.parity.evidence import versions_of
 from tfswa.runtime.parity.figures import Quality, graph_figures, signal_figures, worst_snr_db
 from tfswa.runtime.parity.kept import ItemFigures, Kept
-from tfswa.runtime.parity.reference import Reference, load_reference
+from tfswa.runtime.parity.reference import Reference, load_reference, usual_reference
 from tfswa.runtime.songs.loading import Song
 from tfswa.runtime.stream.codec import Tensors
 from tfswa.runtime.stream.separator import Separator
 
 Audio = NDArray[np.float32]
 
-FULL = "torch"  # name of the float32 reference
 BATCHES = (2, 4)
 AXIS_CHUNKS = 3  # of the song that axes are measured on
 
@@ -60,12 +59,14 @@ class Right:
 
 
 class Referee:
-    """The reference, asked once for each song."""
+    """The reference, asked once for each song; None names the usual one."""
 
-    def __init__(self, model: Model, name: str):
+    def __init__(self, model: Model, name: str | None):
+        usual = usual_reference(model)
+        name = name or usual
         self.name = f"reference {name}"
         self.reference: Reference = load_reference(name)(model)
-        self._full: Reference | None = load_reference(FULL)(model) if self.reference.exact else None
+        self._full: Reference | None = load_reference(usual)(model) if self.reference.exact else None
         self.rounding_db: dict[str, float | None] = {}
         self._model = model
         self._chunk: tuple[Tensors, Tensors] | None = None

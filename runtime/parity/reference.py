@@ -14,6 +14,7 @@ from tfswa.runtime.model.opening import Model
 from tfswa.runtime.plugins import entry_points
 
 REFERENCES = "tfswa.references"
+OF_WEIGHTS, OF_GRAPH = "torch", "graph"  # names of what is taken where none is named
 
 
 class Reference(Protocol):
@@ -57,14 +58,25 @@ class EagerNetwork(Reference, Protocol):
         """Attention weights by module, of one item ``[1, 2*C, T, F]``."""
 
 
+def usual_reference(model: Model) -> str:
+    """What a model is measured against where nothing is named: its eager network, or the published graph."""
+    return OF_GRAPH if model.spec.family is None else OF_WEIGHTS
+
+
 def eager_network(model: Model) -> EagerNetwork:
     """A bundle's network in eager float32.
 
     Raises:
+        UsageError: the model is a published graph.
         BackendUnavailable: torch is missing.
         BundleError: the weights are damaged or do not fit the family.
     """
-    return cast(EagerNetwork, load_reference("torch")(model))
+    if model.spec.family is None:
+        raise UsageError(
+            f"{model.name} is a published graph without weights, there is no eager network to look into: "
+            f"`tfx parity {model.name}` compares the graph as a whole"
+        )
+    return cast(EagerNetwork, load_reference(OF_WEIGHTS)(model))
 
 
 def load_reference(name: str) -> type[Reference]:

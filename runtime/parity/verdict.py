@@ -34,7 +34,7 @@ class Measurement:
         named: whether the user named them.
         gates: what must be reached.
         audio: songs; None for a generated one.
-        reference: its name.
+        reference: its name; None for the usual one.
         quick: the songs alone.
     """
 
@@ -42,7 +42,7 @@ class Measurement:
     named: bool
     gates: Gates
     audio: Path | None
-    reference: str
+    reference: str | None
     quick: bool
 
 

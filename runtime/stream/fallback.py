@@ -81,7 +81,9 @@ def _choose(model: Model) -> str:
             f"{model.name} is an exported file: --on-nonfinite recompute needs the bundle that it came from"
         )
     family = model.spec.family
-    if find_spec("torch") is None:
+    if family is None:
+        eager = "it is a published graph without weights"
+    elif find_spec("torch") is None:
         eager = "torch is not installed"
     elif family not in {point.name for point in entry_points(group="tfswa.families")}:
         eager = f"its family {family} is not installed"
@@ -95,5 +97,6 @@ def _choose(model: Model) -> str:
         return "ort"
     raise BackendUnavailable(
         f"{model.name} cannot be computed again in float32: {eager}, and {graph}: pip install "
-        f"'tfswa[torch]', or 'tfswa[ort]' and make the graph with `tfx export {model.name} --format onnx`"
+        + ("" if family is None else "'tfswa[torch]', or ")
+        + f"'tfswa[ort]' and make the graph with `tfx export {model.name} --format onnx`"
     )

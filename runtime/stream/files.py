@@ -24,7 +24,7 @@ from tfswa.runtime.failures import Failure
 from tfswa.runtime.stream.pipeline import BackgroundWorker, Prefetch
 
 if TYPE_CHECKING:
-    from tfswa.runtime.stream.separator import Separator
+    from tfswa.runtime.stream.separating import Separating
 
 Progress = Callable[[float, float | None], None]
 """Called with seconds done and, where it is known, seconds in all."""
@@ -92,7 +92,7 @@ def _silent(done: float, total: float | None) -> None:
     """Nobody asked."""
 
 
-def separate_file(separator: Separator, job: FileJob, progress: Progress = _silent) -> FileResult:
+def separate_file(separator: Separating, job: FileJob, progress: Progress = _silent) -> FileResult:
     """Do one file job.
 
     Raises:
@@ -100,17 +100,16 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
         AudioError: an input that cannot be decoded, or is damaged where the job is strict.
         NonFiniteError: the network produced NaN or Inf, or so did the float32 one that was asked.
     """
-    spec = separator.spec
     picked = separator.indices(list(job.outputs))
     wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
-    rate = spec.stft.sample_rate
+    rate = separator.sample_rate
     with open_audio(job.source, stream=job.track) as audio:
         total = None if audio.samples is None else audio.samples / audio.sample_rate
         with StemFiles(
             job.outputs,
             format=job.format,
             sample_rate=audio.sample_rate,
-            channels=output_channels(audio.channels, spec.channels),
+            channels=output_channels(audio.channels, separator.channels),
             model_rate=rate,
             expected_samples=audio.samples,
             clip=job.clip,
@@ -120,7 +119,7 @@ def separate_file(separator: Separator, job: FileJob, progress: Progress = _sile
             below=job.below,
         ) as files:
             engine, done = separator.stream(), 0
-            blocks = model_blocks(audio, rate, spec.channels)
+            blocks = model_blocks(audio, rate, separator.channels)
             with Prefetch(blocks) as decoded, BackgroundWorker(files.write) as encoder:
                 for block in decoded:
                     stems = engine.push(block)
@@ -174,7 +173,7 @@ class Outcome:
 
 
 def separate_files(
-    separator: Separator,
+    separator: Separating,
     jobs: Iterable[FileJob],
     progress: Callable[[FileJob], AbstractContextManager[Progress]] = lambda job: nullcontext(_silent),
 ) -> Iterator[Outcome]:

@@ -1,24 +1,24 @@
 """The one stream engine: a signal goes in by pushes of any size, finished stems come out.
 
-It cuts the signal into chunks that overlap, hands them to a callable and cross-fades what comes back. It
-knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through it.
+It cuts the signal into chunks that overlap, hands them to a callable and fades what comes back, both by one
+``StreamPlan``. It knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
+from tfswa.runtime.stream.ends import MirroredEnds
+from tfswa.runtime.stream.fader import Fader
+from tfswa.runtime.stream.plan import StreamPlan
 from tfswa.runtime.stream.samples import all_finite, check_samples
-
-if TYPE_CHECKING:
-    from tfswa.runtime.model.spec import ModelSpec
 
 ABSURD = 1e4  # peaks of an input that no full scale explains, 80 dB above it
 
@@ -35,69 +35,6 @@ Redo = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 It leaves the last result of ``Process`` alone. Where it would not help to compute the chunk again, it raises
 NonFiniteError with the reason and the advice; the engine puts chunk and stem before them.
 """
-
-
-@dataclass(frozen=True)
-class ChunkPlan:
-    """Which samples each chunk covers and which of them it keeps.
-
-    Of a chunk the context before and after is discarded; outside the signal it is zero::
-
-                       0 = start of the signal
-        chunk 0   [ctx |<------- kept ------->|after]
-        chunk 1                     [ctx |<------- kept ------->|after]
-        chunk 2                                       [ctx |<------- kept ------->|after]
-                                         |fade|            |fade|
-                       |       step      |       step      |
-
-    Attributes:
-        chunk_samples: length of a chunk.
-        context_samples: discarded at the start of a chunk.
-        fade_samples: overlap of neighboring kept parts, at most ``step``, so that only two ever meet.
-        after_samples: discarded at its end.
-    """
-
-    chunk_samples: int
-    context_samples: int
-    fade_samples: int
-    after_samples: int
-
-    @classmethod
-    def of(cls, spec: ModelSpec) -> Self:
-        """The plan of a model."""
-        return cls(spec.chunk_samples, spec.context_samples, spec.fade_samples, spec.context_after_samples)
-
-    def __post_init__(self) -> None:
-        least = min(self.context_samples, self.after_samples, self.fade_samples)
-        if least < 0 or self.step < max(self.fade_samples, 1):
-            raise UsageError(
-                f"context {self.context_samples} + {self.after_samples} and fade {self.fade_samples} leave "
-                f"{self.step} of {self.chunk_samples} samples between chunks: lower them"
-            )
-
-    @property
-    def kept(self) -> int:
-        """Samples of a chunk that are kept."""
-        return self.chunk_samples - self.context_samples - self.after_samples
-
-    @property
-    def step(self) -> int:
-        """Distance of chunks, in samples."""
-        return self.kept - self.fade_samples
-
-    def chunks(self, samples: int) -> int:
-        """The fewest chunks whose kept parts cover a signal; 0 for an empty one."""
-        if samples == 0:
-            return 0
-        return 1 + max(0, -(-(samples - self.kept) // self.step))
-
-    def latency_samples(self, batch: int = 1) -> int:
-        """The most samples that can have gone in and are not yet out, with ``batch`` chunks at a time."""
-        return self.kept + self.after_samples + (batch - 1) * self.step - 1
-
-    def start(self, chunk: int) -> int:
-        """First sample that a chunk covers, context included; negative for chunk 0."""
-        return chunk * self.step - self.context_samples
 
 
 @dataclass(frozen=True)
@@ -121,19 +58,21 @@ class OverlapAdd:
     """Separates one signal; make a new one for the next.
 
     The result depends on the signal alone: not on how it was cut into pushes, nor on ``batch`` as long
-    as ``process`` treats the items of a batch independently. To that end the last fade of a chunk is held
-    back, unweighted, until the next chunk arrives or ``flush`` shows that there is none.
+    as ``process`` treats the items of a batch independently. To that end what later chunks may change is held
+    back until they arrive or ``flush`` shows that there are none.
 
-    Memory is bounded by ``batch`` chunks of input, the fade of one chunk, and what one call returns.
+    Memory is bounded by ``batch`` chunks of input, what two chunks share, the borders of a plan that has
+    them, and what one call returns.
 
     Args:
         process: separates a batch of chunks; B is ``batch``, or fewer once ``flush`` is called.
         channels: C.
         stems: names in the order of ``process``'s output.
-        plan: where the chunks lie; kept parts that overlap are cross-faded linearly.
+        plan: where the chunks lie, and how much each counts where kept parts overlap.
         batch: chunks per call of ``process``.
         redo: computes a chunk again, in float32, that came back with NaN or Inf from ``process``; None
             raises at once.
+        rows: channels of the signal, where they are not the C of the stems.
 
     Attributes:
         plan: where the chunks lie.
@@ -149,9 +88,10 @@ class OverlapAdd:
         *,
         channels: int,
         stems: Sequence[str],
-        plan: ChunkPlan,
+        plan: StreamPlan,
         batch: int = 1,
         redo: Redo | None = None,
+        rows: int | None = None,
     ) -> None:
         if channels < 1 or batch < 1 or not stems:
             raise UsageError(
@@ -161,12 +101,14 @@ class OverlapAdd:
         self.redone: list[Redone] = []
         self._process, self._redo = process, redo
         self._channels, self._stems, self._batch = channels, tuple(stems), batch
-        # What is missing before the first sample is chunk 0's left context: zeros.
-        self._buffer = np.zeros((channels, plan.chunk_samples + (batch - 1) * plan.step), np.float32)
-        self._filled = plan.context_samples
-        self._tail: NDArray[np.float32] | None = None  # [S, C, fade], the last chunk's, unweighted
-        newer = (np.arange(plan.fade_samples) + 0.5) / max(plan.fade_samples, 1)
-        self._fade_in: NDArray[np.float32] = newer.astype(np.float32)
+        self._rows = channels if rows is None else rows
+        # What is missing before the first sample is zero: chunk 0's left context, and what it keeps there.
+        self._buffer = np.zeros((self._rows, plan.chunk_samples + (batch - 1) * plan.step), np.float32)
+        self._filled = plan.context_samples + plan.before_samples
+        self._ends = MirroredEnds(plan.border_samples, self._rows)
+        self._fader = Fader(plan)
+        self._dropped = 0  # samples that were finished, and lie before the signal
+        self._returned = 0
         self._next = 0  # number of the chunk at the buffer's start
         self._received = 0
         self._closed = False
@@ -193,18 +135,10 @@ class OverlapAdd:
                 which there is no way to go on with this signal.
         """
         self._expect_open()
-        samples = check_samples(samples, self._channels, self._received)
+        samples = check_samples(samples, self._rows, self._received)
         self._closed = True  # an error below leaves the signal unfinished for good
-        finished = []
-        taken, count = 0, samples.shape[1]
-        while taken < count:
-            some = min(count - taken, self._buffer.shape[1] - self._filled)
-            self._buffer[:, self._filled : self._filled + some] = samples[:, taken : taken + some]
-            self._filled += some
-            self._received += some
-            taken += some
-            if self._filled == self._buffer.shape[1]:
-                finished += self._run(self._batch)
+        self._received += samples.shape[1]
+        finished = self._take(self._ends.push(samples))
         self._closed = False
         return self._join(finished)
 
@@ -219,26 +153,42 @@ class OverlapAdd:
         """
         self._expect_open()
         self._closed = True
-        returned = self._next * self.plan.step
-        finished = []
-        chunks = self.plan.chunks(self._received)
+        finished = self._take(self._ends.flush())
+        chunks = self.plan.chunks(self._received + 2 * self._ends.added)
         while self._next < chunks:
             self._buffer[:, self._filled :] = 0.0
             finished += self._run(min(self._batch, chunks - self._next))
-        if self._tail is not None:
-            finished.append(self._tail)
-        # The last chunk may reach beyond the signal's end.
-        return self._join(finished)[..., : self._received - returned]
+        if self._fader.tail is not None:
+            finished.append(self._fader.tail)
+        left = self._received - self._returned
+        return self._join(finished)[..., :left]  # the last chunk may reach beyond the signal's end
 
     def _expect_open(self) -> None:
         if self._closed:
             raise TfxError("this signal ended, by flush or by an error: make a new OverlapAdd for the next")
 
+    def _take(self, samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Fill the buffer, and empty it whenever it is full; the steps that this finished."""
+        finished = []
+        taken, count = 0, samples.shape[1]
+        while taken < count:
+            some = min(count - taken, self._buffer.shape[1] - self._filled)
+            self._buffer[:, self._filled : self._filled + some] = samples[:, taken : taken + some]
+            self._filled += some
+            taken += some
+            if self._filled == self._buffer.shape[1]:
+                finished += self._run(self._batch)
+        return finished
+
     def _join(self, finished: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        if len(finished) == 1:
-            return finished[0]
+        """Finished steps as one, without what lies before the signal."""
         empty = np.zeros((len(self._stems), self._channels, 0), np.float32)
-        return np.concatenate([empty, *finished], axis=-1)
+        joined = finished[0] if len(finished) == 1 else np.concatenate([empty, *finished], axis=-1)
+        outside = self.plan.before_samples + self._ends.added - self._dropped
+        drop = min(outside, joined.shape[-1])
+        self._dropped += drop
+        self._returned += joined.shape[-1] - drop
+        return joined[..., drop:] if drop else joined
 
     def _run(self, count: int) -> list[NDArray[np.float32]]:
         """Separate the next ``count`` chunks and move the buffer on; one finished step for each."""
@@ -248,7 +198,7 @@ class OverlapAdd:
             output = outputs[index]
             if not all_finite(output):
                 output = self._again(index, output)
-            steps.append(self._blend(output))
+            steps.append(self._fader.add(output))
         used = count * self.plan.step
         remaining = max(0, self._filled - used)
         # Source and target overlap; numpy copies as if they did not.
@@ -262,19 +212,12 @@ class OverlapAdd:
         step = self.plan.step
         windows = sliding_window_view(self._buffer, self.plan.chunk_samples, axis=-1)  # [C, offsets, N]
         chosen = windows[:, first * step : (first + count - 1) * step + 1 : step]
-        return chosen.transpose(1, 0, 2).copy()  # [C, B, N] -> [B, C, N]
-
-    def _blend(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cross-fade one chunk's kept part ``[S, C, N]`` with the tail; the next finished step."""
-        plan = self.plan
-        kept = output[..., plan.context_samples : plan.context_samples + plan.kept]
-        step = kept[..., : plan.step].copy()
-        if self._tail is not None:
-            # As a step from old to new: where both agree, the result is that value exactly.
-            head = step[..., : plan.fade_samples]
-            head[...] = self._tail + self._fade_in * (head - self._tail)
-        self._tail = kept[..., plan.step :].copy()
-        return step
+        chunks: NDArray[np.float32] = chosen.transpose(1, 0, 2).copy()  # [C, B, N] -> [B, C, N]
+        for place, chunk in enumerate(chunks, first):
+            there = self._filled - place * step
+            if there < chunk.shape[-1]:  # the signal is complete, and ends in this chunk
+                self.plan.complete(chunk, max(0, there))
+        return chunks
 
     def _checked(self, outputs: NDArray[np.float32], count: int) -> NDArray[np.float32]:
         expected = (count, len(self._stems), self._channels, self.plan.chunk_samples)
@@ -288,8 +231,8 @@ class OverlapAdd:
     def _again(self, index: int, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """Redo the chunk at place ``index`` of the buffer, whose ``output`` is not finite, or raise."""
         chunk = self._next + index
-        start = max(0, self.plan.start(chunk))
-        stop = min(self._received, self.plan.start(chunk) + self.plan.chunk_samples)
+        first = self.plan.start(chunk) - self._ends.added
+        start, stop = max(0, first), min(self._received, first + self.plan.chunk_samples)
         bad = Redone(chunk, start, stop, self._broken(output))
         said = f"chunk {chunk} (samples {start} to {stop}) of {', '.join(bad.stems)} holds NaN or Inf"
         peak = float(np.abs(self._chunks(index, 1)).max())

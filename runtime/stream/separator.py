@@ -10,37 +10,33 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.audio.tracks import Track
-from tfswa.runtime.audio.writing import Clip
 from tfswa.runtime.backends import BackendOptions, Session, open_session, resolved
 from tfswa.runtime.backends.running import infer, infer_samples
-from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError, did_you_mean
+from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
 from tfswa.runtime.limits import MOST_BATCH, check_number
 from tfswa.runtime.model.opening import Model, open_model
 from tfswa.runtime.model.spec import AUDIO, DECODE, NEXT, OUTPUT, SAMPLES, STATE, Shapes
 from tfswa.runtime.stream.codec import Codec, Tensors
 from tfswa.runtime.stream.fallback import Fallback
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.plan import plan_of
 from tfswa.runtime.stream.samples import all_finite
+from tfswa.runtime.stream.separating import Separating
 from tfswa.runtime.stream.wiener import check_wiener
-
-if TYPE_CHECKING:
-    from tfswa.runtime.stream.files import FileResult, Progress
 
 Audio = NDArray[np.float32]
 OnNonFinite = Literal["error", "recompute"]
 
 
-class Separator:
+class Separator(Separating):
     """A model loaded in a backend; a context manager. The output does not depend on ``batch``.
 
     Several threads may use one at once: what belongs to a signal is its stream's, and threads take turns in a
@@ -57,9 +53,13 @@ class Separator:
             changes.
         wiener: iterations of the multichannel Wiener filter after the network, 0 (none) to 10, see
             ``stream/wiener.py``. Parity and its certificates are of stems without it.
+        overlap: 2 or 4 for that many times as many chunks, of which every sample is the weighted mean;
+            ``msst:N`` for the rule of the training suite MSST. Parity is without either.
 
     Attributes:
         spec: the model's contract.
+        plan: where chunks lie, and how much each counts.
+        overlap: as asked for, as text.
         options: as the backend got them.
         session: the loaded network.
         codec: the host's transforms.
@@ -69,7 +69,7 @@ class Separator:
         UsageError, BackendUnavailable, BundleError: see ``open_session``. With ``recompute`` also
             UsageError for an exported file, and where ``backend`` is the float32 network itself;
             BackendUnavailable where that network cannot run. With ``wiener`` also UsageError for a model
-            of one stem.
+            of one stem, with ``overlap`` for one with state.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Separator:
         batch: int = 1,
         on_nonfinite: OnNonFinite = "error",
         wiener: int = 0,
+        overlap: int | str = 1,
     ):
         check_number("batch", batch, MOST_BATCH)
         check_wiener(wiener)
@@ -89,7 +90,11 @@ class Separator:
         if isinstance(model, (str, Path)):
             model = open_model(model)
         self.model, self.spec, self.batch = model, model.spec, batch
+        self.name, self.stems = model.name, model.spec.stems
+        self.channels, self.sample_rate = model.spec.channels, model.spec.stft.sample_rate
         check_wiener(wiener, self.spec)
+        self.plan = plan_of(self.spec, overlap)
+        self.overlap = str(overlap)
         options = resolved(model, options)
         self.fallback = Fallback(model, options.threads) if on_nonfinite == "recompute" else None
         self.session: Session = open_session(backend, model, options)
@@ -103,6 +108,11 @@ class Separator:
         self._turn = nullcontext() if reentrant else threading.Lock()
         self._fallback_turn = threading.Lock()
         self.codec = Codec(self.spec, wiener)
+
+    @property
+    def parts(self) -> tuple[Separator, ...]:
+        """Itself."""
+        return (self,)
 
     @property
     def transforms_there(self) -> bool:
@@ -119,14 +129,6 @@ class Separator:
             )
         if self.fallback is not None:
             self.fallback.check_differs(self.session.name, self.options.precision)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the network."""
@@ -185,18 +187,6 @@ class Separator:
         """Return a fresh stream engine around this model, for one signal."""
         return Stream(self)
 
-    def separate(self, mixture: Audio) -> Audio:
-        """Separate a whole signal in memory: ``[C, N] -> [S, C, N]`` at the model's rate.
-
-        Args:
-            mixture: floats with full scale 1, finite.
-
-        Raises:
-            UsageError, AudioError, NonFiniteError: see ``OverlapAdd.push``.
-        """
-        engine = self.stream()
-        return np.concatenate((engine.push(mixture), engine.flush()), axis=-1)
-
     def with_batch(self, batch: int) -> Separator:
         """The same with that many chunks at once; they share the network, and one of them closes it."""
         other = copy.copy(self)
@@ -209,47 +199,6 @@ class Separator:
         other = copy.copy(self)
         other.session = session
         return other
-
-    def indices(self, stems: Sequence[str]) -> list[int]:
-        """Places of some stems in the output; raises as ``stem_indices``."""
-        return stem_indices(self.model, stems)
-
-    def separate_file(
-        self,
-        source: str | Path,
-        outputs: Mapping[str, str | Path] | str | Path,
-        *,
-        format: str = "wav",
-        clip: Clip = "none",
-        force: bool = False,
-        track: Track = None,
-        strict: bool = False,
-        progress: Progress = lambda done, total: None,
-    ) -> FileResult:
-        """Separate a file into files, in bounded memory, whole or not at all; see ``stream/files.py``.
-
-        Args:
-            source: any audio file.
-            outputs: final path per wanted stem, stems left out are not written; or a folder for all of them.
-            format: a name in ``encoders.FORMATS``.
-            clip: what happens to samples beyond full scale, see ``StemFiles``.
-            force: replace existing files.
-            track: which audio track: a number from 0, a language, or None for the default one.
-            strict: refuse an input that is damaged.
-            progress: called with seconds done and, where it is known, seconds in all.
-
-        Raises:
-            UsageError, AudioError, NonFiniteError: see ``separate_file``.
-        """
-        from tfswa.runtime.stream.files import FileJob, paths_in, separate_file
-
-        below = None
-        if isinstance(outputs, (str, Path)):
-            below = Path(outputs)
-            outputs = paths_in(below, self.spec.stems, format)
-        paths = {stem: Path(path) for stem, path in outputs.items()}
-        job = FileJob(Path(source), paths, format, clip, force, track, strict, below)
-        return separate_file(self, job, progress)
 
 
 class Stream(OverlapAdd):
@@ -271,7 +220,7 @@ class Stream(OverlapAdd):
             self._separate_chunks,
             channels=spec.channels,
             stems=spec.stems,
-            plan=ChunkPlan.of(spec),
+            plan=separator.plan,
             batch=1 if spec.state else separator.batch,
             redo=None if separator.fallback is None else self._recompute,
         )
@@ -325,17 +274,3 @@ def _checked(out: Tensors, gives: Shapes, given: Tensors, by: str) -> Tensors:
     if found != expected:
         raise TfxError(f"{by} returned shapes {found}, the spec says {expected}")
     return out
-
-
-def stem_indices(model: Model, stems: Sequence[str]) -> list[int]:
-    """Places of some stems in a model's output.
-
-    Raises:
-        UsageError: the model has no such stem.
-    """
-    known = model.spec.stems
-    for stem in stems:
-        if stem not in known:
-            close = did_you_mean(stem, known) or ":"
-            raise UsageError(f"{model.name} has no stem {stem!r}{close} it has {', '.join(known)}")
-    return [known.index(stem) for stem in stems]

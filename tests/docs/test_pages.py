@@ -40,11 +40,13 @@ CANNOT_RUN = {
     "docs/families.md": {
         "tfx train study data.root=/data/musdb18hq -o runs/tfc_tdf": "needs MUSDB18-HQ, days",
         "tfx train tfswa_resunet data.root=/data/musdb18hq -o runs/vocals": "needs MUSDB18-HQ, days",
-        "tfx import checkpoint vocals-b62c91ce.pth --family open_unmix --stems vocals --drop stft "
+        "tfx import vocals-b62c91ce.pth --family open_unmix --stems vocals --drop stft "
         "--drop sample_rate": "needs the internet; tests/train has it with weights of its own",
     },
     "docs/import.md": {
-        "tfx import spleeter": "needs the internet: 73 MB; tests/train has it with a small wheel"
+        "tfx import kim-vocals": "needs the internet: 913 MB; tests/train has it with a small file",
+        "tfx import vocals.ckpt --config vocals.yaml": "needs these files; tests/train has it with its own",
+        "tfx import UVR-MDX-NET-Voc_FT.onnx": "needs that file; tests/train has it with graphs of its own",
     },
     "docs/results.md": {
         "tfx export demo --format torchscript": "needs an hour",

@@ -49,8 +49,8 @@ def seal() -> Callable[[BundleModel], BundleModel]:
 
     def sealed(model: BundleModel) -> BundleModel:
         path = model.bundle.path
-        manifest = bundle._read_manifest(path)
-        bundle._write_manifest(path, {**manifest, "sealed": True}, bundle._entries(path, manifest))
+        manifest = bundle.read_manifest(path)
+        bundle.write_manifest(path, {**manifest, "sealed": True}, bundle._entries(path, manifest))
         return _open(path)
 
     return sealed

@@ -42,7 +42,7 @@ from tfswa.runtime.errors import (  # noqa: E402
 )
 from tfswa.runtime.gates import gate_for  # noqa: E402
 from tfswa.runtime.metrics import snr_db  # noqa: E402
-from tfswa.runtime.model.bundle import Bundle, _entries, _read_manifest, _write_manifest  # noqa: E402
+from tfswa.runtime.model.bundle import Bundle, _entries, read_manifest, write_manifest  # noqa: E402
 from tfswa.runtime.model.opening import BundleModel, FileModel, open_model  # noqa: E402
 from tfswa.runtime.model.spec import OUTPUT  # noqa: E402
 
@@ -207,10 +207,10 @@ def test_the_backend_takes_what_was_built_as_far_as_the_library_does(
 @pytest.mark.trt
 def test_an_engine_without_its_answer_is_built_again(trt: Any, exported: BundleModel) -> None:
     made = build_engine(exported, BuildOptions(flavor="rtx"))
-    manifest = _read_manifest(exported.bundle.path)
+    manifest = read_manifest(exported.bundle.path)
     entries = _entries(exported.bundle.path, manifest)
     del entries[f"engines/{made.key}.npy"]  # as it was made before there were answers
-    _write_manifest(exported.bundle.path, manifest, entries)
+    write_manifest(exported.bundle.path, manifest, entries)
     again = build_engine(open_model(exported.name), BuildOptions(flavor="rtx"))
     assert (again.cached, again.key) == (False, made.key)
     assert Bundle.open(exported.bundle.path).files[f"engines/{made.key}.npy"].kind == "answer"

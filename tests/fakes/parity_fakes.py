@@ -20,6 +20,7 @@ from tfswa.runtime.parity.certificate import (
 )
 from tfswa.runtime.stream import separator
 from tfswa.runtime.stream.codec import Codec
+from tfswa.runtime.stream.plan import ChunkPlan
 
 Audio = NDArray[np.float32]
 Planes = NDArray[np.float32]
@@ -74,6 +75,7 @@ class Itself:
     def separate(self, mixture: Audio) -> NDArray[np.float64]:
         engine = separator.Separator.__new__(separator.Separator)
         engine.model, engine.spec, engine.batch = self.model, self.model.spec, 1
+        engine.plan = ChunkPlan.of(engine.spec)
         engine.session, engine.codec, engine.fallback = Fixed(), Codec(self.model.spec), None
         engine._turn = nullcontext()
         # A reference computes in float64: what it has beyond float32 is no difference.

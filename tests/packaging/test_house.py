@@ -37,7 +37,10 @@ NAMING_FAMILIES = {
     "scripts/recipes.py": "recipes are tried on the small network",
     "train/config.py": "the default of model.family",
     "train/importers/cli.py": "tfx import spleeter",
+    "train/importers/demucs.py": "a class of the package that files name",
+    "train/importers/htdemucs.py": "the family that a published file is of",
     "train/importers/mdx23c.py": "the family that a published file is of",
+    "train/importers/roformer.py": "the family that a published file is of",
     "train/importers/scnet.py": "the family that a published file is of",
     "train/importers/spleeter.py": "tfx import spleeter",
 }

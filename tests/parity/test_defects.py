@@ -34,7 +34,7 @@ from tfswa.runtime.parity.compare import compare  # noqa: E402
 from tfswa.runtime.parity.corpus import Item  # noqa: E402
 from tfswa.runtime.parity.judge import judge  # noqa: E402
 from tfswa.runtime.songs.loading import Song  # noqa: E402
-from tfswa.runtime.stream import codec, overlap, transform  # noqa: E402
+from tfswa.runtime.stream import codec, fader, transform  # noqa: E402
 from tfswa.train.backend import TorchSession, new_bundle  # noqa: E402
 from tfswa.train.blocks.window import WindowAttention  # noqa: E402
 
@@ -134,15 +134,17 @@ def one_seam(real: Callable[..., Any]) -> Callable[..., Any]:
     """The third chunk fades in the wrong way round."""
     blended: list[Any] = []
 
-    def blend(engine: Any, output: Any) -> Any:
-        blended.append(engine)
-        right = engine._fade_in
-        if blended.count(engine) == 3:
-            engine._fade_in = right[::-1].copy()
+    def blend(fader: Any, output: Any) -> Any:
+        blended.append(fader)
+        right = fader.weights[1]
+        if blended.count(fader) == 3:
+            met = len(fader._behind)
+            fader.weights[1] = np.concatenate((right[:met][::-1], right[met:]))
+            fader._behind = fader._behind[::-1]
         try:
-            return real(engine, output)
+            return real(fader, output)
         finally:
-            engine._fade_in = right
+            fader.weights[1] = right
 
     return blend
 
@@ -170,7 +172,7 @@ DEFECTS: dict[str, tuple[Plant, str]] = {
     "swapped stems": (in_its_output(lambda out: out[:, ::-1]), "graph"),
     "swapped real and imaginary parts": (in_its_output(lambda out: out[:, :, [1, 0, 3, 2]]), "graph"),
     "swapped channels": (in_its_output(lambda out: out[:, :, [2, 3, 0, 1]]), "graph"),
-    "overlap weights of one chunk": (in_the_host(overlap.OverlapAdd, "_blend", one_seam), "signal"),
+    "overlap weights of one chunk": (in_the_host(fader.Fader, "add", one_seam), "signal"),
     "Nyquist bin not restored": (in_the_host(codec, "unpack", without_nyquist), "signal"),
     "leak between the items of a batch": (in_its_output(leak), "axes"),
     "shift mask missing": (in_the_network(unmask), "graph"),

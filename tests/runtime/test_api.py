@@ -1,4 +1,4 @@
-"""The public face of the package: ten names, what they take, and what importing it does to a process."""
+"""The public face of the package: twelve names, what they take, and what importing it does to a process."""
 
 import os
 import pydoc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -39,6 +40,16 @@ def test_without_phases_all_of_it_is_the_full_training(tiny_spec: ModelSpec) -> 
     curriculum = curriculum_of(tiny_spec)
     for step in (0, 1, 10**9):
         assert curriculum.phase(step) == Phase(math.inf, 15 * HOP, 0.0)
+
+
+def test_chunks_have_the_frames_that_are_asked_for_whatever_the_first_is_centered_on(
+    tiny_spec: ModelSpec,
+) -> None:
+    stft = dataclasses.replace(tiny_spec.stft, offset=HOP // 2)
+    spec = dataclasses.replace(tiny_spec, stft=stft)
+    curriculum = curriculum_of(spec)
+    assert stft.frames(curriculum.samples) == 16
+    assert curriculum.samples == spec.chunk_samples == 16 * HOP
 
 
 def test_each_step_has_its_phase(tiny_spec: ModelSpec) -> None:

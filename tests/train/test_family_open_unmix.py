@@ -108,7 +108,7 @@ def test_state_dictionaries_of_the_package_are_imported_and_agree(
             options += [f"--{option}", f"{key}={item}"]
     options += ["--chunk", "frames=24", "--chunk", "context=3", "--chunk", "fade=2"]
     done = tfx(
-        *("import", "checkpoint", tmp_path / "umx.pth", "--family", FAMILY, "--stems", ",".join(stems)),
+        *("import", tmp_path / "umx.pth", "--family", FAMILY, "--stems", ",".join(stems)),
         *(*options, "-o", tmp_path / "umx.tfx"),
     )
     assert done.code == 0, done.err
@@ -140,7 +140,7 @@ def test_weights_of_its_own_are_imported_under_their_own_names(tfx: Tfx, tmp_pat
     for key, value in HYPER.items():
         options += ["--hyper", f"{key}={value}"]
     done = tfx(
-        *("import", "checkpoint", tmp_path / "own.pt", "--family", FAMILY, "--stems", "a", *options),
+        *("import", tmp_path / "own.pt", "--family", FAMILY, "--stems", "a", *options),
         *("-o", tmp_path / "again.tfx"),
     )
     assert done.code == 0, done.err

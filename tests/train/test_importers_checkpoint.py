@@ -1,4 +1,4 @@
-"""``tfx import checkpoint``: which weights are meant, whether they fit, and that no code of a file is run."""
+"""``tfx import FILE``: which weights are meant, whether they fit, and that no code of a file is run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from safetensors.torch import save_file  # noqa: E402
 from tfswa.train import families  # noqa: E402
 from tfswa.train.backend import load_network  # noqa: E402
 from tfswa.train.families import build_network, new_spec  # noqa: E402
-from tfswa.train.importers.checkpoint import import_checkpoint, read_tensors  # noqa: E402
+from tfswa.train.importers.checkpoint import import_checkpoint  # noqa: E402
+from tfswa.train.importers.reading import read_tensors  # noqa: E402
 
 TEMPLATE = Path(__file__).parents[2] / "examples" / "my_family" / "my_family.py"
 NAMES = ["layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias"]
@@ -65,7 +66,7 @@ def test_a_state_dictionary_becomes_a_bundle_that_computes_the_same(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(state, "my net é.pt")
-    done = tfx("import", "checkpoint", "my net é.pt", "--family", "my_family", "--license", "CC-BY-4.0")
+    done = tfx("import", "my net é.pt", "--family", "my_family", "--license", "CC-BY-4.0")
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
         "my net é.tfx: my_family, 442 parameters: vocals, accompaniment (weights CC-BY-4.0)",
@@ -101,7 +102,7 @@ def test_the_forms_that_weights_are_saved_in(
     else:
         prefix = "model._orig_mod."
         torch.save({f"model._orig_mod.{name}": value for name, value in state.items()}, path)
-    done = tfx("import", "checkpoint", path, "--family", "my_family", "-o", tmp_path / "new.tfx", "--json")
+    done = tfx("import", path, "--family", "my_family", "-o", tmp_path / "new.tfx", "--json")
     assert (done.json["key"], done.json["prefix"], done.json["left_out"]) == (key, prefix, left_out)
     same(tmp_path / "new.tfx", state)
     provenance = Bundle.open(tmp_path / "new.tfx").provenance
@@ -113,7 +114,7 @@ def test_what_is_not_the_networks_is_left_out_when_that_is_said(
 ) -> None:
     inner = {**{f"model.{name}": value for name, value in state.items()}, "loss.window": torch.ones(4)}
     torch.save({"state_dict": inner}, tmp_path / "a.ckpt")
-    line = ("import", "checkpoint", tmp_path / "a.ckpt", "--family", "my_family", "-o", tmp_path / "a.tfx")
+    line = ("import", tmp_path / "a.ckpt", "--family", "my_family", "-o", tmp_path / "a.tfx")
     done = tfx(*line)
     assert (done.code, done.lines) == (
         2,
@@ -132,17 +133,23 @@ def test_what_is_not_the_networks_is_left_out_when_that_is_said(
         same(tmp_path / "a.tfx", state)
 
 
-def test_all_that_does_not_fit_is_named_in_one_line(tfx: Tfx, tmp_path: Path, state: dict[str, Any]) -> None:
+def test_all_that_does_not_fit_is_a_table_and_a_line(tfx: Tfx, tmp_path: Path, state: dict[str, Any]) -> None:
     del state["layers.0.bias"]
     state["layers.2.bias"] = torch.zeros(3)
     state |= {f"more.{number}": torch.zeros(1) for number in range(5)}
     torch.save(state, tmp_path / "a.pt")
-    done = tfx("import", "checkpoint", tmp_path / "a.pt", "--family", "my_family", "-o", tmp_path / "a.tfx")
+    done = tfx("import", tmp_path / "a.pt", "--family", "my_family", "-o", tmp_path / "a.tfx")
     assert (done.code, done.out) == (1, "")
-    assert done.lines == [
+    assert [line.split("  ")[0] for line in done.lines[2:-1]] == [
+        "missing",
+        "another shape",
+        *["unexpected"] * 5,
+    ]
+    assert done.lines[-1:] == [
         f"tfx: {tmp_path / 'a.pt'} does not fit my_family: of 4 weights 1 missing (layers.0.bias), "
         "1 of another shape (layers.2.bias is [3], the network's [2]), "
-        "5 unexpected (more.0, more.1, more.2 and 2 more): see to --hyper, --stems, --prefix and --drop"
+        "5 unexpected (more.0, more.1, more.2 and 2 more): see to --config, --hyper, --stems, "
+        "--prefix and --drop"
     ]
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
 
@@ -158,7 +165,7 @@ def test_options_and_a_configuration_say_what_the_network_is(
     )
     spec = new_spec(my_family, stems=("a", "b", "c"), hyper={"width": 4})
     torch.save(build_network(spec).state_dict(), tmp_path / "a.pt")
-    line = ("import", "checkpoint", tmp_path / "a.pt", "--config", config, "--stft", "n_fft=2048")
+    line = ("import", tmp_path / "a.pt", "--config", config, "--stft", "n_fft=2048")
     assert tfx(*line, "--chunk", "context=4", "-o", tmp_path / "a.tfx").code == 0
     made = Bundle.open(tmp_path / "a.tfx").spec
     assert (made.stems, made.hyper["width"]) == (("vocals", "drums", "other"), 4)
@@ -171,11 +178,11 @@ def test_options_and_a_configuration_say_what_the_network_is(
     config.write_text(config.read_text().replace("[data]", 'network_stems = ["vocals", "drums"]\n[data]'))
     spec = new_spec(my_family, stems=("a", "b"), hyper={"width": 4})
     torch.save(build_network(spec).state_dict(), tmp_path / "two.pt")
-    assert tfx(*line[:2], tmp_path / "two.pt", *line[3:], "-o", tmp_path / "two.tfx").code == 0
+    assert tfx(line[0], tmp_path / "two.pt", *line[2:], "-o", tmp_path / "two.tfx").code == 0
     assert Bundle.open(tmp_path / "two.tfx").spec.outputs == ("vocals", "drums")
     done = tfx(*line, "--hyper", "width=5", "-o", tmp_path / "c.tfx")
     assert done.code == 1
-    assert "layers.0.weight is [4, 4, 3, 3], the network's [5, 4, 3, 3]" in done.lines[0]
+    assert "layers.0.weight is [4, 4, 3, 3], the network's [5, 4, 3, 3]" in done.lines[-1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -204,7 +211,7 @@ def test_code_in_a_pickle_is_refused_in_one_line_and_not_run(
 ) -> None:
     attack = {**state, "x": Attack(tmp_path / "owned")}
     torch.save(attack, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
-    done = tfx("import", "checkpoint", tmp_path / "a.pt", "--family", "my_family", "-o", tmp_path / "a.tfx")
+    done = tfx("import", tmp_path / "a.pt", "--family", "my_family", "-o", tmp_path / "a.tfx")
     assert (done.code, done.out) == (1, "")
     assert done.lines == [
         f"tfx: {tmp_path / 'a.pt'} asks for posix.mkdir, which is code and no weights: it was not run; "
@@ -257,7 +264,7 @@ def test_what_holds_no_weights_is_one_line(
     tfx: Tfx, tmp_path: Path, state: dict[str, Any], kind: str, says: str
 ) -> None:
     damaged(tmp_path / "a.pt", state, kind)
-    done = tfx("import", "checkpoint", tmp_path / "a.pt", "--family", "my_family", "-o", tmp_path / "a.tfx")
+    done = tfx("import", tmp_path / "a.pt", "--family", "my_family", "-o", tmp_path / "a.tfx")
     assert (done.code, done.out, len(done.lines)) == (1, "", 1)
     assert says in done.err
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
@@ -296,7 +303,7 @@ def test_requests_that_cannot_be_honored(tfx: Tfx, tmp_path: Path, state: dict[s
     there = tmp_path / "there.tfx"
     there.mkdir()
     for words, says in (
-        ((tmp_path / "a.pt",), "--family is missing"),
+        ((tmp_path / "a.pt",), "name the network's --family, or its training --config"),
         ((tmp_path / "none.pt", "--family", "my_family"), "no such file"),
         (("", "--family", "my_family"), "an empty path"),
         ((tmp_path / "a.pt", "--family", "my_famly"), "did you mean 'my_family'"),
@@ -309,7 +316,7 @@ def test_requests_that_cannot_be_honored(tfx: Tfx, tmp_path: Path, state: dict[s
         ((tmp_path / "a.pt", "--family", "my_family", "-o", there), "is there already"),
         ((tmp_path / "a.pt", "--config", tmp_path / "x.toml"), "no such file"),
     ):
-        done = tfx("import", "checkpoint", *words)
+        done = tfx("import", *words)
         assert (done.code, done.out) == (2, ""), words
         assert says in done.lines[-1], words
 
@@ -332,6 +339,6 @@ def test_the_weights_of_a_run_come_back(tfx: Tfx, tmp_path: Path, my_family: str
     (run / "config.json").write_text(json.dumps(config))
     state = build_network(new_spec(my_family, stems=("a", "b"), hyper={"width": 3})).state_dict()
     save_file(state, tmp_path / "a.safetensors")
-    line = ("import", "checkpoint", tmp_path / "a.safetensors", "--config", run, "-o", tmp_path / "a.tfx")
+    line = ("import", tmp_path / "a.safetensors", "--config", run, "-o", tmp_path / "a.tfx")
     assert tfx(*line).code == 0
     same(tmp_path / "a.tfx", state)

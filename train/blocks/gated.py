@@ -46,7 +46,7 @@ class Rotary(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("freqs", ROTARY_BASE ** -(torch.arange(0, dim, 2).float() / dim))
+        self.register_buffer("freqs", rotary_freqs(dim), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Queries or keys ``[N, heads, L, D] -> [N, heads, L, D]``.
@@ -58,6 +58,11 @@ class Rotary(nn.Module):
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x[..., 0::2], x[..., 1::2]
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rotary_freqs(dim: int) -> Tensor:
+    """Radians by which each pair of a head's channels turns from one place to the next, ``[dim / 2]``."""
+    return ROTARY_BASE ** -(torch.arange(0, dim, 2).float() / dim)
 
 
 class GatedAttention(nn.Module):

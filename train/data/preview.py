@@ -45,7 +45,7 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
     groups = dict(config.data.sources)
     if not config.pretrain.share:
         groups = {stem: groups[stem] for stem in config.model.stems}
-    samples = (config.optim.frames - 1) * stft.hop
+    samples = (config.optim.frames - 1) * stft.hop + 2 * stft.offset
     names = [*groups] if MIXTURE in groups else [MIXTURE, *groups]
     paths = {
         f"{folder}/{name}": out / folder / f"{name}.wav"

@@ -79,7 +79,7 @@ class Family:
         published: parameters that the family's source states, to be compared with ours; None: none.
         published_stems: the stems of the network that they are of.
         elsewhere: the name that a weight has in the state dictionaries of the source's own package, of its
-            name here and the spec; `tfx import checkpoint` reads those as well. None: there are none.
+            name here and the spec; `tfx import FILE` reads those as well. None: there are none.
     """
 
     name: str
@@ -166,6 +166,8 @@ def build_network(spec: ModelSpec) -> nn.Module:
     Raises:
         ConfigError: unknown family or hyper-parameter, impossible shapes, code of the family that fails.
     """
+    if spec.family is None:
+        raise ConfigError("a published graph is of no family, no network can be built: name one of a family")
     family = get_family(spec.family)
     hyper = hyper_of(family, spec.hyper)
     has, wanted = spec.state, _state_of(family, spec, hyper)

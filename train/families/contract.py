@@ -75,15 +75,18 @@ def checked_forward(network: nn.Module, spec: ModelSpec, mixture: Tensor) -> Ten
     except TfxError:
         raise
     except Exception as error:  # whatever a third party's code raises
-        raise contract_error(spec.family, f"forward of mixture {list(mixture.shape)}", error) from error
+        raise contract_error(
+            spec.family_in_words, f"forward of mixture {list(mixture.shape)}", error
+        ) from error
     each = found if isinstance(found, tuple) else (found,)
     given = [list(one.shape) if isinstance(one, Tensor) else f"a {type(one).__name__}" for one in each]
     wanted = [[len(mixture), *shape] for shape in spec.gives.values()]
     if given != wanted:
         said, is_ = (given[0], wanted[0]) if len(given) == len(wanted) == 1 else (given, wanted)
         raise ConfigError(
-            f"family {spec.family!r}: forward of mixture {list(mixture.shape)} gives {said}, the contract "
-            f"is {is_} {_IN_WORDS if len(wanted) == 1 else ', '.join(spec.gives)}: mend its last layer"
+            f"family {spec.family_in_words!r}: forward of mixture {list(mixture.shape)} gives {said}, the "
+            f"contract is {is_} {_IN_WORDS if len(wanted) == 1 else ', '.join(spec.gives)}: mend its "
+            "last layer"
         )
     stems: Tensor = each[0]
     return stems

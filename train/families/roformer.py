@@ -163,10 +163,10 @@ class Roformer(nn.Module):
         self.hyper, self.channels, self.checkpointing = hyper, spec.channels, False
         places, counts = np.concatenate(members), np.zeros(spec.stft.bins, np.int64)
         np.add.at(counts, places, 1)
-        self.register_buffer("places", torch.from_numpy(places), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
         found_at, share = _averages(places, counts)
-        self.register_buffer("found_at", torch.from_numpy(found_at), persistent=False)
-        self.register_buffer("share", torch.from_numpy(share), persistent=False)
+        self.register_buffer("found_at", torch.tensor(found_at), persistent=False)
+        self.register_buffer("share", torch.tensor(share), persistent=False)
         sizes = [2 * spec.channels * len(bins) for bins in members]
         self.band_split = BandSplit(sizes, hyper.dim)
         turns = []
@@ -191,9 +191,9 @@ class Roformer(nn.Module):
         x = x if self.hyper.bands == "fixed" else x.index_select(2, self.places)
         x = self._turns(self.band_split(x.reshape(b, t, -1)))
         masks = torch.stack([of(x) for of in self.mask_estimators], dim=1)  # [B, S, T, sum of sizes]
-        masks = masks.reshape(b, -1, t, len(self.places), planes)
+        masks = masks.reshape(b, -1, t, self.places.shape[0], planes)
         if self.hyper.bands == "mel":
-            parts = zip(self.found_at, self.share, strict=True)
+            parts = zip(self.found_at.unbind(), self.share.unbind(), strict=True)
             masks = torch.stack([masks.index_select(3, at) * part[:, None] for at, part in parts]).sum(dim=0)
         return self._masked(mixture, masks.permute(0, 1, 4, 2, 3))
 

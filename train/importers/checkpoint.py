@@ -1,37 +1,37 @@
-"""Weights that a user's own training left, as a bundle: which of them they are, and whether they fit.
+"""Weights of a file as a bundle: which of them they are, of which network, and whether they fit.
 
-A file is read as data: safetensors, or a pickle of torch of which nothing but tensors and plain values is
-built (``weights_only``). In a file of torch the weights are its top level, or one dictionary within it::
-
-    {"layers.0.weight": ...}                                      torch.save(network.state_dict(), ...)
-    {"epoch": 3, "state_dict": {"model.layers.0.weight": ...}}    Lightning
+Of a network of the user's own the family is said. A published one is known by its names and shapes, see
+``kinds.py``.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from tfswa.runtime.errors import BundleError, ConfigError, OutputExists, UsageError, did_you_mean, reason
+from tfswa.runtime.errors import BundleError, ConfigError, OutputExists, UsageError, reason
 from tfswa.runtime.files.hashes import sha256_of
-from tfswa.runtime.model.archive import check_archive
 from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.table import text_table
 from tfswa.train.config import ModelConfig
 from tfswa.train.config_files import find_config, load_config, load_run_config
 from tfswa.train.families import build_network, get_family, new_spec
+from tfswa.train.importers.kinds import Kind, Settings, recognized, spec_of_reading, with_known
+from tfswa.train.importers.published import read_yaml
+from tfswa.train.importers.reading import State, array_of, chosen, few, read_weights
 from tfswa.train.strict import config_from_dict, parse_overrides
 
-SHOWN = 3  # names of a kind in a message
-State = dict[str, Tensor]
+CLOSE = 1e-2  # of constants that a file may hold in half precision
+ROWS = 5  # of each kind in a table of misfits
 
 
 @dataclass(frozen=True)
@@ -51,63 +51,118 @@ class Picked:
     left_out: tuple[str, ...]
 
 
+class Misfit(BundleError):
+    """Weights that are not those of the network.
+
+    Attributes:
+        table: the first misfits of each kind, and what else is meant where that is likely.
+    """
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
 def import_checkpoint(
     source: Path,
-    spec: ModelSpec,
+    of: ModelSpec | Settings,
     output: Path,
     *,
     key: str | None = None,
     prefix: str | None = None,
     drop: Sequence[str] = (),
     precision: str = "fp32",
+    provenance: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> tuple[Bundle, Picked]:
     """Make a bundle of a state dictionary.
 
     Args:
         source: a file of torch or of safetensors.
-        spec: the model that the weights are of.
+        of: the model that the weights are of; or what is known about a published one beside its weights.
         output: the bundle.
         key: of the dictionary within a file of torch; None: the only one there is.
         prefix: beginning of the names of the weights; names that begin otherwise are left out. None: none, or
             the one that all names begin with.
         drop: beginnings of names that are left out.
         precision: how weights are stored, ``fp32`` or ``fp16``.
+        provenance: what else is known of where they come from.
         force: replace an existing bundle.
 
     Raises:
         OutputExists: the bundle is there and ``force`` is False.
         UsageError: the file cannot be opened, or ``key`` or ``prefix`` is not in it, or more than one could
-            be meant.
-        BundleError: the file is damaged, wants to run code, or its weights do not fit.
+            be meant; or something about a published network has to be said.
+        BundleError: the file is damaged, wants to run code, or is of no network that is known here.
+        Misfit: its weights do not fit.
     """
     if output.exists() and not force:  # before anything is read
         raise OutputExists(f"{output} is there already: replace it with --force, or choose another name")
+    digest = _digest(source)
+    loaded, said = read_weights(source)
+    if isinstance(of, Settings):
+        of.config = {**said, **of.config}
+    found, key, others = chosen(source, loaded, key)
+    kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
+    match = _matched(source, of, kept, prefix, digest)
+    left_out = sorted({*found.keys() - match.used, *others})
+    bundle = Bundle.create(
+        output,
+        match.spec,
+        {name: array_of(source, name, value) for name, value in match.weights.items()},
+        provenance={
+            "command": "tfx import",
+            "checkpoint": source.name,
+            "checkpoint_sha256": digest,
+            "key": key,
+            "prefix": match.prefix,
+            **match.origin,
+            **(provenance or {}),
+        },
+        precision=precision,
+        force=force,
+    )
+    return bundle, Picked(match.weights, key, match.prefix, tuple(left_out))
+
+
+def _digest(source: Path) -> str:
     try:
-        digest = sha256_of(source)
+        return sha256_of(source)
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {reason(error)}") from error
-    with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in build_network(spec).state_dict().items()}
-    found, key, others = _chosen(source, read_tensors(source), key)
-    kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
-    ours = _names(spec, kept, wanted)
-    wanted = {theirs: wanted[name] for theirs, name in ours.items()}
-    prefix = _prefix(source, kept, wanted, prefix)
-    weights = {name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)}
-    left_out = sorted({*found.keys() - {prefix + name for name in weights}, *others})
-    _check_fit(source, spec.family, weights, wanted, prefix)
-    weights = {ours[name]: value for name, value in weights.items()}
-    provenance = {
-        "command": "tfx import checkpoint",
-        "checkpoint": source.name,
-        "checkpoint_sha256": digest,
-        "key": key,
-        "prefix": prefix,
-    }
-    arrays = {name: _array(source, name, value) for name, value in weights.items()}
-    bundle = Bundle.create(output, spec, arrays, provenance=provenance, precision=precision, force=force)
-    return bundle, Picked(weights, key, prefix, tuple(left_out))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Weights of a file by the names of the network that they fit, and which of the file's they are."""
+
+    spec: ModelSpec
+    weights: State
+    prefix: str
+    used: set[str]
+    origin: Mapping[str, Any]
+
+
+def _matched(source: Path, of: ModelSpec | Settings, kept: State, prefix: str | None, digest: str) -> _Match:
+    """The weights that are meant, of the network that they are of; see ``import_checkpoint``."""
+    origin: dict[str, Any] = {}
+    if isinstance(of, Settings):
+        origin = with_known(of, digest)
+        kind, prefix = _kind_of(source, kept, prefix)
+        weights = _under(prefix, kept)
+        spec, ours = _published(source, kind, weights, of)
+        origin["kind"] = kind.name
+    else:
+        spec = of
+        ours = _names(spec, kept, shapes_of(spec))
+        prefix = _prefix(source, kept, ours, prefix)
+        weights = _under(prefix, kept)
+    sizes = shapes_of(spec)
+    _check_fit(
+        source, spec.family_in_words, weights, {theirs: sizes[name] for theirs, name in ours.items()}, prefix
+    )
+    used = {prefix + name for name in weights}
+    return _Match(spec, {ours[name]: value for name, value in weights.items()}, prefix, used, origin)
 
 
 def spec_of(
@@ -164,73 +219,89 @@ def spec_of(
     )
 
 
-def read_tensors(source: Path) -> Mapping[str, Any]:
-    """Read a file of safetensors or of torch as data; of the latter no code is run.
+def settings_of(
+    config: Path | None,
+    *,
+    stems: tuple[str, ...] | None = None,
+    hyper: Sequence[str] = (),
+    stft: Sequence[str] = (),
+    chunk: Sequence[str] = (),
+    license_: str | None = None,
+) -> Settings:
+    """What is known of a published network beside its weights.
 
-    Returns:
-        What its top level holds by name: tensors, and in a file of torch other values.
+    Args:
+        config: its published configuration, YAML.
+        stems: in order.
+        hyper: hyper-parameters, ``key=value`` in TOML, as are ``stft`` and ``chunk``.
+        stft: of the transform.
+        chunk: of the chunks.
+        license_: of the weights.
 
     Raises:
-        BundleError: it is neither, damaged, or wants to run code.
+        UsageError: the configuration cannot be read, or an option is no ``key=value``.
     """
-    with source.open("rb") as stream:
-        beginning = stream.read(9)
-    try:
-        if beginning[8:] == b"{":  # after the length of the header, which is JSON
-            from safetensors.torch import load_file
-
-            return load_file(source)
-        if beginning.startswith(b"PK"):
-            check_archive(source)
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
-    except BundleError:
-        raise
-    except Exception as error:  # what a damaged pickle makes torch raise has no common base
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is not None:
-            raise BundleError(
-                f"{source} asks for {code[1]}, which is code and no weights: it was not run; "
-                "save network.state_dict() alone, or safetensors"
-            ) from None
-        raise BundleError(
-            f"{source} is no state dictionary of torch and no safetensors, or damaged: {reason(error)}"
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise BundleError(f"{source} holds a {type(loaded).__name__}: save network.state_dict()")
-    return {str(name): value for name, value in loaded.items()}
+    return Settings(
+        {} if config is None else read_yaml(config),
+        stems,
+        hyper=parse_overrides(hyper),
+        stft=parse_overrides(stft),
+        chunk=parse_overrides(chunk),
+        license=license_,
+    )
 
 
-def _chosen(source: Path, loaded: Mapping[str, Any], key: str | None) -> tuple[State, str, list[str]]:
-    """Tensors of the dictionary that is meant, its key, and what lies beside them and is no tensor."""
-    inner = {
-        name: value
-        for name, value in loaded.items()
-        if isinstance(value, Mapping) and value and all(isinstance(item, Tensor) for item in value.values())
-    }
-    top = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
-    if key is None:
-        if top:
-            key = ""
-        elif len(inner) == 1:
-            (key,) = inner
-        elif inner:
-            raise UsageError(f"{source} holds several state dictionaries ({few(inner)}): choose with --key")
-        else:
-            raise BundleError(
-                f"{source} holds no weights ({few(loaded) or 'it is empty'}): save network.state_dict()"
-            )
-    if key == "":
-        return top, key, sorted(loaded.keys() - top.keys() - inner.keys()) if top else []
-    if key not in inner:
+def shapes_of(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of a network's weights by name; no memory is taken for them."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in build_network(spec).state_dict().items()}
+
+
+def _under(prefix: str, kept: State) -> State:
+    """The tensors whose names begin so, without that."""
+    return {name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)}
+
+
+def _kind_of(source: Path, kept: State, prefix: str | None) -> tuple[Kind, str]:
+    """Of which published network the weights are, and what they lie in."""
+    given = "" if prefix is None else _prefix(source, kept, {}, prefix)
+    found = recognized([name[len(given) :] for name in kept if name.startswith(given)])
+    if found is None:
         raise UsageError(
-            f"{source} holds no state dictionary {key!r}{did_you_mean(key, inner)}; "
-            f"it holds {few(inner) or 'none'}"
+            f"{source} holds weights of no published network that is known here ({few(kept)}): name the "
+            "network's --family, or its training --config"
         )
-    return {str(name): value for name, value in inner[key].items()}, key, []
+    return found[0], given + found[1]
+
+
+def _published(
+    source: Path, kind: Kind, weights: State, settings: Settings
+) -> tuple[ModelSpec, dict[str, str]]:
+    """The contract, and the file's names with the network's; what no network has a use for is taken out."""
+    for pattern, what in kind.beyond.items():
+        for name in weights:
+            if re.match(pattern, name):
+                raise BundleError(f"{source} is a {kind.name} with {what} ({name}), which is not known here")
+    try:
+        reading = kind.read({name: tuple(value.shape) for name, value in weights.items()}, settings)
+    except BundleError as error:
+        raise BundleError(f"{source}: {error}") from error
+    spec = spec_of_reading(kind, str(source), reading, settings)
+    for pattern, right in reading.constants.items():
+        for name in [name for name in weights if re.fullmatch(pattern, name)]:
+            value = weights.pop(name).float().numpy()
+            if value.shape != right.shape or not np.allclose(value, right, rtol=CLOSE, atol=0):
+                raise BundleError(
+                    f"{source}: {name} is {few(map(str, value.flat))}, in a {kind.name} as it is known here "
+                    f"{few(map(str, right.flat))}: it is another network"
+                )
+    theirs = {reading.rename(name): name for name in weights}
+    return spec, {theirs.get(name, name): name for name in shapes_of(spec)}
 
 
 def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str, str]:
     """Names that a file may have, and ours: our own, or where none of those is there, the package's."""
+    assert spec.family is not None  # a published graph has no weights that could be read
     elsewhere = get_family(spec.family).elsewhere
     if elsewhere is None or any(name.endswith(tuple(wanted)) for name in found):
         return {name: name for name in wanted}
@@ -269,42 +340,44 @@ def _prefix(source: Path, found: State, wanted: Mapping[str, Any], given: str | 
 def _check_fit(
     source: Path, family: str, weights: State, wanted: Mapping[str, tuple[int, ...]], prefix: str
 ) -> None:
-    """Compare names and shapes; one error names every kind of misfit."""
+    """Compare names and shapes; one error names every kind of misfit, and a table the likely meanings."""
     missing = [name for name in wanted if name not in weights]
-    unexpected = [prefix + name for name in weights if name not in wanted]
+    unexpected = [name for name in weights if name not in wanted]
+    other = [name for name, value in weights.items() if wanted.get(name, value.shape) != tuple(value.shape)]
     shapes = [
-        f"{prefix}{name} is {list(value.shape)}, the network's {list(wanted[name])}"
-        for name, value in weights.items()
-        if name in wanted and tuple(value.shape) != wanted[name]
+        f"{prefix}{name} is {list(weights[name].shape)}, the network's {list(wanted[name])}" for name in other
     ]
     misfits = [
         f"{len(names)} {what} ({few(names, between)})"
         for what, names, between in (
             ("missing", missing, ", "),
             ("of another shape", shapes, "; "),
-            ("unexpected", unexpected, ", "),
+            ("unexpected", [prefix + name for name in unexpected], ", "),
         )
         if names
     ]
-    if misfits:
-        raise BundleError(
-            f"{source} does not fit {family}: of {len(wanted)} weights {', '.join(misfits)}: "
-            "see to --hyper, --stems, --prefix and --drop"
-        )
+    if not misfits:
+        return
+    rows: list[tuple[str | None, ...]] = [
+        ("missing", name, None, str(list(wanted[name])), _nearest(name, unexpected))
+        for name in missing[:ROWS]
+    ]
+    rows += [
+        ("another shape", prefix + name, str(list(weights[name].shape)), str(list(wanted[name])), None)
+        for name in other[:ROWS]
+    ]
+    rows += [
+        ("unexpected", prefix + name, str(list(weights[name].shape)), None, _nearest(name, missing))
+        for name in unexpected[:ROWS]
+    ]
+    raise Misfit(
+        f"{source} does not fit {family}: of {len(wanted)} weights {', '.join(misfits)}: "
+        "see to --config, --hyper, --stems, --prefix and --drop",
+        text_table(("misfit", "name", "in the file", "in the network", "nearest"), rows),
+    )
 
 
-def _array(source: Path, name: str, value: Tensor) -> NDArray[Any]:
-    """A weight as numpy has it; floats of all kinds, some of which numpy lacks, as float32."""
-    if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-        raise BundleError(
-            f"{source}: {name} is no plain tensor of real numbers: convert it, and save it again"
-        )
-    array: NDArray[Any] = (value.float() if value.is_floating_point() else value).detach().numpy()
-    return array
-
-
-def few(names: Iterable[str], between: str = ", ") -> str:
-    """The first names, and how many more there are."""
-    every = list(names)
-    more = len(every) - SHOWN
-    return between.join(every[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _nearest(name: str, among: Sequence[str]) -> str | None:
+    """The name that is most like it, where one is."""
+    close = get_close_matches(name, among, n=1)
+    return close[0] if close else None

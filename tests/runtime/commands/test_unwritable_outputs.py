@@ -15,7 +15,7 @@ from tfswa.runtime.commands.options import GivenPath, OutputPath
 from tfswa.runtime.errors import TfxError
 
 READ = {  # options and arguments that name what is read; all others are written
-    *("inputs", "source", "root", "--audio", "--corpus", "--data", "--attention", "--wheel", "--plan"),
+    *("inputs", "source", "root", "--audio", "--corpus", "--data", "--attention", "--file", "--plan"),
     *("--gates", "--judge", "--key", "--verify", "--require-signed"),
 }
 
@@ -92,7 +92,7 @@ def test_a_default_that_is_not_used_need_not_be_written(
     [
         (("evaluate", "nothing.tfx", "--data", "songs"), "evaluation/nothing"),
         (("inspect", "nothing.tfx", "--attention", "song.wav"), "attention"),
-        (("import", "checkpoint", "song.wav", "--family", "nothing"), "."),
+        (("import", "song.wav", "--family", "nothing"), "."),
     ],
 )
 def test_a_default_that_depends_is_looked_at_before_the_work(

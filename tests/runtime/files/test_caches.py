@@ -218,6 +218,26 @@ def test_least_recently_used_goes_first_whatever_its_kind(
     assert all(path.exists() for path in others)
 
 
+def test_a_download_that_is_not_complete_goes_first_and_its_note_with_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = put(root / "downloads" / "a.ckpt", 400_000, 1)
+    record = put(root / "downloads" / "a.ckpt.sha256", 65, 9)
+    part = put(root / "downloads" / "b.ckpt.part", 400_000, 5)
+    note = put(root / "downloads" / "b.ckpt.part.json", 100, 5)
+    found = {entry.path.name: entry.bytes for entry in caches.entries("downloads")}
+    assert found == {"a.ckpt": 400_065, "b.ckpt.part": 400_100}
+    monkeypatch.setenv("TFX_CACHE_GB", "0.0005")
+    caches.trim()
+    assert [path.exists() for path in (whole, record, part, note)] == [True, True, False, False]
+    monkeypatch.setenv("TFX_CACHE_GB", "0")
+    caches.trim()
+    assert not any((root / "downloads").iterdir())
+    left = put(root / "downloads" / "c.ckpt.part.json", 100, 1)  # of a part that is gone
+    assert [entry.path for entry in caches.entries("downloads")] == [left]
+    assert caches.clear("downloads") == (100, 0)
+
+
 def test_what_is_in_use_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(root / "downloads" / "a.tgz", 1000, 1)
     monkeypatch.setenv("TFX_CACHE_GB", "0")

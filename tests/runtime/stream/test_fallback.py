@@ -19,7 +19,8 @@ from tfswa.runtime.model.opening import BundleModel, FileModel, open_model
 from tfswa.runtime.model.spec import OUTPUT, ModelSpec
 from tfswa.runtime.stream import fallback, separator
 from tfswa.runtime.stream.fallback import Fallback
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.plan import ChunkPlan
 from tfswa.runtime.stream.separator import Separator
 
 Audio = NDArray[np.float32]

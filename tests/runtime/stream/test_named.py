@@ -28,6 +28,7 @@ from tfswa.runtime.model.spec import (
     StftSpec,
 )
 from tfswa.runtime.stream.codec import Codec, Tensors, first_tensors
+from tfswa.runtime.stream.plan import plan_of
 from tfswa.runtime.stream.separator import Stream
 
 Audio = NDArray[np.float32]
@@ -70,6 +71,7 @@ def stream(spec: ModelSpec, batch: int = 1, infer: Any = None, there: bool = Fal
         batch=batch,
         fallback=None,
         codec=Codec(spec),
+        plan=plan_of(spec),
         transforms_there=there,
         infer=infer or network(spec),
         infer_samples=surrounded(spec, infer or network(spec)),
@@ -254,6 +256,7 @@ def test_a_chunk_that_is_computed_again_hands_its_state_on(there: bool) -> None:
         batch=4,
         fallback=object(),
         codec=Codec(spec),
+        plan=plan_of(spec),
         transforms_there=there,
         infer=breaks,
         infer_samples=surrounded(spec, breaks),

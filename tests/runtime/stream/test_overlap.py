@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd, Process, Redo
+from tfswa.runtime.stream.overlap import OverlapAdd, Process, Redo
+from tfswa.runtime.stream.plan import ChunkPlan
 
 STEMS = ("vocals", "other")
 TOLERANCE = 1e-6
@@ -204,7 +205,8 @@ def test_agrees_with_a_plain_float64_reference(layout: Layout, samples: int, bat
 def test_reference_notices_wrong_fade_weights() -> None:
     layout, signal = Layout(step=30, fade=10, context=5, after=5), noise(300)
     engine = layout.engine(awkward)
-    engine._fade_in = np.arange(10, dtype=np.float32) / 10  # half a sample early
+    for weights in engine._fader.weights:
+        weights[:10] = np.arange(10) / 10  # half a sample early
     assert np.abs(at_once(engine, signal) - plain_reference(awkward, layout, signal)).max() > 100 * TOLERANCE
 
 

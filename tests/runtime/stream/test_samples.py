@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tfswa.runtime.errors import AudioError, NonFiniteError, UsageError
-from tfswa.runtime.stream.overlap import ChunkPlan, OverlapAdd
+from tfswa.runtime.stream.overlap import OverlapAdd
+from tfswa.runtime.stream.plan import ChunkPlan
 from tfswa.runtime.stream.samples import check_samples
 
 

@@ -1,0 +1,175 @@
+"""More chunks than one for every sample: the laws of the stream engine, and both rules against plain code."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from streams import awkward, noise, pushed
+
+from tfswa.runtime.errors import NonFiniteError, UsageError
+from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.stream.overlap import OverlapAdd, Process
+from tfswa.runtime.stream.plan import ChunkPlan, MsstPlan, StreamPlan, plan_of
+
+Audio = NDArray[np.float32]
+STFT = StftSpec(512, 128, 8000)
+CAUSAL = ModelSpec(
+    family="any", stems=("a", "b"), stft=STFT, chunk=ChunkSpec(16, 3, 2, 8, 3, 2), state={"last": (4,)}
+)
+# The mean moves in float32 from chunk to chunk: each step rounds at 6e-8 of full scale.
+TOLERANCE = 1e-6
+
+
+@st.composite
+def shifted(draw: st.DrawFn) -> ChunkPlan:
+    distance, context, after = draw(st.integers(8, 60)), draw(st.integers(0, 40)), draw(st.integers(0, 40))
+    fade = draw(st.integers(0, distance))
+    return ChunkPlan(distance + fade + context + after, context, fade, after, draw(st.sampled_from((2, 4))))
+
+
+@st.composite
+def suites(draw: st.DrawFn) -> MsstPlan:
+    return MsstPlan(draw(st.integers(8, 130)), draw(st.integers(2, 8)))
+
+
+plans = st.one_of(shifted(), suites())
+
+
+class Counted(OverlapAdd):
+    network_seconds = 0.0
+
+
+def engine(plan: StreamPlan, process: Process | None = None, batch: int = 1) -> Counted:
+    return Counted(process or awkward(2), channels=2, stems=("a", "b"), plan=plan, batch=batch)
+
+
+@settings(deadline=None, max_examples=150)
+@given(plan=plans, samples=st.integers(0, 500), batch=st.integers(1, 5), sizes=st.lists(st.integers(0, 90)))
+def test_pushes_and_batches_change_no_bit(
+    plan: StreamPlan, samples: int, batch: int, sizes: list[int]
+) -> None:
+    signal, calls = noise(samples), []
+
+    def counting(chunks: Audio) -> Audio:
+        calls.append(len(chunks))
+        return awkward(2)(chunks)
+
+    whole = pushed(engine(plan), signal, iter(()))
+    assert whole.shape == (2, 2, samples)
+    found = engine(plan, counting, batch)
+    np.testing.assert_array_equal(pushed(found, signal, iter(sizes)), whole)
+    assert sum(calls) == plan.chunks(samples + 2 * found._ends.added)
+
+
+@settings(deadline=None, max_examples=100)
+@given(plan=plans, samples=st.integers(0, 500), batch=st.integers(1, 5))
+def test_identity_returns_its_input(plan: StreamPlan, samples: int, batch: int) -> None:
+    signal = noise(samples)
+    same = pushed(engine(plan, lambda chunks: np.stack([chunks, chunks], axis=1), batch), signal, iter(()))
+    np.testing.assert_array_equal(same, np.stack([signal, signal]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(plan=shifted(), samples=st.integers(1, 400))
+def test_every_sample_is_the_weighted_mean_of_as_many_chunks_as_asked_for(
+    plan: ChunkPlan, samples: int
+) -> None:
+    """Sample by sample, with the whole signal in hand."""
+    signal, kept, distance = noise(samples), plan.kept, plan.kept - plan.fade_samples
+    step = distance // plan.overlap
+    margin = 2 * plan.chunk_samples
+    padded = np.pad(signal, ((0, 0), (margin, margin + plan.chunk_samples)))
+    total, weight, count = np.zeros((2, 2, samples)), np.zeros(samples), np.zeros(samples, int)
+    first = -(plan.overlap - 1) * step
+    for begin in range(first, samples, step):
+        at = margin + begin - plan.context_samples
+        chunk = padded[np.newaxis, :, at : at + plan.chunk_samples]
+        stems = awkward(2)(np.ascontiguousarray(chunk))[0].astype(np.float64)
+        for i in range(kept):
+            if 0 <= begin + i < samples:
+                fade = max(plan.fade_samples, 1)
+                own = min(1.0, (i + 0.5) / fade, (kept - i - 0.5) / fade) if plan.fade_samples else 1.0
+                total[..., begin + i] += own * stems[..., plan.context_samples + i]
+                weight[begin + i] += own
+                count[begin + i] += 1
+    assert count.min() >= plan.overlap
+    found = pushed(engine(plan), signal, iter(()))
+    np.testing.assert_allclose(found, total / weight, rtol=0, atol=TOLERANCE)
+
+
+def by_the_suites_rule(signal: Audio, chunk: int, overlap: int, process: Process) -> NDArray[np.float64]:
+    """As it is published: the whole song, its sums, and one division at the end."""
+    step, fade, length = chunk // overlap, chunk // 10, signal.shape[1]
+    border = chunk - step
+    mirrored = length > 2 * border
+    if mirrored:
+        signal = np.pad(signal, ((0, 0), (border, border)), "reflect")
+    total, weight = np.zeros((2, 2, signal.shape[1])), np.zeros(signal.shape[1])
+    for start in range(0, signal.shape[1], step):
+        part = signal[:, start : start + chunk]
+        there = part.shape[1]
+        mode = "reflect" if there > chunk // 2 else "constant"
+        part = np.pad(part, ((0, 0), (0, chunk - there)), mode)  # type: ignore[call-overload]
+        window = np.ones(chunk)
+        if fade and start > 0:
+            window[:fade] = np.linspace(0, 1, fade)
+        if fade and start + step < signal.shape[1]:
+            window[-fade:] = np.linspace(1, 0, fade)
+        stems = process(part[np.newaxis])[0].astype(np.float64)
+        total[..., start : start + there] += (stems * window)[..., :there]
+        weight[start : start + there] += window[:there]
+    found: NDArray[np.float64] = total / weight
+    return found[..., border:-border] if mirrored else found
+
+
+@settings(deadline=None, max_examples=150)
+@given(plan=suites(), samples=st.integers(1, 600))
+def test_the_suites_rule_is_repeated(plan: MsstPlan, samples: int) -> None:
+    signal = noise(samples)
+    expected = by_the_suites_rule(signal, plan.chunk_samples, plan.overlap, awkward(2))
+    np.testing.assert_allclose(pushed(engine(plan), signal, iter([50] * 3)), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_bad_chunk_is_named_by_its_place_in_the_signal() -> None:
+    calls = 0
+
+    def spoilt(chunks: Audio) -> Audio:
+        nonlocal calls
+        calls += 1
+        return awkward(2)(chunks) * np.float32(math.nan if calls == 3 else 1)
+
+    with pytest.raises(NonFiniteError, match=r"chunk 2 \(samples 0 to 75\) of a, b holds NaN"):
+        pushed(engine(MsstPlan(100, 4), spoilt), noise(500), iter(()))
+    # That was 2 * 25 - 75 to 75; this is 2 * 30 - 30 - 10 to 110.
+    calls = 0
+    with pytest.raises(NonFiniteError, match=r"chunk 2 \(samples 20 to 110\) of a, b holds NaN"):
+        pushed(engine(ChunkPlan(90, 10, 10, 10, 2), spoilt), noise(500), iter(()))
+
+
+class TestChoosing:
+    SPEC = ModelSpec(family="none", stems=("a", "b"), stft=STFT, chunk=ChunkSpec(16, 2, 2, 8))
+
+    def test_by_name(self) -> None:
+        assert plan_of(self.SPEC) == ChunkPlan.of(self.SPEC) == plan_of(self.SPEC, "1")
+        assert plan_of(self.SPEC, 2) == ChunkPlan.of(self.SPEC, 2) == plan_of(self.SPEC, "2")
+        assert plan_of(self.SPEC, "msst:4") == MsstPlan(self.SPEC.chunk_samples, 4)
+
+    @pytest.mark.parametrize("overlap", [0, 3, -1, "many", "msst:", "msst:x", "msst:1", "msst:65", True])
+    def test_what_is_not_there(self, overlap: int | str) -> None:
+        with pytest.raises(UsageError, match=r"overlap .*: choose "):
+            plan_of(self.SPEC, overlap)
+
+    @pytest.mark.parametrize("overlap", [2, "msst:2"])
+    def test_state_goes_from_chunk_to_chunk_once(self, overlap: int | str) -> None:
+        assert plan_of(CAUSAL) == ChunkPlan.of(CAUSAL)
+        with pytest.raises(UsageError, match=r"overlap .*: .* has state that goes from chunk to chunk once"):
+            plan_of(CAUSAL, overlap)
+
+    def test_lengths_that_cannot_be(self) -> None:
+        with pytest.raises(UsageError, match="overlap 4 must be from 1 to 3"):
+            ChunkPlan(3, 0, 0, 0, 4)

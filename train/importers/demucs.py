@@ -1,0 +1,161 @@
+"""Files of the package ``demucs``, read without it: a pickle, or safetensors with the same in its metadata.
+
+::
+
+    {"klass": demucs.htdemucs.HTDemucs, "args": (), "kwargs": {"sources": [...], "segment": 39/5, ...},
+     "state": {"encoder.0.conv.weight": ...}, "training_args": {...}}
+
+A pickle of it names two classes, of which nothing is run: torch reads it with ``weights_only``, and is given
+stand-ins that can do nothing in the place of both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfswa.runtime.errors import BundleError, reason
+from tfswa.runtime.model.archive import check_archive
+
+SECTION = "htdemucs"  # of a configuration: what the package's class is made with
+CLASS = "demucs.htdemucs.HTDemucs"
+MAX_PART = 10**9  # of the fraction that says how long a chunk is
+
+
+class NetworkName:
+    """In the place of the package's class: it is named in a file, and nothing else."""
+
+
+def length_in_seconds(*parts: Any) -> float:
+    """In the place of ``fractions.Fraction``, of which ``1e999999999`` would make a number of a gigabyte."""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        found = re.fullmatch(r"(\d{1,9})(?:/(\d{1,9}))?", parts[0])
+        parts = () if found is None else tuple(int(part or 1) for part in found.groups())
+    if len(parts) != 2 or not all(type(part) is int and 0 < part <= MAX_PART for part in parts):
+        raise ValueError("a fraction that is no length in seconds")
+    return float(Fraction(*parts))
+
+
+STAND_INS: list[Any] = [(NetworkName, CLASS), (length_in_seconds, "fractions.Fraction")]
+
+
+def read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of the package as data; no code that it holds or names is run.
+
+    Args:
+        path: a pickle (``.th``), or safetensors with metadata.
+
+    Returns:
+        Its weights, and what its class was made with; see ``package_config``.
+
+    Raises:
+        BundleError: it is no such file, damaged, of another class, or wants to run code.
+    """
+    with path.open("rb") as stream:
+        beginning = stream.read(9)
+    if beginning[8:] == b"{":
+        return _read_safetensors(path)
+    try:
+        if beginning.startswith(b"PK"):
+            check_archive(path)
+        with torch.serialization.safe_globals(STAND_INS):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except BundleError:
+        raise
+    except Exception as error:  # what a damaged pickle makes torch raise has no common base
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is not None:
+            raise BundleError(
+                f"{path} asks for {code[1]}, which is neither weights nor {CLASS}: it was not run"
+            ) from None
+        raise BundleError(f"{path} is no file of the package demucs, or damaged: {reason(error)}") from error
+    return package_parts(path, loaded)
+
+
+def package_parts(path: Path, loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and what the class was made with, of what a pickle of the package holds.
+
+    Raises:
+        BundleError: it holds something else.
+    """
+    if not is_package(loaded):
+        raise BundleError(f"{path} is no file of the package demucs: it has no klass, state and kwargs")
+    if loaded["klass"] is not NetworkName:
+        raise BundleError(f"{path} is of the class {loaded['klass']!r}, only {CLASS} is read here")
+    return _parts(path, loaded["state"], loaded.get("args", ()), loaded["kwargs"])
+
+
+def package_config(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class was made with, as a configuration that the importer of its networks takes.
+
+    The stems are among it, and that the package's command divides a track by its deviation.
+    """
+    sources = made_with.get("sources")
+    return {
+        "training": {
+            "instruments": list(sources) if isinstance(sources, Sequence) else None,
+            "samplerate": made_with.get("samplerate"),
+            "segment": made_with.get("segment"),
+        },
+        "inference": {"normalize": True},
+        SECTION: {str(name): value for name, value in made_with.items()},
+    }
+
+
+def is_package(loaded: Any) -> bool:
+    """Whether what a pickle holds has the package's form."""
+    return isinstance(loaded, Mapping) and {"klass", "state", "kwargs"} <= loaded.keys()
+
+
+def says_its_class(path: Path) -> bool:
+    """Whether a file is safetensors whose metadata name a class, as the package writes them."""
+    with path.open("rb") as stream:
+        if stream.read(9)[8:] != b"{":
+            return False
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return "klass" in (file.metadata() or {})
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if about.get("klass") != CLASS or "structure" in about:
+            raise ValueError(f"its class is {about.get('klass')!r}, only {CLASS} of plain tensors is read")
+        args, kwargs = (
+            json.loads(about.get(name, empty), object_hook=_number)
+            for name, empty in (("args", "[]"), ("kwargs", "{}"))
+        )
+    except Exception as error:  # safetensors has errors of its own, which are no ValueErrors
+        raise BundleError(f"{path} is no file of the package demucs: {reason(error)}") from error
+    return _parts(path, state, args, kwargs)
+
+
+def _number(found: dict[str, Any]) -> Any:
+    """A fraction as the package writes it in JSON; another table as it is."""
+    if found.get("_type") == "fraction":
+        return length_in_seconds(found.get("numerator"), found.get("denominator"))
+    return found
+
+
+def _parts(path: Path, state: Any, args: Any, kwargs: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if isinstance(state, Mapping) and "__quantized" in state:
+        raise BundleError(f"{path} holds weights packed by diffq, which are not read: take the unpacked ones")
+    if not isinstance(kwargs, Mapping) or not isinstance(args, Sequence) or len(args) > 1:
+        raise BundleError(f"{path} does not say what {CLASS} was made with: args and kwargs are no such")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise BundleError(f"{path} holds no weights under 'state': it is no file of the package demucs")
+    made_with = {"sources": args[0], **kwargs} if args else dict(kwargs)
+    return {str(name): value for name, value in state.items()}, made_with
