@@ -26,6 +26,7 @@ from known_numbers import known  # noqa: E402
 from make_mdx23c import AUDIO, CASES, COMMON, FILE, STEMS, STRIDE, weight  # noqa: E402
 
 from tfswa.train.backend import TorchSession  # noqa: E402
+from tfswa.train.blocks.norm import GroupNorm  # noqa: E402
 from tfswa.train.families import build_network, get_family, new_spec  # noqa: E402
 from tfswa.train.importers.kinds import Settings, recognized, spec_of_reading  # noqa: E402
 from tfswa.train.importers.published import read_yaml  # noqa: E402
@@ -120,6 +121,16 @@ def test_training_takes_stages_again_and_finds_the_same() -> None:
         grads.append([parameter.grad.clone() for parameter in network.parameters()])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_norms_are_exact_wherever_channels_lie_in_memory() -> None:
+    spectra = torch.from_numpy(known("spectra", (1, 4, 256, 256), 1.0)).relu()
+    spectra = 300 * spectra * torch.exp(-torch.arange(256) / 15)
+    norm = GroupNorm(4, 4)
+    with torch.no_grad():
+        found = norm(spectra.to(memory_format=torch.channels_last)).numpy()
+        right = norm.double()(spectra.double()).float().numpy()
+    assert (snr_db(right, found) or np.inf) > 120
 
 
 def settings_of(config: Path | None = None, **given: Any) -> Settings:
