@@ -40,6 +40,7 @@ class ModelConfig:
             frozen but what ``init_skip`` names; 0 for none.
         lora: parts of the names of these layers, such as ``to_qkv``.
         channels: audio channels.
+        zero_unseen: whether bins that the network does not see are zero; else they are the last stem's.
         stft: values of the transform that differ from the family's.
         chunk: likewise of the chunks that a bundle is separated in.
 
@@ -58,6 +59,7 @@ class ModelConfig:
     lora_rank: int = 0
     lora: tuple[str, ...] = ()
     channels: int = 2
+    zero_unseen: bool = False
     stft: Mapping[str, Any] = field(default_factory=dict)
     chunk: Mapping[str, Any] = field(default_factory=dict)
 

@@ -147,6 +147,7 @@ def _completed(model: ModelConfig, said: Mapping[str, Any]) -> ModelConfig:
             f"model.init {model.init} is a published graph without weights to begin from: name another bundle"
         )
     values: dict[str, Any] = {"family": spec.family, "channels": spec.channels}
+    values["zero_unseen"] = spec.unseen_stem is None
     values["hyper"] = {**spec.hyper, **model.hyper}
     for name, part in (("stft", spec.stft), ("chunk", spec.chunk)):
         values[name] = {**json.loads(json.dumps(dataclasses.asdict(part))), **getattr(model, name)}

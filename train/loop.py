@@ -133,6 +133,7 @@ def training_spec(config: TrainConfig) -> ModelSpec:
         chunk=chunk,
         residual_stem=config.model.residual_stem or None,
         network_stems=config.model.network_stems or None,
+        unseen_stem=None if model.zero_unseen else "",
         weights_license=config.model.license,
     )
 

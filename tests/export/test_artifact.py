@@ -129,7 +129,7 @@ def test_a_damaged_artifact_is_not_copied(exported: BundleModel, tmp_path: Path)
 def test_what_is_there_is_refused_before_any_work(
     exported: BundleModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(artifact, "load_network", lambda model: pytest.fail("worked"))
+    monkeypatch.setattr(artifact, "source_network", lambda model: pytest.fail("worked"))
     with pytest.raises(OutputExists, match=r"holds model\.onnx already: replace it with --force"):
         produce(exported, "model.onnx", "onnx", fail)
     (tmp_path / "folder").mkdir()

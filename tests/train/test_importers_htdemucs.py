@@ -104,6 +104,7 @@ def test_a_file_of_the_package_is_read_without_the_package(
     found = known_as(weights, package_config(made_with))
     assert found.hyper == {**spec.hyper, "track_level": 0.2}
     assert (found.stems, found.stft, found.chunk) == (STEMS, spec.stft, spec.chunk)
+    assert found.unseen_stem is None
     arrays = {name: value.float().numpy() for name, value in weights.items()}
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in build_network(found).state_dict().items()}

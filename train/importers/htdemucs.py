@@ -94,6 +94,7 @@ def read_htdemucs(shapes: Shapes, settings: Settings) -> Reading:
         audio,
         outputs,
         default_stems={len(STEMS): STEMS, len(STEMS_6): STEMS_6}.get(outputs),
+        unseen_stem=None,
     )
 
 

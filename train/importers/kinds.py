@@ -139,6 +139,7 @@ class Reading:
         constants: values by patterns of names in the file that are no weights; a file may hold them, and
             holds no others.
         default_stems: what the kind's own package calls them, where it has one set of names.
+        unseen_stem: as of ``ModelSpec``: ``""`` for the last one, None where those bins are zero.
     """
 
     family: str
@@ -150,6 +151,7 @@ class Reading:
     rename: Callable[[str], str] = str
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     default_stems: tuple[str, ...] | None = None
+    unseen_stem: str | None = ""
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,7 @@ def spec_of_reading(kind: Kind, source: str, reading: Reading, settings: Setting
         chunk=reading.chunk,
         residual_stem=None if outputs == stems else stems[-1],
         network_stems=None if outputs == stems else outputs,
+        unseen_stem=reading.unseen_stem,
         weights_license=settings.license or NO_LICENSE,
     )
 

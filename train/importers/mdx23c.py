@@ -58,6 +58,7 @@ def read_mdx23c(shapes: Shapes, settings: Settings) -> Reading:
         _chunks(stft, stride[0] ** hyper["depth"], settings),
         channels,
         given // folded,
+        unseen_stem=None,
     )
 
 
