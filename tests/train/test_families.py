@@ -350,9 +350,9 @@ def test_an_unknown_family_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="unknown family 'tfswa_light': did you mean 'tfswa_lite'"):
         get_family("tfswa_light")
     with pytest.raises(
-        ConfigError, match=r"unknown family 'demucs': choose one of .*tfswa_lite, .*tfswa_unet"
+        ConfigError, match=r"unknown family 'convtasnet': choose one of .*tfswa_lite, .*tfswa_unet"
     ):
-        new_spec("demucs")
+        new_spec("convtasnet")
 
 
 def test_new_spec_refuses_numbers_that_contradict() -> None:

@@ -922,7 +922,9 @@ class TestInspectAndModels:
             done = tfx("models")
             assert (done.code, done.err) == (0, "")
             assert len(done.out.splitlines()) == lines
-            assert done.out.splitlines()[-1].startswith("families     open_unmix, roformer, spleeter, ")
+            assert done.out.splitlines()[-1].startswith(
+                "families     htdemucs, mdx23c, open_unmix, roformer, scnet, spleeter, "
+            )
 
 
 class TestProcess:

@@ -368,7 +368,7 @@ def test_weights_of_a_pre_training(tmp_path: Path, flip: Callable[..., Counter[s
     generator = torch.Generator().manual_seed(0)
     weights = {"a": torch.randn(20, 40, generator=generator), "b": torch.randn((), generator=generator)}
     task = object.__new__(tasks.Reconstruction)
-    task.spec = type("Spec", (), {"family": "tfswa_lite"})()
+    task.spec = type("Spec", (), {"family_in_words": "tfswa_lite"})()
     task.save(tmp_path, weights, {"step": 3}, best=True)
 
     class Network(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -422,20 +422,22 @@ def test_chunks_to_calibrate_on(
 
 def test_what_was_downloaded(flip: Callable[..., Counter[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="torch is not installed: importing needs it")
+    from tfswa.train.importers import download
     from tfswa.train.importers.download import Download
+    from tfswa.train.importers.part import PartialDownload, ServerNote
 
     content = np.random.default_rng(0).bytes(5000)
     wanted = Download(
         "http://nowhere.invalid/a.whl", hashlib.sha256(content).hexdigest(), len(content), "bring it"
     )
-    monkeypatch.setattr(Download, "_blocks", lambda self: blocks(content))
+
+    def transfer(url: str, part: PartialDownload, **_: Any) -> None:
+        part.begin(ServerNote(url))
+        part.write(content)
+
+    monkeypatch.setattr(download, "transfer", transfer)
     wanted.fetch()
     assert all_of(flip(wanted.place, lambda: wanted.fetch().read_bytes()), "made again")
-
-
-def blocks(content: bytes) -> Iterator[bytes]:
-    """As a network gives them: it can be closed."""
-    yield content
 
 
 @pytest.mark.parametrize("undone", [False, True])
