@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def told_layer(takes: dict[str, Any], gives: dict[str, Any]) -> dict[str, Any]:
 
 
 # As the inspectors of TensorRT 10, of its Myelin compiler, and of 11 write them.
+LONG = os.environ.get("TFX_LONG") == "1"
 HALF_10 = told_layer(
     {"Format/Datatype": "Row major linear FP32"},
     {"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"},
@@ -546,7 +548,15 @@ def test_an_exported_file_has_no_bundle(exported: BundleModel) -> None:
 
 @pytest.mark.slow
 @pytest.mark.trt
-@pytest.mark.parametrize("family", ["tfswa_lite", "tfswa_unet"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "tfswa_lite",
+        pytest.param(
+            "tfswa_unet", marks=pytest.mark.skipif(not LONG, reason="minutes: TFX_LONG=1 builds it")
+        ),
+    ],
+)
 def test_the_default_networks_are_built_for_a_named_target(trt: Any, tmp_path: Path, family: str) -> None:
     """At full size; untrained, because the gate of an export takes minutes for 15 million weights."""
     from tfswa.export.onnx import build_graph
