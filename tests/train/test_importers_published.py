@@ -364,6 +364,7 @@ def test_a_configuration_that_is_none(
         ("  stft_hop_length: fast", "stft.hop.*fast"),
         ("  stft_hop_length: 0", "hop 0 must be int, above 0"),
         ("  stft_n_fft: 128", "stft_n_fft 128 of the configuration does not give such bands"),
+        ("  stft_n_fft: long", "model.stft_n_fft 'long' of the configuration must be an integer above 0"),
         ("  skip_connection: 1", "model.skip_connection 1 of the configuration must be true or false"),
         ("  sample_rate: no", "model.sample_rate False of the configuration must be an integer above 0"),
     ],

@@ -18,11 +18,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tfswa.runtime.errors import BundleError, reason
-from tfswa.runtime.model.archive import check_archive
 
 SECTION = "htdemucs"  # of a configuration: what the package's class is made with
 CLASS = "demucs.htdemucs.HTDemucs"
@@ -46,47 +44,12 @@ def length_in_seconds(*parts: Any) -> float:
 STAND_INS: list[Any] = [(NetworkName, CLASS), (length_in_seconds, "fractions.Fraction")]
 
 
-def read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of the package as data; no code that it holds or names is run.
-
-    Args:
-        path: a pickle (``.th``), or safetensors with metadata.
-
-    Returns:
-        Its weights, and what its class was made with; see ``package_config``.
+def package_parts(path: Path, loaded: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and what the class was made with, of a pickle for which ``is_package`` holds.
 
     Raises:
-        BundleError: it is no such file, damaged, of another class, or wants to run code.
+        BundleError: it is of another class, or holds no weights.
     """
-    with path.open("rb") as stream:
-        beginning = stream.read(9)
-    if beginning[8:] == b"{":
-        return _read_safetensors(path)
-    try:
-        if beginning.startswith(b"PK"):
-            check_archive(path)
-        with torch.serialization.safe_globals(STAND_INS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except BundleError:
-        raise
-    except Exception as error:  # what a damaged pickle makes torch raise has no common base
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is not None:
-            raise BundleError(
-                f"{path} asks for {code[1]}, which is neither weights nor {CLASS}: it was not run"
-            ) from None
-        raise BundleError(f"{path} is no file of the package demucs, or damaged: {reason(error)}") from error
-    return package_parts(path, loaded)
-
-
-def package_parts(path: Path, loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights, and what the class was made with, of what a pickle of the package holds.
-
-    Raises:
-        BundleError: it holds something else.
-    """
-    if not is_package(loaded):
-        raise BundleError(f"{path} is no file of the package demucs: it has no klass, state and kwargs")
     if loaded["klass"] is not NetworkName:
         raise BundleError(f"{path} is of the class {loaded['klass']!r}, only {CLASS} is read here")
     return _parts(path, loaded["state"], loaded.get("args", ()), loaded["kwargs"])
@@ -109,9 +72,9 @@ def package_config(made_with: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_package(loaded: Any) -> bool:
+def is_package(loaded: Mapping[str, Any]) -> bool:
     """Whether what a pickle holds has the package's form."""
-    return isinstance(loaded, Mapping) and {"klass", "state", "kwargs"} <= loaded.keys()
+    return {"klass", "state", "kwargs"} <= loaded.keys()
 
 
 def says_its_class(path: Path) -> bool:
@@ -125,7 +88,12 @@ def says_its_class(path: Path) -> bool:
         return "klass" in (file.metadata() or {})
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and what the class was made with, of safetensors of the package; see ``package_config``.
+
+    Raises:
+        BundleError: it is no such file, damaged, or of another class.
+    """
     from safetensors import safe_open
 
     try:

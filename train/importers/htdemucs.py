@@ -6,7 +6,6 @@ the file of the package, or else it is what the package has by default.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from tfswa.train.families.htdemucs import HTDEMUCS as FAMILY
 from tfswa.train.families.htdemucs import STEMS, STEMS_6
 from tfswa.train.importers.demucs import MAX_PART, SECTION, length_in_seconds
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
+from tfswa.train.importers.shapes import numbered, shape_of
 
 USUAL_LEVEL = 0.2  # deviation of a mixed track: -14 dB of full scale
 SAID = (  # hyper-parameters that weights do not show, and which the family calls as the package does
@@ -54,10 +54,10 @@ def read_htdemucs(shapes: Shapes, settings: Settings) -> Reading:
         value = settings.of(SECTION, name)
         if value is not None and value not in allowed:
             raise ConfigError(f"{SECTION}.{name} {value!r} of the configuration is not computed here")
-    first, wave = _shape(shapes, "encoder.0.conv.weight", 4), _shape(shapes, "tencoder.0.conv.weight", 3)
+    first, wave = shape_of(shapes, "encoder.0.conv.weight", 4), shape_of(shapes, "tencoder.0.conv.weight", 3)
     channels, audio, kernel = first[0], wave[1], first[2]
-    depth = 1 + _last(shapes, r"encoder\.(\d+)\.")
-    given = _shape(shapes, f"tdecoder.{depth - 1}.conv_tr.weight", 3)[1]
+    depth = numbered(shapes, r"encoder\.(\d+)\.")
+    given = shape_of(shapes, f"tdecoder.{depth - 1}.conv_tr.weight", 3)[1]
     if wave[0] != channels or first[1] != 2 * audio or given % audio:
         raise BundleError(
             f"encoder.0.conv.weight is {list(first)} and tencoder.0.conv.weight {list(wave)}: they are of no "
@@ -75,7 +75,7 @@ def read_htdemucs(shapes: Shapes, settings: Settings) -> Reading:
     )
     hyper = {
         "channels": channels,
-        "growth": _shape(shapes, "encoder.1.conv.weight", 4)[0] // channels if depth > 1 else 2,
+        "growth": shape_of(shapes, "encoder.1.conv.weight", 4)[0] // channels if depth > 1 else 2,
         "depth": depth,
         "kernel_size": kernel,
         "stride": stride,
@@ -139,53 +139,29 @@ def _layers(shapes: Shapes, settings: Settings, depth: int) -> dict[str, Any]:
     }
     if found["rewrite"]:
         for name, part in (("context_enc", "encoder"), ("context", "decoder")):
-            found[name] = _shape(shapes, f"{part}.0.rewrite.weight", 4)[2] // 2
+            found[name] = shape_of(shapes, f"{part}.0.rewrite.weight", 4)[2] // 2
     if found["dconv_mode"]:
         part = "encoder" if branches[0] else "decoder"
-        hidden, inputs, _ = _shape(shapes, f"{part}.0.dconv.layers.0.0.weight", 3)
+        hidden, inputs, _ = shape_of(shapes, f"{part}.0.dconv.layers.0.0.weight", 3)
         found["dconv_comp"] = settings.of(SECTION, "dconv_comp", inputs / hidden)
-        found["dconv_depth"] = 1 + _last(shapes, rf"{part}\.0\.dconv\.layers\.(\d+)\.")
+        found["dconv_depth"] = numbered(shapes, rf"{part}\.0\.dconv\.layers\.(\d+)\.")
     return found
 
 
 def _transformer(shapes: Shapes) -> dict[str, Any]:
     """What the transformer is."""
     start = "crosstransformer.layers.0."
-    hidden, dim = _shape(shapes, f"{start}linear1.weight", 2)
+    hidden, dim = shape_of(shapes, f"{start}linear1.weight", 2)
     wide = "channel_upsampler.weight" in shapes
     return {
         "bottom_channels": dim if wide else 0,
-        "t_layers": 1 + _last(shapes, r"crosstransformer\.layers\.(\d+)\."),
+        "t_layers": numbered(shapes, r"crosstransformer\.layers\.(\d+)\."),
         "t_hidden_scale": hidden / dim,
         "t_norm_in": "crosstransformer.norm_in.weight" in shapes,
         "t_norm_out": f"{start}norm_out.weight" in shapes,
         "t_layer_scale": f"{start}gamma_1.scale" in shapes,
         "t_cross_first": f"{start}norm3.weight" in shapes,
     }
-
-
-def _last(names: Shapes, pattern: str) -> int:
-    """The largest number that a pattern finds at the beginning of names.
-
-    Raises:
-        BundleError: it is found nowhere.
-    """
-    found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    if not found:
-        raise BundleError(f"no name is like {pattern}, which an HTDemucs has: weights are missing")
-    return max(found)
-
-
-def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
-    """Of a weight.
-
-    Raises:
-        BundleError: it is missing, or has another number of axes.
-    """
-    shape = tuple(shapes.get(name, ()))
-    if len(shape) != axes or 0 in shape:
-        raise BundleError(f"{name} is {list(shape) or 'missing'}, an HTDemucs has it with {axes} axes")
-    return shape
 
 
 HTDEMUCS = Kind(

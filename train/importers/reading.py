@@ -25,7 +25,7 @@ from tfswa.train.importers.demucs import (
     is_package,
     package_config,
     package_parts,
-    read_package,
+    read_safetensors,
     says_its_class,
 )
 
@@ -46,7 +46,7 @@ def read_weights(source: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     if is_package(loaded):
         state, made_with = package_parts(source, loaded)
     elif says_its_class(source):
-        state, made_with = read_package(source)
+        state, made_with = read_safetensors(source)
     else:
         return loaded, {}
     return {PACKED: state}, package_config(made_with)

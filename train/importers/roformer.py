@@ -15,8 +15,9 @@ from tfswa.runtime.model.spec import StftSpec
 from tfswa.train.blocks.gated import rotary_freqs
 from tfswa.train.families.roformer import mel_members
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
+from tfswa.train.importers.shapes import numbered, shape_of
 
-LARGEST_N_FFT = 16_384
+USUAL_N_FFT, LARGEST_N_FFT = 2048, 16_384  # the first is what nearly all have
 FIRST_MASK = r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight$"
 INNER = ".branch."  # what the package puts around a layer
 
@@ -29,18 +30,18 @@ def read_roformer(shapes: Shapes, settings: Settings) -> Reading:
         ConfigError: a configuration that contradicts them.
     """
     plain = {name.replace(INNER, "."): tuple(shape) for name, shape in shapes.items()}
-    turns = 1 + _last(plain, r"layers\.(\d+)\.")
+    turns = numbered(plain, r"layers\.(\d+)\.")
     at = _places(plain)
     time, bands = _along(at)
     start = f"layers.0.{time['number']}.layers.0."
-    heads, dim = _shape(plain, start + "0.to_gates.weight", 2)
-    inner = _shape(plain, start + "0.to_qkv.weight", 2)[0]
-    hidden = _shape(plain, start + "1.net.1.weight", 2)[0]
+    heads, dim = shape_of(plain, start + "0.to_gates.weight", 2)
+    inner = shape_of(plain, start + "0.to_qkv.weight", 2)[0]
+    hidden = shape_of(plain, start + "1.net.1.weight", 2)[0]
     linears = sum(re.match(FIRST_MASK, name) is not None for name in plain)
-    mask_hidden = _shape(plain, "mask_estimators.0.to_freqs.0.0.0.weight", 2)[0]
+    mask_hidden = shape_of(plain, "mask_estimators.0.to_freqs.0.0.0.weight", 2)[0]
     sizes = [
-        _shape(plain, f"band_split.to_features.{band}.0.gamma", 1)[0]
-        for band in range(1 + _last(plain, r"band_split\.to_features\.(\d+)\."))
+        shape_of(plain, f"band_split.to_features.{band}.0.gamma", 1)[0]
+        for band in range(numbered(plain, r"band_split\.to_features\.(\d+)\."))
     ]
     mel = "final_norm.gamma" not in plain
     channels, stft, widths = _bands(sizes, settings, mel=mel)
@@ -70,7 +71,7 @@ def read_roformer(shapes: Shapes, settings: Settings) -> Reading:
         stft,
         settings.chunks(stft),
         channels,
-        1 + _last(plain, r"mask_estimators\.(\d+)\."),
+        numbered(plain, r"mask_estimators\.(\d+)\."),
         rename=lambda name: _ours(name, numbers),
         constants={r".*\.rotary_embed\.freqs": rotary_freqs(inner // (3 * heads)).numpy()},
     )
@@ -97,7 +98,7 @@ def _places(plain: Shapes) -> list[dict[str, Any]]:
     return [
         {
             "number": number,
-            "depth": 1 + _last(plain, rf"layers\.0\.{number}\.layers\.(\d+)\."),
+            "depth": numbered(plain, rf"layers\.0\.{number}\.layers\.(\d+)\."),
             "linear": f"layers.0.{number}.layers.0.0.temperature" in plain,
         }
         for number in found
@@ -115,15 +116,15 @@ def _ours(name: str, numbers: Sequence[int]) -> str:
 
 def _bands(sizes: Sequence[int], settings: Settings, *, mel: bool) -> tuple[int, StftSpec, tuple[int, ...]]:
     """Channels, the transform, and the bins of each band; ``sizes`` are 2 x channels x bins."""
-    n_fft, rate = settings.of("model", "stft_n_fft"), settings.number("audio", "sample_rate", 44_100)
-    rate = settings.number("model", "sample_rate", rate)
+    rate = settings.number("model", "sample_rate", settings.number("audio", "sample_rate", 44_100))
+    said = settings.of("model", "stft_n_fft") is not None
+    lengths = [settings.number("model", "stft_n_fft", USUAL_N_FFT)] if said else _powers()
     known: dict[str, Any] = {"hop": settings.of("model", "stft_hop_length"), "sample_rate": rate}
-    sizes_of_transform = [n_fft] if n_fft else _powers()
     for channels in (2, 1):
         if any(size % (2 * channels) for size in sizes):
             continue
         widths = tuple(size // (2 * channels) for size in sizes)
-        for length in sizes_of_transform:
+        for length in lengths:
             bins = length // 2 + 1
             stft_values = {**known, "n_fft": length, "padding": "reflect", "seen": (0, bins)}
             if not mel:
@@ -133,10 +134,10 @@ def _bands(sizes: Sequence[int], settings: Settings, *, mel: bool) -> tuple[int,
             trial = StftSpec(length, 1, rate, padding="reflect", seen=(0, bins))
             if _same_mel_bands(trial, widths):
                 return channels, settings.transform(**stft_values), (bins,)
-    what = f"stft_n_fft {n_fft} of the configuration" if n_fft else "no power of two as n_fft"
+    what = f"stft_n_fft {lengths[0]} of the configuration" if said else "no power of two as n_fft"
     raise ConfigError(
         f"{len(sizes)} {'mel' if mel else 'fixed'} bands of {sum(sizes)} numbers in all: {what} "
-        f"{'does not give' if n_fft else 'gives'} such bands: see to --config"
+        f"{'does not give' if said else 'gives'} such bands: see to --config"
     )
 
 
@@ -149,36 +150,12 @@ def _same_mel_bands(stft: StftSpec, widths: Sequence[int]) -> bool:
 
 
 def _powers() -> list[int]:
-    lengths = [2048]  # what nearly all have comes first
+    lengths = [USUAL_N_FFT]
     length = 64
     while length <= LARGEST_N_FFT:
         lengths.append(length)
         length *= 2
     return lengths
-
-
-def _last(names: Shapes, pattern: str) -> int:
-    """The largest number that a pattern finds at the beginning of names.
-
-    Raises:
-        BundleError: it is found nowhere.
-    """
-    found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    if not found:
-        raise BundleError(f"no name is like {pattern}, which a RoFormer has: weights are missing")
-    return max(found)
-
-
-def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
-    """Of a weight.
-
-    Raises:
-        BundleError: it is missing, or has another number of axes.
-    """
-    shape = tuple(shapes.get(name, ()))
-    if len(shape) != axes or 0 in shape:
-        raise BundleError(f"{name} is {list(shape) or 'missing'}, a RoFormer has it with {axes} axes")
-    return shape
 
 
 ROFORMER = Kind(
