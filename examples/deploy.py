@@ -22,12 +22,14 @@ chunk, stems, given = spec["chunk"], spec["stems"], spec["network_stems"] or spe
 n_fft, hop, offset, scale = stft["n_fft"], stft["hop"], stft["offset"], stft["scale"]
 first, count = stft["seen"] or (0, n_fft // 2)  # the bins that the network sees
 window = np.sin(np.pi * np.arange(n_fft) / n_fft) ** 2 if stft["window"] == "hann" else np.ones(n_fft)
-length = (chunk["frames"] - 1) * hop + 2 * offset
+fill = stft.get("fill", 0)  # zeros behind a chunk
+length = (chunk["frames"] - 1) * hop + 2 * offset - fill - chunk.get("short", 0)
 context, fade = chunk["context"] * hop, chunk["fade"] * hop
 after = context if chunk.get("context_after") is None else chunk["context_after"] * hop
 kept = length - context - after  # samples of a chunk that are used
 step = kept - fade
-margin = n_fft // 2 - offset  # samples outside the chunk that the first and the last frame cover
+margin = n_fft // 2 - offset  # samples before the chunk that the first frame covers, and behind it the last
+behind = (chunk["frames"] - 1) * hop + n_fft - margin - length - fill
 # What a causal network hands from chunk to chunk: zeros before the first.
 state = {f"state.{name}": np.zeros((1, *size), np.float32) for name, size in spec.get("state", {}).items()}
 gives = [output.name for output in session.get_outputs()]
@@ -35,7 +37,8 @@ gives = [output.name for output in session.get_outputs()]
 
 def separate_chunk(piece):  # [C, length] -> [S, C, length]
     mode = {"zero": "constant", "reflect": "reflect"}[stft["padding"]]
-    padded = np.pad(piece, ((0, 0), (margin, margin)), mode)
+    filled = np.pad(piece, ((0, 0), (0, fill)))
+    padded = np.pad(filled, ((0, 0), (margin, behind)), mode)
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=1)[:, ::hop]  # [C, T, n_fft]
     # SciPy in float32, window times scale: the same bits as in tfx. NumPy rounds otherwise: 12 dB less.
     spectrum = scipy.fft.rfft(frames * (window * scale).astype(np.float32))  # [C, T, n_fft / 2 + 1]

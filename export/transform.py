@@ -220,8 +220,12 @@ class _Graph:
         before, after = stft.outside(length)
         single = self.add("Reshape", samples, self.shape(-1, 1, length))
         if stft.padding == "reflect":  # by its places, since what is mirrored may be longer than the chunk
-            places = np.pad(np.arange(length), (before, after), "reflect")
-            padded = self.add("Gather", single, self.constant(places), axis=2)
+            filled = single
+            if stft.fill:
+                ends = self.constant(np.array([0, 0, 0, 0, 0, stft.fill], np.int64))
+                filled = self.add("Pad", single, ends)
+            places = np.pad(np.arange(length + stft.fill), (before, after - stft.fill), "reflect")
+            padded = self.add("Gather", filled, self.constant(places), axis=2)
         else:
             padded = self.add("Pad", single, self.constant(np.array([0, 0, before, 0, 0, after], np.int64)))
         weights = _analysis_weights(stft, bins)

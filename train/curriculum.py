@@ -96,7 +96,7 @@ class Curriculum:
                 f"{name} {frames} frames: {self._spec.family} passes over the first {self._spec.chunk.early} "
                 f"and what they reach, use more than {least}"
             )
-        return (frames - 1) * self._spec.stft.hop + 2 * self._spec.stft.offset
+        return self._spec.samples_of(frames)
 
 
 def band_limited(signals: Tensor, bandwidth_hz: float, rate: int) -> Tensor:

@@ -32,9 +32,10 @@ class DifferentiableStft:
         n_fft, hop, first = self.spec.n_fft, self.spec.hop, self.spec.first_bin
         frames = self.spec.frames(samples)
         before = n_fft // 2 - self.spec.offset
-        pad = (before, (frames - 1) * hop + n_fft - before - samples)
+        filled = F.pad(signal.reshape(-1, 1, samples), (0, self.spec.fill))
+        pad = (before, (frames - 1) * hop + n_fft - before - filled.shape[-1])
         mode = "reflect" if self.spec.padding == "reflect" else "constant"
-        padded = F.pad(signal.reshape(-1, 1, samples), pad, mode)[:, 0]
+        padded = F.pad(filled, pad, mode)[:, 0]
         spectrum = torch.fft.rfft(padded.unfold(-1, n_fft, hop) * self.window) * self.spec.scale
         seen = spectrum[..., first : first + self.spec.bins]
         planes = torch.view_as_real(seen).permute(0, 3, 1, 2)

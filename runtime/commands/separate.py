@@ -90,9 +90,9 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     "--overlap",
     default="1",
     show_default=True,
-    metavar="1|2|4|msst:N",
-    help="How many shifted chunks every sample is the weighted mean of; msst:N: by the rule of the training "
-    "suite MSST. Takes as many times as long; parity does not cover it.",
+    metavar="1|2|4|RULE",
+    help="How many shifted chunks every sample is the weighted mean of; or a rule: msst:N of the training "
+    "suite MSST, mean:N, demucs:0.25 of the package. Takes as many times as long; parity does not cover it.",
 )
 @click.option(
     "--track",

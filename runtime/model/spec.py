@@ -47,7 +47,9 @@ _SINCE_2: Mapping[tuple[str, str], Any] = {
 }
 # Left out of a document where they say nothing: most networks know nothing of them.
 _WHERE_USED: Mapping[tuple[str, str], Any] = {
+    ("stft", "fill"): 0,
     ("chunk", "early"): 0,
+    ("chunk", "short"): 0,
     ("", "samples"): False,
     ("", "state"): {},
 }
@@ -116,6 +118,7 @@ class StftSpec:
         offset: center of frame 0, at most hop / 2.
         seen: first and number of the bins that the network sees; None: all but the Nyquist bin.
         zero_below: of the bins that the network gives, those below this one are zero.
+        fill: zeros behind a signal that frames cover as if they were of it; ``padding`` begins behind them.
     """
 
     n_fft: int = 4096
@@ -127,6 +130,7 @@ class StftSpec:
     offset: int = 0
     seen: tuple[int, int] | None = None
     zero_below: int = 0
+    fill: int = 0
 
     def __post_init__(self) -> None:
         _positive(self, "n_fft", "hop", "sample_rate")
@@ -135,7 +139,9 @@ class StftSpec:
         _at_most("sample_rate", self.sample_rate, SAMPLE_RATE)
         _one_of(self, "window", WINDOWS)
         _one_of(self, "padding", PADDINGS)
-        _integers(self, "offset", "zero_below")
+        _integers(self, "offset", "zero_below", "fill")
+        if not 0 <= self.fill <= 2 * self.n_fft:
+            raise BundleError(f"fill {self.fill} must be 0 to {2 * self.n_fft}, twice n_fft {self.n_fft}")
         if self.n_fft % 2 or self.hop > self.n_fft:
             raise BundleError(f"n_fft {self.n_fft} and hop {self.hop}: n_fft must be even, hop at most n_fft")
         if not 0 <= 2 * self.offset <= self.hop:
@@ -189,7 +195,8 @@ class StftSpec:
 
     def frames(self, samples: int) -> int:
         """T, frames that cover a signal so that its samples come back exactly; 0 for an empty one."""
-        return 0 if samples == 0 else 1 + math.ceil(max(0, samples - 2 * self.offset) / self.hop)
+        reach = max(0, samples + self.fill - 2 * self.offset)
+        return 0 if samples == 0 else 1 + math.ceil(reach / self.hop)
 
     def outside(self, samples: int) -> tuple[int, int]:
         """How many samples its frames cover before a signal, and how many after it."""
@@ -217,6 +224,8 @@ class ChunkSpec:
         context_after: frames discarded after it; None: as many as before. Live use waits for them.
         early: of a network with state: first frames of a chunk that it passes over. They see nothing of what
             comes before the chunk; the state that it is given is that before the frame behind them.
+        short: samples by which a chunk ends before the center of its last frame (or ``offset`` behind it),
+            less than a hop: of networks that were trained on no whole number of hops.
     """
 
     frames: int = 256
@@ -225,6 +234,7 @@ class ChunkSpec:
     multiple: int = 64
     context_after: int | None = None
     early: int = 0
+    short: int = 0
 
     def __post_init__(self) -> None:
         _positive(self, "frames", "multiple")
@@ -234,7 +244,7 @@ class ChunkSpec:
                 f"chunk of {self.frames} frames is not a multiple of {self.multiple}: "
                 f"use {math.ceil(self.frames / self.multiple) * self.multiple}"
             )
-        _integers(self, "context", "fade", "early")
+        _integers(self, "context", "fade", "early", "short")
         if self.context_after is not None:
             _integers(self, "context_after")
         if min(self.context, self.after, self.fade) < 0 or self.step < max(self.fade, 1):
@@ -251,7 +261,7 @@ class ChunkSpec:
 
     @property
     def step(self) -> int:
-        """Distance of chunks, in hops; with an ``offset`` of the transform it is that much longer twice."""
+        """Distance of chunks, in hops; ``offset`` makes it longer, ``short`` and ``fill`` shorter."""
         return self.frames - 1 - self.context - self.after - self.fade
 
 
@@ -316,6 +326,7 @@ class ModelSpec:
             if name is not None and name not in self.stems:
                 raise BundleError(f"{role} {name!r} is not one of the stems {list(self.stems)}")
         self._check_network_stems()
+        self._check_short()
         if not isinstance(self.samples, bool):
             raise BundleError(f"samples {self.samples!r} must be true or false")
         self._check_state()
@@ -341,6 +352,26 @@ class ModelSpec:
                     f"stem {name!r} is neither one of network_stems {list(given)} "
                     f"nor the residual_stem {self.residual_stem!r}"
                 )
+
+    def _check_short(self) -> None:
+        """It leaves every frame its samples, and chunks their distance."""
+        short, hop = self.chunk.short, self.stft.hop
+        if not 0 <= short < hop or (short and self.chunk.frames < 2):
+            raise BundleError(
+                f"short {short} of {self.chunk.frames} frames must be 0 to {hop - 1}, below hop {hop}"
+            )
+        lacking = short + self.stft.fill - 2 * self.stft.offset
+        between = self.chunk.step * hop - lacking
+        if lacking > 0 and between < max(self.fade_samples, 1):
+            raise BundleError(
+                f"short {short} and fill {self.stft.fill} leave {between} samples between chunks of "
+                f"{self.chunk.frames} frames, and fade {self.chunk.fade} is {self.fade_samples}: lower fade"
+            )
+        if (short or self.stft.fill) and self.state:
+            raise BundleError(
+                f"short {short}, fill {self.stft.fill} and a network with state: frames of one chunk would "
+                f"not be on the grid of the next, every {hop} samples: use 0"
+            )
 
     def _check_state(self) -> None:
         """Names and shapes; and every frame that goes into the state sees all that is under its window."""
@@ -389,7 +420,14 @@ class ModelSpec:
 
     @property
     def _is_plain(self) -> bool:
-        return not (self.chunk.early or self.samples or self.state or self.family is None)
+        return not (
+            self.chunk.early
+            or self.chunk.short
+            or self.stft.fill
+            or self.samples
+            or self.state
+            or self.family is None
+        )
 
     @property
     def beside_planes(self) -> str:
@@ -422,7 +460,12 @@ class ModelSpec:
     @property
     def chunk_samples(self) -> int:
         """N, samples of one chunk."""
-        return (self.chunk.frames - 1) * self.stft.hop + 2 * self.stft.offset
+        return self.samples_of(self.chunk.frames)
+
+    def samples_of(self, frames: int) -> int:
+        """N of a chunk of so many frames."""
+        stft = self.stft
+        return (frames - 1) * stft.hop + 2 * stft.offset - stft.fill - self.chunk.short
 
     @property
     def context_samples(self) -> int:

@@ -197,7 +197,7 @@ def measure_seams(
             f"{multiple}, from {2 * frames} to {LONGEST * frames}"
         )
     reference = eager_network(model)
-    total: Energies = np.zeros((5, len(spec.stems), frames - 1))
+    total: Energies = np.zeros((5, len(spec.stems), _distances(spec)))
     chunks, truth, names = 0, True, []
     for item in corpus:
         song = item.load()
@@ -211,8 +211,7 @@ def measure_seams(
             report(f"{song.name}: {chunks} chunks")
     if not total[0].any():
         raise AudioError("the songs hold no sound, for which seams mean nothing: name others with --audio")
-    folded = total[..., : frames // 2] + total[..., ::-1][..., : frames // 2]  # both edges
-    curves = [_curve(stem, folded[:, index], truth) for index, stem in enumerate(spec.stems)]
+    curves = [_curve(stem, total[:, index], truth) for index, stem in enumerate(spec.stems)]
     context = _smallest(spec.chunk, lambda c: all(curve.seam_db(c) <= limit_db for curve in curves))
     exact = _smallest(spec.chunk, lambda c: all(curve.worst_snr_db(c) >= EQUAL_DB for curve in curves))
     return Seams(spec, names, long_frames, chunks, truth, limit_db, curves, context, exact)
@@ -225,9 +224,9 @@ def distances_to_show(count: int) -> list[int]:
 
 
 def _song_energies(reference: Reference, spec: ModelSpec, song: Song, long_frames: int) -> Iterator[Energies]:
-    """``[5, S, T - 1]`` for each chunk; what has to do with the truth means nothing where that is unknown."""
+    """``[5, S, distances]`` of each chunk, both edges as one; without truth three mean nothing."""
     hop, frames, multiple = spec.stft.hop, spec.chunk.frames, spec.chunk.multiple
-    length = (long_frames - 1) * hop
+    length, count = spec.samples_of(long_frames), _distances(spec)
     silence = np.zeros_like(song.mixture)
     stems = np.stack([song.stems.get(stem, silence) for stem in spec.stems])
     margin = (
@@ -242,8 +241,13 @@ def _song_energies(reference: Reference, spec: ModelSpec, song: Song, long_frame
             chunk, right = _finite(reference.separate_once(mixture[:, place])), whole[..., place]
             true = truth[..., place].astype(np.float64)
             parts = np.stack([right, right - chunk, true, true - right, true - chunk])  # [5, S, C, N]
-            by_hop = np.square(parts[..., : (frames - 1) * hop]).reshape(*parts.shape[:3], frames - 1, hop)
-            yield by_hop.sum(axis=(2, 4))
+            edges = parts[..., : count * hop], parts[..., ::-1][..., : count * hop]
+            yield sum(np.square(e).reshape(*e.shape[:3], count, hop).sum(axis=(2, 4)) for e in edges)
+
+
+def _distances(spec: ModelSpec) -> int:
+    """Hops from an edge to the middle of a chunk; one that is in the middle belongs to both edges."""
+    return (spec.chunk_samples // spec.stft.hop + 1) // 2
 
 
 def _starts(samples: int, length: int) -> list[int]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
@@ -61,8 +60,8 @@ class OverlapAdd:
     as ``process`` treats the items of a batch independently. To that end what later chunks may change is held
     back until they arrive or ``flush`` shows that there are none.
 
-    Memory is bounded by ``batch`` chunks of input, what two chunks share, the borders of a plan that has
-    them, and what one call returns.
+    Memory is bounded by ``batch`` chunks of input, what two chunks share, the borders and the reach of a plan
+    that has them, and what one call returns.
 
     Args:
         process: separates a batch of chunks; B is ``batch``, or fewer once ``flush`` is called.
@@ -102,14 +101,17 @@ class OverlapAdd:
         self._process, self._redo = process, redo
         self._channels, self._stems, self._batch = channels, tuple(stems), batch
         self._rows = channels if rows is None else rows
-        # What is missing before the first sample is zero: chunk 0's left context, and what it keeps there.
-        self._buffer = np.zeros((self._rows, plan.chunk_samples + (batch - 1) * plan.step), np.float32)
-        self._filled = plan.context_samples + plan.before_samples
+        # What is missing before the first sample is zero: chunk 0's left context, what it keeps there, and
+        # what it would reach back to.
+        self._first = plan.reach_samples  # place of the next chunk in the buffer
+        size = self._first + plan.chunk_samples + (batch - 1) * plan.step
+        self._buffer = np.zeros((self._rows, size), np.float32)
+        self._filled = self._first + plan.context_samples + plan.before_samples
         self._ends = MirroredEnds(plan.border_samples, self._rows)
         self._fader = Fader(plan)
         self._dropped = 0  # samples that were finished, and lie before the signal
         self._returned = 0
-        self._next = 0  # number of the chunk at the buffer's start
+        self._next = 0  # number of the next chunk
         self._received = 0
         self._closed = False
 
@@ -198,7 +200,7 @@ class OverlapAdd:
             output = outputs[index]
             if not all_finite(output):
                 output = self._again(index, output)
-            steps.append(self._fader.add(output))
+            steps.append(self._fader.add(self._moved(output, self.plan.shift(self._there(index)))))
         used = count * self.plan.step
         remaining = max(0, self._filled - used)
         # Source and target overlap; numpy copies as if they did not.
@@ -208,16 +210,29 @@ class OverlapAdd:
         return steps
 
     def _chunks(self, first: int, count: int) -> NDArray[np.float32]:
-        """``[count, C, N]``, a copy of the chunks from place ``first`` of the buffer."""
-        step = self.plan.step
-        windows = sliding_window_view(self._buffer, self.plan.chunk_samples, axis=-1)  # [C, offsets, N]
-        chosen = windows[:, first * step : (first + count - 1) * step + 1 : step]
-        chunks: NDArray[np.float32] = chosen.transpose(1, 0, 2).copy()  # [C, B, N] -> [B, C, N]
-        for place, chunk in enumerate(chunks, first):
-            there = self._filled - place * step
-            if there < chunk.shape[-1]:  # the signal is complete, and ends in this chunk
-                self.plan.complete(chunk, max(0, there))
+        """``[count, C, N]``, a copy of the chunks from number ``first`` of those that are next."""
+        step, length, shift = self.plan.step, self.plan.chunk_samples, self.plan.shift
+        there = [self._there(index) for index in range(first, first + count)]
+        places = [self._first + index * step - shift(has) for index, has in enumerate(there, first)]
+        chunks: NDArray[np.float32] = np.stack([self._buffer[:, at : at + length] for at in places])
+        for has, chunk in zip(there, chunks, strict=True):
+            if has < chunk.shape[-1]:
+                self.plan.complete(chunk, has)
         return chunks
+
+    def _there(self, index: int) -> int:
+        """How many samples of a chunk there are: fewer than N where the signal is complete and ends in it."""
+        has = self._filled - self._first - index * self.plan.step
+        return min(max(0, has), self.plan.chunk_samples)
+
+    @staticmethod
+    def _moved(output: NDArray[np.float32], shift: int) -> NDArray[np.float32]:
+        """Back to its place, what a chunk gave that began before it; behind it is no signal."""
+        if not shift:
+            return output
+        moved = np.zeros_like(output)
+        moved[..., :-shift] = output[..., shift:]
+        return moved
 
     def _checked(self, outputs: NDArray[np.float32], count: int) -> NDArray[np.float32]:
         expected = (count, len(self._stems), self._channels, self.plan.chunk_samples)

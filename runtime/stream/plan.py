@@ -1,12 +1,11 @@
 """Where chunks lie, and how much each counts where several meet: the one object that cutter and fader go by.
 
-ChunkPlan    the model's own: context is discarded, neighbors are cross-faded; ``overlap`` times as many
-MsstPlan     the rule by which the training suite MSST separates, to repeat scores published with it
+``ChunkPlan`` is the model's own: context is discarded, neighbors are cross-faded; ``overlap`` times as many.
+Those by which others separate are in ``suites``.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from tfswa.runtime.model.spec import ModelSpec
 
 Weights = NDArray[np.float64]
-
-OVERLAPS = (1, 2, 4)
-MSST_OVERLAPS = (2, 64)  # least and most
 
 
 class StreamPlan(Protocol):
@@ -51,6 +47,10 @@ class StreamPlan(Protocol):
     def border_samples(self) -> int:
         """By how much the signal is mirrored at both ends, if it is longer than twice that; 0 for not."""
 
+    @property
+    def reach_samples(self) -> int:
+        """How far before its place a chunk may begin where the signal ends in it."""
+
     def chunks(self, samples: int) -> int:
         """How many chunks a signal has, its mirrored ends included; 0 for an empty one."""
 
@@ -66,6 +66,9 @@ class StreamPlan(Protocol):
         Args:
             first: of chunk 0; else of any other.
         """
+
+    def shift(self, there: int) -> int:
+        """By how much a chunk begins before its place, of which the signal has ``there`` samples."""
 
     def complete(self, chunk: NDArray[np.float32], there: int) -> None:
         """Fill in, in place, the end of a chunk ``[C, N]`` of which the signal has ``there`` samples."""
@@ -145,6 +148,11 @@ class ChunkPlan:
         """None: outside the signal are zeros."""
         return 0
 
+    @property
+    def reach_samples(self) -> int:
+        """None: chunks begin at their places."""
+        return 0
+
     def chunks(self, samples: int) -> int:
         """The fewest chunks that cover every sample ``overlap`` times; 0 for an empty signal."""
         if samples == 0:
@@ -170,112 +178,9 @@ class ChunkPlan:
             weights[-fade:] = 1.0 - newer
         return weights
 
+    def shift(self, there: int) -> int:
+        """None."""
+        return 0
+
     def complete(self, chunk: NDArray[np.float32], there: int) -> None:
         """Zeros, which it has already."""
-
-
-@dataclass(frozen=True)
-class MsstPlan:
-    """The rule of the training suite MSST, in which scores of many published weights were measured.
-
-    Chunks lie ``chunk // overlap`` apart and count by a window with linear fades of a tenth at both ends,
-    chunk 0 without the first. A signal longer than twice the border, ``chunk - step``, is mirrored by the
-    border at both ends. What a chunk lacks at the signal's end is mirrored where it has more than half, else
-    zero.
-
-    That the last chunk has no fade at its end, as the rule says too, changes nothing here: it has at most
-    ``step`` samples of the signal, and its fade lies behind them.
-
-    Attributes:
-        chunk_samples: length of a chunk.
-        overlap: how many chunks every sample is made of, 2 or more.
-    """
-
-    chunk_samples: int
-    overlap: int
-
-    def __post_init__(self) -> None:
-        low, high = MSST_OVERLAPS
-        if not low <= self.overlap <= min(high, self.chunk_samples):
-            raise UsageError(f"overlap msst:{self.overlap}: choose msst:{low} to msst:{high}")
-
-    @property
-    def context_samples(self) -> int:
-        """None: all of a chunk is kept."""
-        return 0
-
-    @property
-    def kept(self) -> int:
-        """All of a chunk."""
-        return self.chunk_samples
-
-    @property
-    def step(self) -> int:
-        """Distance of chunks, in samples."""
-        return self.chunk_samples // self.overlap
-
-    @property
-    def before_samples(self) -> int:
-        """None: chunk 0 begins with the signal, or with its mirrored border."""
-        return 0
-
-    @property
-    def border_samples(self) -> int:
-        """By how much the signal is mirrored at both ends."""
-        return self.chunk_samples - self.step
-
-    def chunks(self, samples: int) -> int:
-        """As many as begin within the signal."""
-        return -(-samples // self.step)
-
-    def latency_samples(self, batch: int = 1) -> int:
-        """Of a chunk, or of what has to be there before the signal is known to be long enough to mirror."""
-        return max(2 * self.border_samples, self.chunk_samples + (batch - 1) * self.step - 1)
-
-    def start(self, chunk: int) -> int:
-        """First sample that a chunk covers."""
-        return chunk * self.step
-
-    def weights(self, *, first: bool) -> Weights:
-        """1, but for linear fades from and to 0; chunk 0 has the second of them only."""
-        weights = np.ones(self.chunk_samples)
-        if fade := self.chunk_samples // 10:
-            weights[-fade:] = np.linspace(1.0, 0.0, fade)
-            if not first:
-                weights[:fade] = np.linspace(0.0, 1.0, fade)
-        return weights
-
-    def complete(self, chunk: NDArray[np.float32], there: int) -> None:
-        """Mirror a chunk of which more than half is there; else zeros, which it has already."""
-        lacking = self.chunk_samples - there
-        if there > self.chunk_samples // 2 and lacking:
-            # From the last but one backwards; without an end where that is the chunk's first sample.
-            end = there - 2 - lacking
-            chunk[:, there:] = chunk[:, there - 2 : end if end >= 0 else None : -1]
-
-
-def plan_of(spec: ModelSpec, overlap: int | str = 1) -> StreamPlan:
-    """The plan of a model.
-
-    Args:
-        spec: of the model.
-        overlap: 1, 2 or 4 for its own chunks; ``msst:N``.
-
-    Raises:
-        UsageError: no such overlap, or any but 1 for a network with state.
-    """
-    plan: StreamPlan
-    msst = re.fullmatch(r"msst:(\d{1,9})", str(overlap))
-    if msst:
-        plan = MsstPlan(spec.chunk_samples, int(msst[1]))
-    elif str(overlap) in map(str, OVERLAPS):
-        plan = ChunkPlan.of(spec, int(overlap))
-    else:
-        raise UsageError(
-            f"overlap {overlap!r}: choose {', '.join(map(str, OVERLAPS))}, or msst:N with N from 2"
-        )
-    if spec.state and str(overlap) != "1":
-        raise UsageError(
-            f"overlap {overlap}: {spec.family} has state that goes from chunk to chunk once: use overlap 1"
-        )
-    return plan

@@ -27,7 +27,7 @@ from tfswa.runtime.model.spec import AUDIO, DECODE, NEXT, OUTPUT, SAMPLES, STATE
 from tfswa.runtime.stream.codec import Codec, Tensors
 from tfswa.runtime.stream.fallback import Fallback
 from tfswa.runtime.stream.overlap import OverlapAdd
-from tfswa.runtime.stream.plan import plan_of
+from tfswa.runtime.stream.overlaps import plan_of
 from tfswa.runtime.stream.samples import all_finite
 from tfswa.runtime.stream.separating import Separating
 from tfswa.runtime.stream.wiener import check_wiener
@@ -54,7 +54,7 @@ class Separator(Separating):
         wiener: iterations of the multichannel Wiener filter after the network, 0 (none) to 10, see
             ``stream/wiener.py``. Parity and its certificates are of stems without it.
         overlap: 2 or 4 for that many times as many chunks, of which every sample is the weighted mean;
-            ``msst:N`` for the rule of the training suite MSST. Parity is without either.
+            ``msst:N``, ``mean:N``, ``demucs:SHARE`` for rules of others. Parity is without any of them.
 
     Attributes:
         spec: the model's contract.

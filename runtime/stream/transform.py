@@ -78,13 +78,21 @@ class Stft:
             return spectrum
         before, after = self.spec.outside(samples)
         if self.spec.padding == "reflect":
-            width = [(0, 0)] * len(lead) + [(before, after)]
-            padded = np.pad(signal.astype(np.float32, copy=False), width, "reflect")
+            filled, beside = self._filled(signal), [(0, 0)] * len(lead)
+            padded = np.pad(filled, [*beside, (before, after - self.spec.fill)], "reflect")
         else:
             padded = np.zeros((*lead, before + samples + after), np.float32)
             padded[..., before : before + samples] = signal
         self._forward(padded, spectrum)
         return spectrum
+
+    def _filled(self, signal: NDArray[np.float32]) -> NDArray[np.float32]:
+        """With the zeros behind it that frames cover as if they were of it."""
+        signal = signal.astype(np.float32, copy=False)
+        if not self.spec.fill:
+            return signal
+        zeros = np.zeros((*signal.shape[:-1], self.spec.fill), np.float32)
+        return np.concatenate((signal, zeros), axis=-1)
 
     def planes(self, signal: NDArray[np.float32]) -> NDArray[np.float32]:
         """What a network sees of a signal: ``[..., C, N] -> [..., 2*C, T, F]``; see ``pack``."""

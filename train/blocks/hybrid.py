@@ -112,19 +112,23 @@ class ResidualBranches(nn.Module):
 class EncoderLayer(nn.Module):
     """``[B, inputs, F, T] -> [B, outputs, F / stride, T]``, or the same with N in place of F and T.
 
+    Samples are filled up with zeros to a multiple of the stride.
+
     Args:
         inputs: channels.
         outputs: channels.
         shape: the rest.
+        samples: N, of a branch along time.
     """
 
-    def __init__(self, inputs: int, outputs: int, shape: LayerShape):
+    def __init__(self, inputs: int, outputs: int, shape: LayerShape, samples: int = 0):
         super().__init__()
         kernel, stride, edge = shape.kernel, shape.stride, shape.kernel // 4
         if shape.frequency:
             self.conv: nn.Module = nn.Conv2d(inputs, outputs, (kernel, 1), (stride, 1), (edge, 0))
         else:
             self.conv = nn.Conv1d(inputs, outputs, kernel, stride, edge)
+        self.lacking = 0 if shape.frequency else -samples % stride
         self.norm1 = shape.norm(outputs)
         self.rewrite = shape.pointed(outputs) if shape.rewrite else None
         self.norm2 = shape.norm(2 * outputs) if shape.rewrite else nn.Identity()
@@ -132,24 +136,27 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
+        x = functional.pad(x, (0, self.lacking)) if self.lacking else x
         x = self.dconv(functional.gelu(self.norm1(self.conv(x))))
         return x if self.rewrite is None else functional.glu(self.norm2(self.rewrite(x)), dim=1)
 
 
 class DecoderLayer(nn.Module):
-    """``[B, inputs, F, T] -> [B, outputs, F * stride, T]``, or the same with N in place of F and T.
+    """``[B, inputs, F, T] -> [B, outputs, F * stride, T]``, or ``[B, inputs, L] -> [B, outputs, N]``.
 
     Args:
         inputs: channels.
         outputs: channels.
         shape: the rest.
+        samples: N, of a branch along time.
         last: whether no GELU follows.
     """
 
-    def __init__(self, inputs: int, outputs: int, shape: LayerShape, *, last: bool):
+    def __init__(self, inputs: int, outputs: int, shape: LayerShape, samples: int = 0, *, last: bool):
         super().__init__()
         kernel, stride = shape.kernel, shape.stride
-        self.edge, self.frequency, self.last = kernel // 4, shape.frequency, last
+        edge, self.frequency, self.last = kernel // 4, shape.frequency, last
+        self.inside = slice(edge, -edge if shape.frequency else edge + samples)
         if shape.frequency:
             self.conv_tr: nn.Module = nn.ConvTranspose2d(inputs, outputs, (kernel, 1), (stride, 1))
         else:
@@ -165,6 +172,6 @@ class DecoderLayer(nn.Module):
         if self.rewrite is not None:
             x = functional.glu(self.norm1(self.rewrite(x)), dim=1)
         x = self.norm2(self.conv_tr(self.dconv(x)))
-        inside = slice(self.edge, -self.edge)  # a norm counts what is cut off, so it is cut off behind it
-        x = x[:, :, inside] if self.frequency else x[..., inside]
+        # A norm counts what is cut off, so it is cut off behind it.
+        x = x[:, :, self.inside] if self.frequency else x[..., self.inside]
         return x if self.last else functional.gelu(x)

@@ -41,11 +41,12 @@ def preview(config: TrainConfig, out: Path, count: int, *, force: bool = False) 
         AudioError: a song cannot be decoded, or there is no room.
         OutputExists: files are there and ``force`` is false.
     """
-    stft = get_family(config.model.family).stft
+    family = get_family(config.model.family)
+    stft = family.stft
     groups = dict(config.data.sources)
     if not config.pretrain.share:
         groups = {stem: groups[stem] for stem in config.model.stems}
-    samples = (config.optim.frames - 1) * stft.hop + 2 * stft.offset
+    samples = (config.optim.frames - 1) * stft.hop + 2 * stft.offset - stft.fill - family.chunk.short
     names = [*groups] if MIXTURE in groups else [MIXTURE, *groups]
     paths = {
         f"{folder}/{name}": out / folder / f"{name}.wav"

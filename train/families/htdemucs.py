@@ -15,9 +15,9 @@ S. Rouard, F. Massa and A. Défossez, Hybrid Transformers for Music Source Separ
 The host adds both. The planes are the stems' spectra themselves, no masks. T and N are the graph's own:
 places are constants in it. Weights have the names and shapes of the state dictionaries of the package
 ``demucs``, and the transform is that package's: scaled by 1 / sqrt(n_fft), frame t centered on sample
-(t + 1/2) * hop, no Nyquist bin. Two things differ, both at the ends of a chunk, which are discarded: N is a
-multiple of the hop here (344 064 samples; 84 fewer there), and there the windows of absent frames count in
-the sum that the inverse transform divides by, so that its first and last 1.5 hops are quieter.
+(t + 1/2) * hop, no Nyquist bin. One thing differs, at the ends of a chunk, which are discarded: there the
+windows of absent frames count in the sum that the inverse transform divides by, so that its first and last
+1.5 hops are quieter.
 """
 
 from __future__ import annotations
@@ -181,6 +181,9 @@ class HTDemucs(nn.Module):
         super().__init__()
         _check(spec, hyper)
         self.stems, self.tiny, widths = len(spec.outputs), TINY * hyper.track_level, hyper.widths()
+        lengths = [spec.chunk_samples]  # of the samples before each level, and behind the last one
+        for _ in range(hyper.depth):
+            lengths.append(-(-lengths[-1] // hyper.stride))
         for frequency, kind in ((True, ""), (False, "t")):
             inputs = spec.channels * (2 if frequency else 1)
             above, below = [inputs, *widths[:-1]], [inputs * self.stems, *widths[:-1]]
@@ -189,11 +192,11 @@ class HTDemucs(nn.Module):
                 for decoder in (False, True)
             ]
             encoders = [
-                EncoderLayer(few, many, shape)
-                for few, many, shape in zip(above, widths, shapes[0], strict=True)
+                EncoderLayer(few, many, shape, length)
+                for few, many, shape, length in zip(above, widths, shapes[0], lengths[:-1], strict=True)
             ]
             decoders = [
-                DecoderLayer(many, few, shape, last=level == 0)
+                DecoderLayer(many, few, shape, lengths[level], last=level == 0)
                 for level, (few, many, shape) in enumerate(zip(below, widths, shapes[1], strict=True))
             ]
             self.add_module(f"{kind}encoder", nn.ModuleList(encoders))
@@ -204,7 +207,7 @@ class HTDemucs(nn.Module):
         self.channel_upsampler_t, self.channel_downsampler_t = _to_and_fro(widths[-1], hyper.bottom_channels)
         smaller = hyper.stride**hyper.depth
         self.crosstransformer = CrossTransformer(
-            hyper.transformer(), bins // smaller, spec.chunk.frames, spec.chunk_samples // smaller
+            hyper.transformer(), bins // smaller, spec.chunk.frames, lengths[-1]
         )
         if hyper.rescale:
             self._rescale(hyper.rescale)
@@ -304,14 +307,12 @@ def _check(spec: ModelSpec, hyper: HTDemucsHyper) -> None:
 
 
 def _check_sizes(spec: ModelSpec, hyper: HTDemucsHyper) -> None:
-    """That levels divide the chunk, and heads and norms the channels."""
+    """That levels divide the bins, and heads and norms the channels."""
     levels = f"{hyper.depth} levels of stride {hyper.stride}"
-    for what, size in (("bins", spec.stft.bins), ("samples", spec.chunk_samples)):
-        if size % hyper.stride**hyper.depth:
-            raise ConfigError(
-                f"a chunk of {size} {what} does not divide by {hyper.stride**hyper.depth}, {levels}: "
-                "change either"
-            )
+    if spec.stft.bins % hyper.stride**hyper.depth:
+        raise ConfigError(
+            f"{spec.stft.bins} bins do not divide by {hyper.stride**hyper.depth}, {levels}: change either"
+        )
     if spec.stft.bins // hyper.stride ** (hyper.depth - 1) <= hyper.kernel_size:
         raise ConfigError(
             f"{spec.stft.bins} bins are too few for {levels}: the last one would see all of them; lower depth"
@@ -339,7 +340,7 @@ HTDEMUCS = Family(
     "Hybrid Transformer Demucs: spectra and samples, joined by a transformer",
     HTDemucsHyper,
     HTDemucs,
-    chunk=ChunkSpec(frames=336, context=33, fade=16, multiple=1),
+    chunk=ChunkSpec(frames=336, context=33, fade=16, multiple=1, short=84),
     stft=StftSpec(scale=1 / 64, padding="reflect", offset=512),
     samples=True,
     published=41_984_456,

@@ -79,7 +79,7 @@ class RoformerHyper:
     norm: Literal["final", "each"] = "final"
     value_residual: bool = False
     skips: bool = False
-    zero_dc: bool = True
+    zero_dc: bool = False
 
 
 class Transformer(nn.Module):

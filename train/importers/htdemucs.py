@@ -6,16 +6,19 @@ the file of the package, or else it is what the package has by default.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from tfswa.runtime.errors import BundleError, ConfigError
+from tfswa.runtime.model.spec import ChunkSpec, StftSpec
 from tfswa.train.families.htdemucs import HTDEMUCS as FAMILY
 from tfswa.train.families.htdemucs import STEMS, STEMS_6
 from tfswa.train.importers.demucs import MAX_PART, SECTION, length_in_seconds
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
 from tfswa.train.importers.shapes import numbered, shape_of
 
+USUAL_SECONDS = 7.8
 USUAL_LEVEL = 0.2  # deviation of a mixed track: -14 dB of full scale
 SAID = (  # hyper-parameters that weights do not show, and which the family calls as the package does
     "norm_groups",
@@ -90,7 +93,7 @@ def read_htdemucs(shapes: Shapes, settings: Settings) -> Reading:
         "htdemucs",
         hyper,
         stft,
-        settings.chunks(stft, _frames(settings, stft.sample_rate, stft.hop)),
+        _chunks(settings, stft),
         audio,
         outputs,
         default_stems={len(STEMS): STEMS, len(STEMS_6): STEMS_6}.get(outputs),
@@ -110,12 +113,20 @@ def _n_fft(shapes: Shapes, settings: Settings, stride: int) -> int:
     return n_fft
 
 
-def _frames(settings: Settings, rate: int, hop: int) -> int:
-    """T, of a chunk as long as the configuration says, its last hop filled up."""
+def _chunks(settings: Settings, stft: StftSpec) -> ChunkSpec:
+    """Chunks as long as the configuration says, to the sample."""
+    samples = _samples(settings, stft.sample_rate)
+    frames = stft.frames(samples)
+    short = (frames - 1) * stft.hop + 2 * stft.offset - samples
+    said = {} if "frames" in settings.chunk else {"short": short}
+    return dataclasses.replace(settings, chunk={**said, **settings.chunk}).chunks(stft, frames)
+
+
+def _samples(settings: Settings, rate: int) -> int:
+    """N, of a chunk as long as the configuration says, or the package has it."""
     seconds = settings.of("training", "segment")
     if seconds is None:
-        samples = settings.number("audio", "chunk_size", FAMILY.chunk.frames * hop)
-        return -(-samples // hop)
+        return settings.number("audio", "chunk_size", int(USUAL_SECONDS * rate))
     try:
         seconds = length_in_seconds(seconds) if isinstance(seconds, str) else float(seconds)
     except (TypeError, ValueError):
@@ -125,7 +136,7 @@ def _frames(settings: Settings, rate: int, hop: int) -> int:
             f"training.segment {settings.of('training', 'segment')!r} of the configuration is no length of "
             "a chunk in seconds"
         )
-    return -(-int(seconds * rate) // hop)
+    return int(seconds * rate)
 
 
 def _layers(shapes: Shapes, settings: Settings, depth: int) -> dict[str, Any]:

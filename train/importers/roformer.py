@@ -62,7 +62,7 @@ def read_roformer(shapes: Shapes, settings: Settings) -> Reading:
         "norm": "each" if mel else "final",
         "value_residual": any("to_value_residual_mix" in name for name in plain),
         "skips": settings.flag("model", "skip_connection", False),
-        "zero_dc": settings.flag("model", "zero_dc", True),
+        "zero_dc": settings.flag("model", "zero_dc", False),
     }
     numbers = [place["number"] for place in at]
     return Reading(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfswa.runtime.errors import BundleError, ConfigError, UsageError
-from tfswa.runtime.model.spec import ChunkSpec, StftSpec
+from tfswa.runtime.model.spec import StftSpec
 from tfswa.train.families.scnet import BANDS, ScnetHyper
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
 from tfswa.train.importers.shapes import numbered, shape_of
@@ -54,8 +54,9 @@ def read_scnet(shapes: Shapes, settings: Settings) -> Reading:
         "paths": numbered(shapes, r"separation_net\.dp_modules\.(\d+)\."),
         "expand": max(1, hidden // dims[-1][0]),
     }
-    stft = _transform(settings)
-    return Reading("scnet", hyper, stft, _chunks(stft, settings), planes // 2, given // planes)
+    stft, frames = _transform(settings)
+    chunk = dataclasses.replace(settings, chunk={"multiple": 2, **settings.chunk}).chunks(stft, frames)
+    return Reading("scnet", hyper, stft, chunk, planes // 2, given // planes)
 
 
 def _three(settings: Settings, name: str, usual: Sequence[float]) -> tuple[Any, ...]:
@@ -89,31 +90,32 @@ def _narrow(shapes: Shapes, dim: int, settings: Settings) -> dict[str, Any]:
     return {**found, "compress": float(said), "kernel": shape_of(shapes, f"{layer}1.weight", 3)[2]}
 
 
-def _transform(settings: Settings) -> StftSpec:
-    """Without a window, normalized, of all bins."""
+def _transform(settings: Settings) -> tuple[StftSpec, int]:
+    """Without a window, normalized, of all bins; and T, even.
+
+    Behind a chunk, zeros fill the hop that it begins, and one more where T would be odd.
+    """
     n_fft = settings.number("model", "nfft", 4096)
     if settings.number("model", "win_size", n_fft) != n_fft:
         raise ConfigError(
             f"model.win_size {settings.of('model', 'win_size')} of the configuration is not nfft {n_fft}: "
             "windows shorter than the transform are not known here"
         )
-    return settings.transform(
+    samples = settings.number("inference", "chunk_size", settings.number("audio", "chunk_size", CHUNK))
+    hop = settings.stft.get("hop") or settings.number("model", "hop_size", 1024)
+    frames = samples // hop + 2
+    frames += frames % 2
+    stft = settings.transform(
         n_fft=n_fft,
-        hop=settings.number("model", "hop_size", 1024),
+        hop=hop,
         sample_rate=settings.number("audio", "sample_rate", 44_100),
         scale=n_fft**-0.5 if settings.flag("model", "normalized", True) else 1.0,
         window="none",
         padding="reflect",
         seen=(0, n_fft // 2 + 1),
+        fill=(frames - 1) * hop - samples,
     )
-
-
-def _chunks(stft: StftSpec, settings: Settings) -> ChunkSpec:
-    """An even count of frames: a hop or two behind the samples are added, as the training suite does."""
-    samples = settings.number("inference", "chunk_size", settings.number("audio", "chunk_size", CHUNK))
-    hops = samples // stft.hop + 1
-    frames = hops + 1 if hops % 2 else hops + 2
-    return dataclasses.replace(settings, chunk={"multiple": 2, **settings.chunk}).chunks(stft, frames)
+    return stft, frames
 
 
 SCNET = Kind(

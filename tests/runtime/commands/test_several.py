@@ -225,7 +225,7 @@ def test_what_is_said(tfx: Tfx, work: Path) -> None:
         (("-m", "a.tfx", "--then", "b.tfx"), "--then 'b.tfx': name a stem and a model, as vocals=dereverb"),
         (("-m", "a.tfx", "--then", "vocal=b.tfx"), "a.tfx has no stem 'vocal', did you mean 'vocals'?"),
         (("-m", "a.tfx", "--then", "vocals=mono.tfx"), "a.tfx works at 2 channels, mono.tfx at 1"),
-        (("-m", "a.tfx", "--overlap", "3"), "overlap '3': choose 1, 2, 4, or msst:N"),
+        (("-m", "a.tfx", "--overlap", "3"), "overlap '3': choose 1, 2, 4, msst:N"),
         (("-m", "a.tfx", "-m", "b.tfx", "--stems", "bass"), "mean of a.tfx and b.tfx has no stem 'bass'"),
     ],
 )

@@ -80,6 +80,8 @@ def test_nyquist_goes_to_the_last_stem_unless_named() -> None:
         {"seen": (-1, 5)},
         {"seen": (3, 0)},
         {"zero_below": -1},
+        {"fill": -1},
+        {"fill": 8193},
         {"zero_below": 2048},
         {"n_fft": 1024, "hop": 1024},
         {"n_fft": 4096.0},
@@ -167,6 +169,29 @@ def test_a_spec_of_version_1_means_what_it_meant(tiny_spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize(
+    ("chunk", "stft", "says"),
+    [
+        (ChunkSpec(short=1024), StftSpec(), ["short 1024", "1023", "hop 1024"]),
+        (ChunkSpec(short=-1), StftSpec(), ["short -1"]),
+        (ChunkSpec(2, 0, 0, 1, short=1), StftSpec(offset=0), []),
+        (ChunkSpec(1 + 8, 0, 4, 1, short=1), StftSpec(), ["short 1", "fade 4"]),
+        (ChunkSpec(1 + 8, 0, 4, 1, short=1000), StftSpec(offset=500), []),
+    ],
+)
+def test_a_chunk_ends_before_its_last_frame_by_less_than_a_hop(
+    chunk: ChunkSpec, stft: StftSpec, says: list[str]
+) -> None:
+    if not says:
+        spec = ModelSpec("x", ("a",), chunk=chunk, stft=stft)
+        assert spec.stft.frames(spec.chunk_samples) == chunk.frames
+        assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+        return
+    with pytest.raises(BundleError) as error:
+        ModelSpec("x", ("a",), chunk=chunk, stft=stft)
+    assert all(part in str(error.value) for part in says)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"stft": StftSpec(padding="reflect")},
@@ -175,6 +200,8 @@ def test_a_spec_of_version_1_means_what_it_meant(tiny_spec: ModelSpec) -> None:
         {"stft": StftSpec(seen=(0, 2049))},
         {"stft": StftSpec(zero_below=3)},
         {"chunk": ChunkSpec(context_after=2)},
+        {"chunk": ChunkSpec(short=84)},
+        {"stft": StftSpec(fill=1300)},
         {"residual_gain": 1.035},
         {"network_stems": ("a",), "residual_stem": "b"},
         {"unseen_stem": None},

@@ -28,7 +28,7 @@ from tfswa.runtime.model.spec import (
     StftSpec,
 )
 from tfswa.runtime.stream.codec import Codec, Tensors, first_tensors
-from tfswa.runtime.stream.plan import plan_of
+from tfswa.runtime.stream.overlaps import plan_of
 from tfswa.runtime.stream.separator import Stream
 
 Audio = NDArray[np.float32]
@@ -124,7 +124,8 @@ def transforms(draw: st.DrawFn) -> StftSpec:
     first = draw(st.integers(0, half))
     seen = draw(st.none() | st.integers(1, half + 1 - first).map(lambda count: (first, count)))
     padding = draw(st.sampled_from(["zero", "reflect"]))
-    return StftSpec(n_fft, hop, 8000, window=window, padding=padding, offset=offset, seen=seen)
+    fill = draw(st.just(0) | st.integers(0, n_fft))
+    return StftSpec(n_fft, hop, 8000, window=window, padding=padding, offset=offset, seen=seen, fill=fill)
 
 
 @st.composite
@@ -132,15 +133,18 @@ def specs(draw: st.DrawFn, *, state: bool) -> ModelSpec:
     """A specification of any kind, with as much context as it needs or more, before and after apart."""
     stft, channels = draw(transforms()), draw(st.sampled_from([1, 2]))
     if state:  # or the frames of one chunk would not be those of the next
-        stft = dataclasses.replace(stft, offset=0)
+        stft = dataclasses.replace(stft, offset=0, fill=0)
     edge = math.ceil(stft.n_fft / 2 / stft.hop)
     reach = edge - 1
     early = edge + draw(st.integers(0, 2)) if state else 0
     context = early + reach + (0 if state else draw(st.integers(0, 3)))
     after = edge + reach + draw(st.integers(0, 3))
     fade = draw(st.integers(0, 3))
-    step = draw(st.integers(max(1, fade), 12))
-    chunk = ChunkSpec(1 + context + after + fade + step, context, fade, 1, after, early)
+    longest = stft.hop - 1 + stft.fill - 2 * stft.offset  # that fill and short take from between two chunks
+    least = max(1, fade, math.ceil((fade * stft.hop + longest + 1) / stft.hop))
+    step = draw(st.integers(max(1, fade) if state else least, least + 12))
+    short = 0 if state else draw(st.integers(0, stft.hop - 1))
+    chunk = ChunkSpec(1 + context + after + fade + step, context, fade, 1, after, early, short)
     residual = draw(st.sampled_from([None, *STEMS]))
     return ModelSpec(
         "any",
@@ -279,6 +283,7 @@ def test_a_chunk_that_is_computed_again_hands_its_state_on(there: bool) -> None:
         ({"state": ["last"]}, {}, ["['last']"]),
         ({"samples": 1}, {}, ["samples 1"]),
         ({"stft": StftSpec(64, 16, 8000, offset=3)}, {}, ["offset 3", "16"]),
+        ({}, {"short": 3}, ["short 3", "16"]),
         ({}, {"early": 1}, ["early 1", "64", "16", "need 2"]),
         ({}, {"early": -1}, ["early -1"]),
         ({}, {"context": 2}, ["context 2", "must be 3"]),

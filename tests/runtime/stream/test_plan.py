@@ -1,4 +1,4 @@
-"""More chunks than one for every sample: the laws of the stream engine, and both rules against plain code."""
+"""More chunks than one for every sample: the laws of the stream engine, and all rules against plain code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from streams import awkward, noise, pushed
 from tfswa.runtime.errors import NonFiniteError, UsageError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.stream.overlap import OverlapAdd, Process
-from tfswa.runtime.stream.plan import ChunkPlan, MsstPlan, StreamPlan, plan_of
+from tfswa.runtime.stream.overlaps import plan_of
+from tfswa.runtime.stream.plan import ChunkPlan, StreamPlan
+from tfswa.runtime.stream.suites import DemucsPlan, MsstPlan
 
 Audio = NDArray[np.float32]
 STFT = StftSpec(512, 128, 8000)
@@ -37,7 +39,12 @@ def suites(draw: st.DrawFn) -> MsstPlan:
     return MsstPlan(draw(st.integers(8, 130)), draw(st.integers(2, 8)))
 
 
-plans = st.one_of(shifted(), suites())
+@st.composite
+def triangles(draw: st.DrawFn) -> DemucsPlan:
+    return DemucsPlan(draw(st.integers(8, 130)), draw(st.sampled_from((0.0, 0.25, 0.3, 0.5, 0.8))))
+
+
+plans = st.one_of(shifted(), suites(), triangles())
 
 
 class Counted(OverlapAdd):
@@ -135,6 +142,31 @@ def test_the_suites_rule_is_repeated(plan: MsstPlan, samples: int) -> None:
     np.testing.assert_allclose(pushed(engine(plan), signal, iter([50] * 3)), expected, rtol=0, atol=TOLERANCE)
 
 
+def by_the_packages_rule(signal: Audio, chunk: int, overlap: float, process: Process) -> NDArray[np.float64]:
+    """As ``demucs`` does it with a whole song."""
+    length, step = signal.shape[1], int((1 - overlap) * chunk)
+    triangle = np.minimum(np.arange(1, chunk + 1), np.arange(chunk, 0, -1)).astype(np.float64)
+    total, weight = np.zeros((2, 2, length)), np.zeros(length)
+    padded = np.pad(signal, ((0, 0), (chunk, chunk)))
+    for start in range(0, length, step):
+        there = min(chunk, length - start)
+        before = (chunk - there) // 2
+        part = padded[:, chunk + start - before :][:, :chunk]
+        stems = process(part[np.newaxis].copy())[0, ..., before : before + there].astype(np.float64)
+        total[..., start : start + there] += stems * triangle[:there]
+        weight[start : start + there] += triangle[:there]
+    found: NDArray[np.float64] = total / weight
+    return found
+
+
+@settings(deadline=None, max_examples=150)
+@given(plan=triangles(), samples=st.integers(1, 600))
+def test_the_packages_rule_is_repeated(plan: DemucsPlan, samples: int) -> None:
+    signal = noise(samples)
+    expected = by_the_packages_rule(signal, plan.chunk_samples, plan.overlap, awkward(2))
+    np.testing.assert_allclose(pushed(engine(plan), signal, iter([50] * 3)), expected, rtol=0, atol=TOLERANCE)
+
+
 def test_a_bad_chunk_is_named_by_its_place_in_the_signal() -> None:
     calls = 0
 
@@ -157,14 +189,25 @@ class TestChoosing:
     def test_by_name(self) -> None:
         assert plan_of(self.SPEC) == ChunkPlan.of(self.SPEC) == plan_of(self.SPEC, "1")
         assert plan_of(self.SPEC, 2) == ChunkPlan.of(self.SPEC, 2) == plan_of(self.SPEC, "2")
-        assert plan_of(self.SPEC, "msst:4") == MsstPlan(self.SPEC.chunk_samples, 4)
+        samples = self.SPEC.chunk_samples
+        assert plan_of(self.SPEC, "msst:4") == MsstPlan(samples, 4)
+        assert plan_of(self.SPEC, "mean:3") == ChunkPlan(samples, 0, 0, 0, 3)
+        assert plan_of(self.SPEC, "demucs:0.25") == DemucsPlan(samples, 0.25)
 
-    @pytest.mark.parametrize("overlap", [0, 3, -1, "many", "msst:", "msst:x", "msst:1", "msst:65", True])
+    @pytest.mark.parametrize(
+        "overlap",
+        [0, 3, -1, "many", True, "1:", "msst", "msst:", "msst:x", "msst:1", "msst:65", "msst:0.5", "mean:x"],
+    )
     def test_what_is_not_there(self, overlap: int | str) -> None:
         with pytest.raises(UsageError, match=r"overlap .*: choose "):
             plan_of(self.SPEC, overlap)
 
-    @pytest.mark.parametrize("overlap", [2, "msst:2"])
+    @pytest.mark.parametrize("share", ["", "x", "-1", "0.99", "1", "nan", "1e9"])
+    def test_shares_that_cannot_be(self, share: str) -> None:
+        with pytest.raises(UsageError, match=r"overlap .*: choose "):
+            plan_of(self.SPEC, f"demucs:{share}")
+
+    @pytest.mark.parametrize("overlap", [2, "msst:2", "mean:2", "demucs:0.25"])
     def test_state_goes_from_chunk_to_chunk_once(self, overlap: int | str) -> None:
         assert plan_of(CAUSAL) == ChunkPlan.of(CAUSAL)
         with pytest.raises(UsageError, match=r"overlap .*: .* has state that goes from chunk to chunk once"):

@@ -139,6 +139,7 @@ def specs(draw: st.DrawFn) -> StftSpec:
         window=window,
         padding=draw(st.sampled_from(PADDINGS)),
         offset=draw(st.integers(0, hop // 2)),
+        fill=draw(st.just(0) | st.integers(0, 2 * n_fft)),
     )
 
 
@@ -157,9 +158,22 @@ def test_round_trip_of_any_specification(spec: StftSpec, samples: int, seed: int
 
 
 @settings(deadline=None, max_examples=100)
+@given(spec=specs(), samples=st.integers(1, 500), seed=st.integers(0, 2**32 - 1))
+def test_what_is_filled_up_has_the_spectra_of_a_signal_with_zeros_behind_it(
+    spec: StftSpec, samples: int, seed: int
+) -> None:
+    signal, plain = noise(2, samples, seed=seed), dataclasses.replace(spec, fill=0)
+    longer = np.pad(signal, ((0, 0), (0, spec.fill)))
+    spectrum = Stft(plain).forward(longer)
+    np.testing.assert_array_equal(Stft(spec).forward(signal), spectrum)
+    whole = Stft(plain).inverse(spectrum, samples + spec.fill)
+    np.testing.assert_array_equal(Stft(spec).inverse(spectrum, samples), whole[..., :samples])
+
+
+@settings(deadline=None, max_examples=100)
 @given(spec=specs(), hops=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
 def test_any_specification_without_offset_agrees_with_torch(spec: StftSpec, hops: int, seed: int) -> None:
-    spec = dataclasses.replace(spec, offset=0)
+    spec = dataclasses.replace(spec, offset=0, fill=0)
     samples = hops * spec.hop
     assume(spec.padding == "zero" or samples > spec.n_fft // 2)  # torch mirrors once, and refuses the rest
     signal = noise(2, samples, seed=seed)
