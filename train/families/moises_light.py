@@ -113,7 +113,7 @@ class Convolved(nn.Module):
         return out
 
 
-class Along(nn.Linear):
+class BiasApart(nn.Linear):
     """A linear layer along bins. What comes behind it is a norm of channels, another axis.
 
     The bias is added apart, because ``torch.jit.freeze`` (2.13) makes one of a linear layer and a norm behind
@@ -125,7 +125,7 @@ class Along(nn.Linear):
         return functional.linear(x, self.weight) + self.bias
 
 
-class Tdf(nn.Module):
+class BinLayers(nn.Module):
     """Two linear layers along bins, to a few and back, each with norm and activation.
 
     ``[B, D, F, T] -> [B, D, F, T]``.
@@ -134,8 +134,8 @@ class Tdf(nn.Module):
     def __init__(self, channels: int, bins: int, hyper: MoisesLightHyper):
         super().__init__()
         narrow = bins // hyper.narrowing
-        self.fc1, self.bn1 = Along(bins, narrow), NORMS[hyper.norm](channels)
-        self.fc2, self.bn2 = Along(narrow, bins), NORMS[hyper.norm](channels)
+        self.fc1, self.bn1 = BiasApart(bins, narrow), NORMS[hyper.norm](channels)
+        self.fc2, self.bn2 = BiasApart(narrow, bins), NORMS[hyper.norm](channels)
         self.act = ACTIVATIONS[hyper.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,14 +145,14 @@ class Tdf(nn.Module):
         return x.transpose(2, 3)
 
 
-class Stage(nn.Module):
+class GroupedStage(nn.Module):
     """Convolutions in groups, a TDF between them, and a way around: ``[B, D, F, T] -> [B, D, F, T]``."""
 
     def __init__(self, channels: int, bins: int, splits: int, hyper: MoisesLightHyper):
         super().__init__()
         self.res = _grouped(channels, channels, 3, hyper)
         self.split1 = nn.Sequential(*(_grouped(channels, channels, 3, hyper) for _ in range(splits)))
-        self.tdf = Tdf(channels, bins, hyper)
+        self.tdf = BinLayers(channels, bins, hyper)
         self.split2 = nn.Sequential(*(_grouped(channels, channels, 3, hyper) for _ in range(splits)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Stage(nn.Module):
         return out
 
 
-class Transformer(nn.Module):
+class RotaryTransformer(nn.Module):
     """Attention and MLP over sequences: ``[N, L, D] -> [N, L, D]``."""
 
     def __init__(self, dim: int, hyper: MoisesLightHyper):
@@ -177,13 +177,13 @@ class Transformer(nn.Module):
         return out
 
 
-class Turn(nn.Module):
+class DualPathTurn(nn.Module):
     """Attention along frames, then along bins: ``[B, F, T, D] -> [B, F, T, D]``."""
 
     def __init__(self, dim: int, hyper: MoisesLightHyper):
         super().__init__()
-        self.time_transformer = Transformer(dim, hyper)
-        self.freq_transformer = Transformer(dim, hyper)
+        self.time_transformer = RotaryTransformer(dim, hyper)
+        self.freq_transformer = RotaryTransformer(dim, hyper)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -203,8 +203,8 @@ class Bottom(nn.Module):
     def __init__(self, channels: int, bins: int, hyper: MoisesLightHyper):
         super().__init__()
         self.checkpointing = False
-        self.split_merge = Stage(channels, bins, hyper.splits, hyper)
-        self.rope_blocks = nn.ModuleList(Turn(channels, hyper) for _ in range(hyper.turns))
+        self.split_merge = GroupedStage(channels, bins, hyper.splits, hyper)
+        self.rope_blocks = nn.ModuleList(DualPathTurn(channels, hyper) for _ in range(hyper.turns))
         self.final_norm = RmsNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class MoisesLight(nn.Module):
         self.first_conv = _grouped(planes * hyper.bands, hyper.width, hyper.kernel, hyper)
         self.encoder_blocks, self.ds = nn.ModuleList(), nn.ModuleList()
         for level in range(hyper.depth):
-            self.encoder_blocks.append(Stage(widths[level], bins, hyper.splits, hyper))
+            self.encoder_blocks.append(GroupedStage(widths[level], bins, hyper.splits, hyper))
             self.ds.append(Convolved(nn.Conv2d(widths[level], widths[level + 1], (1, 2), (1, 2)), hyper))
         self.bottleneck = Bottom(widths[-1], bins, hyper)
         self.dec_heavy_us, self.dec_heavy_blocks = nn.ModuleList(), nn.ModuleList()
@@ -246,7 +246,7 @@ class MoisesLight(nn.Module):
             up = Convolved(nn.ConvTranspose2d(widths[level + 1], widths[level], (1, 2), (1, 2)), hyper)
             if len(self.dec_heavy_us) < hyper.heavy:
                 self.dec_heavy_us.append(up)
-                self.dec_heavy_blocks.append(Stage(widths[level], bins, hyper.splits_up, hyper))
+                self.dec_heavy_blocks.append(GroupedStage(widths[level], bins, hyper.splits_up, hyper))
             else:
                 self.dec_light_us.append(up)
         self.final_conv = nn.Conv2d(
