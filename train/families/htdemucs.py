@@ -22,7 +22,6 @@ windows of absent frames count in the sum that the inverse transform divides by,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,6 +32,7 @@ from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.train.blocks.crossing import CrossTransformer, TransformerShape
 from tfswa.train.blocks.hybrid import DecoderLayer, EncoderLayer, LayerShape
+from tfswa.train.blocks.norm import standardized
 from tfswa.train.families import Family
 
 TINY = 1e-5  # that a deviation is raised by before it divides
@@ -214,8 +214,8 @@ class HTDemucs(nn.Module):
 
     def forward(self, mixture: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, 2*C, T, F]`` and ``[B, C, N]``, to ``[B, S, 2*C, T, F]`` and ``[B, S, C, N]``."""
-        x, mean, deviation = _normalized(mixture, self.tiny)
-        line, mean_t, deviation_t = _normalized(samples, self.tiny)
+        x, mean, deviation = standardized(mixture, self.tiny)
+        line, mean_t, deviation_t = standardized(samples, self.tiny)
         x, skips = x.transpose(2, 3), []  # [B, 2*C, F, T]
         for level, encoder in enumerate(self._layers("encoder")):
             x = encoder(x)
@@ -263,22 +263,6 @@ def _to_and_fro(width: int, bottom: int) -> tuple[nn.Module, nn.Module]:
     if not bottom:
         return nn.Identity(), nn.Identity()
     return nn.Conv1d(width, bottom, 1), nn.Conv1d(bottom, width, 1)
-
-
-def _normalized(x: Tensor, tiny: float) -> tuple[Tensor, Tensor, Tensor]:
-    """An item of a batch to mean 0 and deviation 1, and both of before, ``[B, 1, ...]``."""
-    count = math.prod(x.shape[1:])
-    mean = _mean(x)
-    x = x - mean
-    deviation = (_mean(x.square()) * (count / (count - 1))).sqrt()
-    return x / (deviation + tiny), mean, deviation
-
-
-def _mean(x: Tensor) -> Tensor:
-    """Of an item, one axis after another: millions of numbers in one float32 sum lose 20 dB and more."""
-    for axis in range(x.dim() - 1, 0, -1):
-        x = x.mean(dim=axis, keepdim=True)
-    return x
 
 
 def _check(spec: ModelSpec, hyper: HTDemucsHyper) -> None:

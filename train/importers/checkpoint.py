@@ -31,6 +31,7 @@ from tfswa.train.importers.reading import State, array_of, chosen, few, read_wei
 from tfswa.train.strict import config_from_dict, parse_overrides
 
 CLOSE = 1e-2  # of constants that a file may hold in half precision
+NOTHING = 1e-6  # of the largest of them: what a window begins with is all rounding
 ROWS = 5  # of each kind in a table of misfits
 
 
@@ -290,7 +291,8 @@ def _published(
     for pattern, right in reading.constants.items():
         for name in [name for name in weights if re.fullmatch(pattern, name)]:
             value = weights.pop(name).float().numpy()
-            if value.shape != right.shape or not np.allclose(value, right, rtol=CLOSE, atol=0):
+            nothing = NOTHING * float(np.abs(right).max(initial=0))
+            if value.shape != right.shape or not np.allclose(value, right, rtol=CLOSE, atol=nothing):
                 raise BundleError(
                     f"{source}: {name} is {few(map(str, value.flat))}, in a {kind.name} as it is known here "
                     f"{few(map(str, right.flat))}: it is another network"

@@ -7,6 +7,7 @@ the network is. What none of them says is asked for, all of it in one line.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,6 +123,23 @@ class Settings:
             return config_from_dict(ChunkSpec, values, "chunk.")
         except BundleError as error:
             raise ConfigError(str(error)) from error
+
+    def chunks_on_grid(self, stft: StftSpec, frames: int, multiple: int) -> ChunkSpec:
+        """Chunks that begin at multiples of a network's strides, if options do not say otherwise.
+
+        Args:
+            stft: the transform.
+            frames: T.
+            multiple: what the strides make of one frame, and T is a multiple of.
+
+        Raises:
+            ConfigError: as of ``transform``.
+        """
+        values: dict[str, Any] = {"frames": frames, "multiple": multiple}
+        shared = multiple * round((2 * (frames // CONTEXT) + frames // FADE) / multiple)
+        if 0 < shared < frames:
+            values |= {"context": 2 * shared // 5, "fade": shared - 1 - 2 * (2 * shared // 5)}
+        return dataclasses.replace(self, chunk={**values, **self.chunk}).chunks(stft, frames)
 
 
 @dataclass(frozen=True)

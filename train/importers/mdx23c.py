@@ -7,13 +7,12 @@ and instance norms where there are norms without statistics.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
 from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.runtime.model.spec import ChunkSpec, StftSpec
-from tfswa.train.importers.kinds import CONTEXT, FADE, Kind, Reading, Settings, Shapes
+from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
 from tfswa.train.importers.shapes import numbered, shape_of
 
 FIRST = "encoder_blocks.0.tfc_tdf.blocks.0."
@@ -114,17 +113,12 @@ def _transform(bins: int, settings: Settings) -> StftSpec:
 
 
 def _chunks(stft: StftSpec, multiple: int, settings: Settings) -> ChunkSpec:
-    """Chunks that begin at multiples of the strides, if options do not say otherwise: one grid for all."""
+    """As long as the configuration says, in frames or in samples."""
     usual = settings.number("inference", "dim_t", settings.number("audio", "dim_t", FRAMES))
     for section in ("audio", "inference"):
         if settings.of(section, "chunk_size"):
             usual = settings.number(section, "chunk_size", 1) // stft.hop + 1
-    frames = int(settings.chunk.get("frames", usual))
-    values: dict[str, Any] = {"frames": frames, "multiple": multiple}
-    shared = multiple * round((2 * (frames // CONTEXT) + frames // FADE) / multiple)
-    if 0 < shared < frames:
-        values |= {"context": 2 * shared // 5, "fade": shared - 1 - 2 * (2 * shared // 5)}
-    return dataclasses.replace(settings, chunk={**values, **settings.chunk}).chunks(stft, frames)
+    return settings.chunks_on_grid(stft, int(settings.chunk.get("frames", usual)), multiple)
 
 
 MDX23C = Kind(
