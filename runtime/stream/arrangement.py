@@ -31,6 +31,9 @@ class Arrangement(Offer, Protocol):
     def models(self) -> tuple[Model, ...]:
         """All that take part, in order."""
 
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """What makes these stems, each one of ``stems``: no more models than those are made of."""
+
     def load(self, load: Load) -> Separating:
         """Load them, or none of them."""
 
@@ -65,6 +68,10 @@ class One:
     def models(self) -> tuple[Model, ...]:
         """It."""
         return (self.model,)
+
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """It."""
+        return self
 
     def load(self, load: Load) -> Separating:
         """Load it."""
@@ -116,6 +123,12 @@ class Several:
         """All that take part."""
         return tuple(model for member in self.members for model in member.models)
 
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """Those that count in one of these stems."""
+        rule, needed = self.rule.only(self.members, stems)
+        members = tuple(self.members[place].only(wanted) for place, wanted in needed.items())
+        return Several(members, rule, self.name)
+
     def load(self, load: Load) -> Separating:
         """Load them all."""
         with ExitStack() as stack:
@@ -123,7 +136,7 @@ class Several:
             for member in self.members:
                 loaded.append(member.load(load))
                 stack.callback(loaded[-1].close)
-            made = Combination(loaded, self.rule.how, self.rule.weights)
+            made = Combination(loaded, self.rule.how, self.rule.weights, self.rule.stems)
             made.name = self.name
             stack.pop_all()
         return made
@@ -168,6 +181,10 @@ class InARow:
     def models(self) -> tuple[Model, ...]:
         """All that take part."""
         return (*self.first.models, *self.then.models)
+
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """Both."""
+        return self
 
     def load(self, load: Load) -> Separating:
         """Load both."""

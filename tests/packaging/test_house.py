@@ -40,6 +40,7 @@ NAMING_FAMILIES = {
     "train/importers/demucs.py": "a class of the package that files name",
     "train/importers/htdemucs.py": "the family that a published file is of",
     "train/importers/mdx23c.py": "the family that a published file is of",
+    "train/importers/open_unmix.py": "the family that a published file is of",
     "train/importers/roformer.py": "the family that a published file is of",
     "train/importers/scnet.py": "the family that a published file is of",
     "train/importers/spleeter.py": "tfx import spleeter",
