@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from tfswa.runtime.errors import UsageError
 from tfswa.runtime.model.ensemble import is_ensemble, open_ensemble
 from tfswa.runtime.model.opening import Model, open_model
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.stream.chain import Chain, chained_name, chained_stems
 from tfswa.runtime.stream.combination import Combination, combined_name
 from tfswa.runtime.stream.rules import CombinationRule, How
@@ -196,6 +197,17 @@ class InARow:
             made = Chain(first, self.stem, then)
             stack.pop_all()
         return made
+
+
+def song_spec(arranged: Arrangement) -> ModelSpec:
+    """The contract by which songs are read and measured: of several models the stems of all.
+
+    Channels and rate are those of all of them; transform and chunk, the first one's.
+    """
+    first = arranged.models[0].spec
+    if len(arranged.models) == 1:
+        return first
+    return ModelSpec(None, arranged.stems, channels=first.channels, stft=first.stft, chunk=first.chunk)
 
 
 def arrange(
