@@ -347,10 +347,13 @@ def _published(
     spec = spec_of_reading(kind, str(source), reading, settings)
     for pattern, right in reading.constants.items():
         for name in [name for name in weights if re.fullmatch(pattern, name)]:
-            value = weights.pop(name).float().numpy()
-            if value.shape != right.shape or not np.allclose(
-                value, right, rtol=CLOSE, atol=NEAR_ZERO * np.abs(right).max()
-            ):
+            value = np.asarray(array_of(source, name, weights.pop(name)), np.float32)
+            if value.shape != right.shape:
+                raise BundleError(
+                    f"{source}: {name} is {list(value.shape)}, in a {kind.name} as it is known here "
+                    f"{list(right.shape)}: it is another network"
+                )
+            if not np.allclose(value, right, rtol=CLOSE, atol=NEAR_ZERO * np.abs(right).max()):
                 raise BundleError(
                     f"{source}: {name} is {few(map(str, value.flat))}, in a {kind.name} as it is known here "
                     f"{few(map(str, right.flat))}: it is another network"
