@@ -25,8 +25,9 @@ from tfswa.runtime.benchmark.bench import Plan, bench
 from tfswa.runtime.errors import TfxError, reason
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.model.bundle import Bundle
-from tfswa.runtime.model.opening import BundleModel, open_model
+from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.songs.synthetic import synthetic_song
+from tfswa.runtime.stream.arrangement import arrange_one
 from tfswa.runtime.stream.transform import Stft
 from tfswa.runtime.table import markdown_table
 from tfswa.train.backend import load_network, new_bundle
@@ -177,7 +178,7 @@ def measure(name: str, hyper: Sequence[str], options: Options, path: Path, found
     able = [entry for entry, export in BACKENDS.items() if not export or export in found["exports"]]
     try:
         speeds = bench(
-            open_model(str(path)),
+            arrange_one(str(path)),
             synthetic_song(spec, options.song_seconds),
             Plan(able, options.rounds, threads=options.threads),
             report=lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True),

@@ -29,8 +29,8 @@ from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.metrics import sdr_db, snr_db
-from tfswa.runtime.model.opening import Model
 from tfswa.runtime.songs.loading import Song
+from tfswa.runtime.stream.arrangement import Arrangement
 
 TURN = 2  # timed calls before the next backend has its turn
 CEILINGS = {  # what is measured; CPUs compute float16 in float32
@@ -70,7 +70,8 @@ class Row:
         device: likewise, or the backend's own.
         session: what ran, in words.
         versions: of its libraries.
-        median_ms: of a call of the network, warm.
+        median_ms: of a call of the network, warm; of several models, of all of them together, each of as much
+            audio as a call of the first takes.
         p95_ms: likewise.
         x_realtime: seconds of audio per second, by the median.
         x_first: speed beside the first row's: its median by this one's.
@@ -158,12 +159,12 @@ class Benchmark:
 
 
 def bench(
-    model: Model, song: Song, plan: Plan = Plan(), report: Callable[[str], None] = lambda line: None
+    model: Arrangement, song: Song, plan: Plan = Plan(), report: Callable[[str], None] = lambda line: None
 ) -> Benchmark:
     """Measure backends side by side; one that cannot run costs the others nothing.
 
     Args:
-        model: what to run.
+        model: what to run: a model, or several that work together.
         song: for the dB; at the model's rate.
         plan: what to measure.
         report: told in a line what begins.
@@ -202,7 +203,8 @@ def bench(
         outputs = _separate(rows, workers, song, folder, report)
     rows = sorted(rows, key=lambda row: row.median_ms is None)  # stable: what could not run comes last
     _compare(rows, outputs, song, plan, model)
-    cost = model.spec.gflop_per_second or None
+    costs = [one.spec.gflop_per_second for one in model.models]
+    cost = sum(costs) if all(costs) else None
     for row in rows:
         top = ceilings.get(row.precision)
         if cost and top and row.x_realtime:
@@ -233,7 +235,7 @@ def _all_entries(compiled: bool) -> list[tuple[str, str]]:
     return [(n, precision) for n in names if compiled or not compiles(n) for precision in precisions_of(n)]
 
 
-def _command(model: Model, row: Row, plan: Plan) -> list[str]:
+def _command(model: Arrangement, row: Row, plan: Plan) -> list[str]:
     given = {
         "model": model.name,
         "backend": row.backend,
@@ -318,10 +320,14 @@ def _separate(
 
 
 def _compare(
-    rows: Sequence[Row], outputs: Mapping[int, NDArray[np.float32]], song: Song, plan: Plan, model: Model
+    rows: Sequence[Row],
+    outputs: Mapping[int, NDArray[np.float32]],
+    song: Song,
+    plan: Plan,
+    model: Arrangement,
 ) -> None:
     """Fill in what depends on the first row."""
-    first, spec = rows[0], model.spec
+    first, spec = rows[0], model.models[0].spec
     seconds = plan.batch * spec.chunk_samples / spec.stft.sample_rate
     reference = outputs.get(id(first))
     for row in rows:
@@ -340,7 +346,7 @@ def _compare(
         known = [value for value in ratios if value is not None and math.isfinite(value)]
         row.snr_db = round(min(known), 1) if known else None
         drifts: list[float] = []
-        for stem, one, two in zip(spec.stems, reference, found, strict=True):
+        for stem, one, two in zip(model.stems, reference, found, strict=True):
             if stem in song.stems:
                 before, after = sdr_db(song.stems[stem], one), sdr_db(song.stems[stem], two)
                 if before is not None and after is not None:

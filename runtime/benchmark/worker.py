@@ -15,8 +15,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfswa.runtime.stream.separator import Separator
 
 
 def work() -> None:
@@ -27,9 +30,7 @@ def work() -> None:
     from tfswa.runtime.backends.torchscript import matrix_gflop_per_s
     from tfswa.runtime.errors import TfxError
     from tfswa.runtime.machine import gpu_memory_mb, peak_memory_mb
-    from tfswa.runtime.model.opening import open_model
-    from tfswa.runtime.model.spec import INPUT
-    from tfswa.runtime.stream.codec import first_tensors
+    from tfswa.runtime.stream.arrangement import arrange_one
     from tfswa.runtime.stream.separator import Separator
 
     given = json.loads(sys.argv[1])
@@ -44,21 +45,20 @@ def work() -> None:
     options = BackendOptions(given["precision"], given["device"], given["threads"])
     start = time.perf_counter()
     try:
-        separator = Separator(
-            open_model(given["model"]), backend=given["backend"], options=options, batch=given["batch"]
+        separator = arrange_one(given["model"]).load(
+            lambda model: Separator(model, backend=given["backend"], options=options, batch=given["batch"])
         )
         opened = time.perf_counter()
-        spec, session = separator.spec, separator.session
-        random = np.random.default_rng(0)
-        items = {INPUT: random.standard_normal(spec.input_shape(given["batch"]), dtype=np.float32)}
-        tensors = first_tensors(spec, items)
-        separator.infer(tensors)
+        calls = [_call(part, given["batch"]) for part in separator.parts]
+        for call in calls:
+            call()
     except (TfxError, MemoryError) as error:
         _say({"error": " ".join(str(error).split()) or type(error).__name__})
         return
     first = time.perf_counter()
+    versions = dict(item for part in separator.parts for item in part.session.versions.items())
     answer: dict[str, Any] = {"open_s": opened - start, "first_s": first - opened}
-    answer |= {"session": separator.description, "versions": dict(session.versions)}
+    answer |= {"session": separator.description, "versions": versions}
     after = gpu_memory_mb(given["device"])
     answer["gpu_memory_mb"] = None if before is None or after is None else after - before
     _say({**answer, "memory_mb": peak_memory_mb()})
@@ -66,7 +66,7 @@ def work() -> None:
         word, *rest = json.loads(line)
         try:
             if word == "run":
-                answer = {"seconds": [_timed(separator.infer, tensors) for _ in range(rest[0])]}
+                answer = {"seconds": [_timed(separator.parts, calls) for _ in range(rest[0])]}
             else:
                 source, target = rest
                 np.save(target, separator.separate(np.load(source)))
@@ -76,10 +76,29 @@ def work() -> None:
         _say({**answer, "memory_mb": peak_memory_mb()})
 
 
-def _timed(function: Callable[..., Any], *arguments: Any) -> float:
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
+def _call(part: Separator, batch: int) -> Callable[[], object]:
+    """A call of a model's network, on noise."""
+    import numpy as np
+
+    from tfswa.runtime.model.spec import INPUT
+    from tfswa.runtime.stream.codec import first_tensors
+
+    shape = part.spec.input_shape(batch)
+    tensors = first_tensors(
+        part.spec, {INPUT: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+    )
+    return lambda: part.infer(tensors)
+
+
+def _timed(parts: Sequence[Separator], calls: Sequence[Callable[[], object]]) -> float:
+    """Seconds of all networks for the audio that a call of the first one takes."""
+    total = 0.0
+    for part, call in zip(parts, calls, strict=True):
+        start = time.perf_counter()
+        call()
+        took = time.perf_counter() - start
+        total += took * parts[0].spec.chunk_samples / part.spec.chunk_samples
+    return total
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -73,18 +73,19 @@ def bench(
     """Time every backend and precision that can run MODEL here, in turns, beside what each costs in dB.
 
     Each runs in a process of its own, warm-up apart. SNR and drift are those of the worst stem, against the
-    first row. The ceiling is a product of two large matrices in the same precision.
+    first row. The ceiling is a product of two large matrices in the same precision. The time of an ensemble
+    is that of all its networks.
     """
     from tfswa.runtime.backends.auto import record, table_of
     from tfswa.runtime.benchmark.bench import Plan
     from tfswa.runtime.benchmark.bench import bench as run
     from tfswa.runtime.benchmark.page import benchmark_files, benchmark_text, write_benchmark
-    from tfswa.runtime.errors import OutputExists
+    from tfswa.runtime.errors import OutputExists, UsageError
     from tfswa.runtime.files.checks import check_file
-    from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.plots import pictures
     from tfswa.runtime.songs.loading import load_song
     from tfswa.runtime.songs.synthetic import synthetic_song
+    from tfswa.runtime.stream.arrangement import arrange_one, song_spec
 
     files = benchmark_files(output) if output else []
     taken = [path for path in files if path.exists()]
@@ -93,10 +94,15 @@ def bench(
     if files:
         pictures.require_matplotlib()
         check_file(files[0])
-    opened = open_model(model, trusted=trusted)
+    opened = arrange_one(model, trusted=trusted)
+    if auto and len(opened.models) > 1:
+        raise UsageError(
+            f"{model} is an ensemble, --auto is of one model: name a member, {opened.models[0].name}"
+        )
     if auto:
-        table_of(opened)  # refuses what cannot have one, before the work
-    song = load_song(audio, opened.spec) if audio else synthetic_song(opened.spec)
+        table_of(opened.models[0])  # refuses what cannot have one, before the work
+    spec = song_spec(opened)
+    song = load_song(audio, spec) if audio else synthetic_song(spec)
     plan = Plan([_entry(entry) for entry in entries], rounds, batch, device, threads, compiled)
     found = run(opened, song, plan, report=lambda line: click.echo(line, err=True))
     for failure in found.failures:
@@ -107,7 +113,7 @@ def bench(
     for path in files:
         click.echo(f"written: {path}", err=as_json)
     if auto:
-        click.echo(f"--backend auto goes by {record(opened, plan, found)}", err=as_json)
+        click.echo(f"--backend auto goes by {record(opened.models[0], plan, found)}", err=as_json)
     raise_for(found.failures, len(found.rows), "backends")
 
 

@@ -36,7 +36,7 @@ def combine(
 ) -> None:
     """Make an ensemble: a bundle that holds copies of others, and how their results become one.
 
-    `tfx separate -m`, `tfx inspect` and `tfx parity` take it like a model.
+    `tfx separate -m`, `tfx evaluate`, `tfx bench`, `tfx inspect` and `tfx parity` take it like a model.
     """
     from tfswa.runtime.model.ensemble import write_ensemble
     from tfswa.runtime.stream.arrangement import arrange_members

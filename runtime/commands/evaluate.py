@@ -96,20 +96,20 @@ def evaluate(
 ) -> None:
     """Measure MODEL on songs with true stems: SDR, ISR, SIR, SAR (BSSEval v4), global SDR and SI-SDR.
 
-    Finished songs stay in the output folder; a second run goes on where the first was stopped. A song that
-    fails costs the others nothing: it is named, and the exit code is 1.
+    MODEL may be an ensemble. Finished songs stay in the output folder; a second run goes on where the first
+    was stopped. A song that fails costs the others nothing: it is named, and the exit code is 1.
     """
     from tfswa.runtime.backends import BackendOptions, default_device
     from tfswa.runtime.evaluation.choices import Choices
     from tfswa.runtime.evaluation.evaluate import evaluate as measure
     from tfswa.runtime.files.checks import check_folder
-    from tfswa.runtime.model.opening import open_model
     from tfswa.runtime.songs.finding import pick_songs
+    from tfswa.runtime.stream.arrangement import arrange_one
 
     place = output or Path("evaluation") / (Path(model).resolve().stem or "model")
     check_folder(place)
-    opened = open_model(model, trusted=trusted)
-    found = pick_songs(data, split, songs, opened.spec.stems)
+    opened = arrange_one(model, trusted=trusted)
+    found = pick_songs(data, split, songs, opened.stems)
     with _Watch(len(found)) as watch:
         result = measure(
             opened,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,7 +27,6 @@ def models(known: bool, as_json: bool) -> None:
         _known(as_json=as_json)
         return
     from tfswa.runtime.errors import BundleError
-    from tfswa.runtime.model.bundle import Bundle
     from tfswa.runtime.model.opening import model_names
     from tfswa.runtime.plugins import entry_points
 
@@ -35,21 +35,12 @@ def models(known: bool, as_json: bool) -> None:
     for name, path in model_names().items():
         if path.exists():
             try:
-                spec = Bundle.open(path).spec  # not by name: a folder here may have the same one
+                about = _described(path)  # not by name: a folder here may have the same one
             except BundleError as error:  # one of them must not cost the others
                 damaged.append({"model": name, "error": str(error)})
                 click.echo(f"tfx: {name} is left out: {error}", err=True)
                 continue
-            found.append(
-                {
-                    "model": name,
-                    "family": spec.family,
-                    "stems": list(spec.stems),
-                    "parameters": spec.parameters,
-                    "weights_license": spec.weights_license,
-                    "path": str(path),
-                }
-            )
+            found.append({"model": name, **about, "path": str(path)})
     families = sorted(point.name for point in entry_points(group="tfswa.families"))
     if as_json:
         click.echo(json_text({"models": found, "damaged": damaged, "families": families}))
@@ -57,11 +48,33 @@ def models(known: bool, as_json: bool) -> None:
     for entry in found:
         stems = ", ".join(entry["stems"])
         kind = entry["family"] or "published graph"
+        if entry["members"] > 1:
+            kind = f"ensemble of {entry['members']} ({kind})"
         click.echo(
             f"{entry['model']:12} {kind}, {entry['parameters']:,} parameters: {stems} "
             f"(weights {entry['weights_license']})"
         )
     click.echo(f"families     {', '.join(families)}")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What is said of a bundle, or of an ensemble: of its members together.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    from tfswa.runtime.stream.arrangement import arrange_one
+
+    arranged = arrange_one(str(path))
+    specs = [model.spec for model in arranged.models]
+    families = dict.fromkeys(spec.family for spec in specs)
+    return {
+        "family": specs[0].family if len(families) == 1 else ", ".join(str(name) for name in families),
+        "members": len(specs),
+        "stems": list(arranged.stems),
+        "parameters": sum(spec.parameters for spec in specs),
+        "weights_license": "; ".join(dict.fromkeys(spec.weights_license for spec in specs)),
+    }
 
 
 def _known(*, as_json: bool) -> None:

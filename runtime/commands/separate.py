@@ -147,7 +147,7 @@ def separate(
     jobs = [job for job in jobs if job not in skipped]
     run = _Run(plan, jobs, skipped, quiet=quiet, as_json=as_json)
     run.begin()
-    with _loaded(arranged, **given) as separator:
+    with _loaded(arranged.only(wanted), **given) as separator:
         run.started(separator, chosen=given["backend"] == "auto")
         for outcome in separate_files(separator, jobs, run.bar):
             run.take(outcome)

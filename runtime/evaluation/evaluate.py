@@ -1,7 +1,7 @@
 """Quality on songs with true stems: the model, song by song, beside baselines, measured by BSSEval v4.
 
                    this process                                        --jobs processes
-decode -> Separator -> estimates, references as .npy files ──> BSSEval, global figures, baselines
+decode -> model(s) -> estimates, references as .npy files ──> BSSEval, global figures, baselines
   ^                                                                         │
   '── next song, at most jobs + 1 ahead     songs/<song>.json <─────────────'
                                             (+ estimates) all at once, in order of completion
@@ -23,9 +23,10 @@ from tfswa.runtime.evaluation.scores import Summary, summarize
 from tfswa.runtime.evaluation.song_run import SongRun, Tally
 from tfswa.runtime.failures import Failure
 from tfswa.runtime.files.atomic import folder
-from tfswa.runtime.model.opening import Model
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import SongFiles
 from tfswa.runtime.songs.loading import true_sources
+from tfswa.runtime.stream.arrangement import Arrangement, song_spec
 from tfswa.runtime.stream.separator import Separator
 
 
@@ -49,7 +50,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model,
+    model: Arrangement,
     songs: Sequence[SongFiles],
     output: Path,
     *,
@@ -64,7 +65,7 @@ def evaluate(
     A song that fails, for whatever reason, costs the others nothing: it is in ``failures``.
 
     Args:
-        model: what to measure.
+        model: what to measure: a model, or several that work together.
         songs: from ``finding.find_songs``, of different names.
         output: folder for the results, see ``results``.
         backend: which backend runs the model.
@@ -77,21 +78,21 @@ def evaluate(
         OutputExists: results of other circumstances are there; ``choices.force`` replaces them.
         BackendUnavailable: matplotlib or the backend is missing, or museval where it is asked for.
     """
-    tally = Tally(len(songs), report)
+    tally, spec = Tally(len(songs), report), song_spec(model)
     sources: dict[str, list[str]] = {}
     for song in songs:
         with tally.spared(song.name):
-            sources[song.name] = _sources(song, model)
+            sources[song.name] = _sources(song, spec)
     if choices.plot:
         boxplot.require_boxplot()
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, the results need a folder: choose another place")
     if not sources:
         return Evaluation({}, (), (), {}, tuple(tally.failures))
-    with Separator(model, backend=backend, options=options, batch=batch) as separator:
-        identity = identify(separator, options, baselines=choices.baselines, method=choices.method)
+    with model.load(lambda one: Separator(one, backend=backend, options=options, batch=batch)) as separator:
+        identity = identify(separator, spec, options, baselines=choices.baselines, method=choices.method)
         results.check_results(output, identity, force=choices.force)
-        records = Records(output, identity, model.spec.stems, choices.estimates, choices.force)
+        records = Records(output, identity, spec.stems, choices.estimates, choices.force)
         todo = []
         for song in songs:
             if song.name in sources:
@@ -105,13 +106,13 @@ def evaluate(
             if choices.method == "museval":
                 by_museval.require_museval()
             with folder(output):
-                SongRun(separator, records, choices, sources, tally).compute(todo)
+                SongRun(separator, spec, records, choices, sources, tally).compute(todo)
     return _written(output, model, identity, songs, tally, plot=choices.plot)
 
 
 def _written(
     output: Path,
-    model: Model,
+    model: Arrangement,
     identity: Mapping[str, Any],
     songs: Sequence[SongFiles],
     tally: Tally,
@@ -129,11 +130,11 @@ def _written(
     return Evaluation(identity, ordered, summaries, files, failures)
 
 
-def _sources(song: SongFiles, model: Model) -> list[str]:
-    names = true_sources(song, model.spec)
+def _sources(song: SongFiles, spec: ModelSpec) -> list[str]:
+    names = true_sources(song, spec)
     if not names:
         raise AudioError(
-            f"{song.name} has no true stems, the model makes {', '.join(model.spec.stems)}: "
+            f"{song.name} has no true stems, the model makes {', '.join(spec.stems)}: "
             "point --data at songs with one file for each source, or at stem files"
         )
     return names

@@ -16,8 +16,10 @@ from tfswa.runtime.errors import OutputExists
 from tfswa.runtime.evaluation.bsseval import Method
 from tfswa.runtime.evaluation.scores import WINDOWS, Score
 from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import SongFiles
-from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.stream.combination import Combination
+from tfswa.runtime.stream.separating import Separating
 
 SCHEMA = 2
 
@@ -130,25 +132,52 @@ class Records:
 
 
 def identify(
-    separator: Separator, options: BackendOptions, *, baselines: bool, method: Method
+    separator: Separating, spec: ModelSpec, options: BackendOptions, *, baselines: bool, method: Method
 ) -> dict[str, Any]:
-    """All that decides a song's numbers, the song apart."""
-    session, bundle = separator.session, separator.model.bundle
+    """All that decides a song's numbers, the song apart; of several models, of each in order.
+
+    Args:
+        separator: what separates.
+        spec: the contract by which songs are read and measured.
+        options: what the models were opened with.
+        baselines: whether those are measured.
+        method: of BSSEval.
+    """
+    sessions = [part.session for part in separator.parts]
     measuring = ("museval",) if method == "museval" else ("numpy", "scipy")
     libraries = ("tfswa", *measuring, "av", "soundfile", "soxr")
     return {
-        "artifact": session.artifact[0],
-        "artifact_sha256": session.artifact[1],
-        "source": None if bundle is None else bundle.digest,
-        "stems": list(separator.spec.stems),
-        "backend": session.name,
+        "artifact": ", ".join(session.artifact[0] for session in sessions),
+        "artifact_sha256": ", ".join(session.artifact[1] for session in sessions),
+        "source": _source(separator),
+        "stems": list(spec.stems),
+        "backend": ", ".join(dict.fromkeys(session.name for session in sessions)),
         "precision": options.precision or "fp32",
         "device": options.device,
         "baselines": baselines,
         "bsseval": method,
         "windows_seconds": list(WINDOWS.values()),
-        "versions": {**_versions(*libraries), **session.versions},
+        "versions": dict(
+            item
+            for found in (_versions(*libraries), *(s.versions for s in sessions))
+            for item in found.items()
+        ),
     }
+
+
+def _source(separator: Separating) -> str | None:
+    """The bundle's digest; of several, a hash of their digests, the rule and the weights."""
+    bundles = [part.model.bundle for part in separator.parts]
+    digests = [None if bundle is None else bundle.digest for bundle in bundles]
+    if not isinstance(separator, Combination):
+        (digest,) = digests
+        return digest
+    rule = separator.rule
+    shares = {
+        stem: [[share.member, share.stem, share.weight] for share in of]
+        for stem, of in separator.shares.items()
+    }
+    return sha256_of_json({"members": digests, "combine": rule.how, "shares": shares})
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -26,9 +26,10 @@ from tfswa.runtime.files.atomic import folder
 from tfswa.runtime.files.partial import working
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.model.bundle import writable
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import SongFiles
 from tfswa.runtime.songs.loading import load
-from tfswa.runtime.stream.separator import Separator
+from tfswa.runtime.stream.separating import Separating
 
 Audio = NDArray[np.float32]
 
@@ -103,7 +104,8 @@ class SongRun:
     """Computes songs; what is finished stays, whatever comes after.
 
     Args:
-        separator: the model.
+        separator: the model, or several.
+        spec: the contract by which songs are read and measured.
         records: where results go.
         choices: see there.
         sources: what each song's mixture is the sum of, by its name.
@@ -112,13 +114,15 @@ class SongRun:
 
     def __init__(
         self,
-        separator: Separator,
+        separator: Separating,
+        spec: ModelSpec,
         records: Records,
         choices: Choices,
         sources: dict[str, list[str]],
         tally: Tally,
     ) -> None:
-        self._separator, self._records, self._choices = separator, records, choices
+        self._separator, self._spec = separator, spec
+        self._records, self._choices = records, choices
         self._sources, self._tally = sources, tally
         self._flights: list[_Flight] = []
 
@@ -147,7 +151,7 @@ class SongRun:
 
     def _depart(self, files: SongFiles, folder: Path) -> None:
         """Separate a song and hand it over."""
-        spec = self._separator.spec
+        spec = self._spec
         sha256 = audio_sha256(files, self._sources[files.name])
         stagings: list[Staging] = []
         try:
@@ -174,7 +178,7 @@ class SongRun:
 
     def _write(self, files: SongFiles, folder: Path) -> tuple[float, tuple[str, ...]]:
         """Lay mixture, true stems and estimates into a folder; seconds of the song, notes of its files."""
-        spec = self._separator.spec
+        spec = self._spec
         song = load(files, spec, log=False)  # the result carries its notes
         if not song.stems:
             raise AudioError(
@@ -194,7 +198,7 @@ class SongRun:
 
     def _separate(self, name: str, mixture: Audio, path: Path) -> None:
         """Write the model's stems ``[S, C, N]``, block by block so that progress shows."""
-        spec, engine = self._separator.spec, self._separator.stream()
+        spec, engine = self._spec, self._separator.stream()
         samples = mixture.shape[1]
         writer = SignalWriter(path, (len(spec.stems), mixture.shape[0], samples))
         for start, stop in starts(samples, int(_BLOCK_SECONDS * spec.stft.sample_rate)):
@@ -205,10 +209,10 @@ class SongRun:
     def _submit(self, folder: Path) -> Future[list[Score]]:
         chosen = {"baselines": self._choices.baselines, "method": self._choices.method}
         try:
-            return self._workers.submit(score_song, folder, self._separator.spec, **chosen)
+            return self._workers.submit(score_song, folder, self._spec, **chosen)
         except BrokenProcessPool:  # by a song before this one
             self._measure_alone()
-            return self._workers.submit(score_song, folder, self._separator.spec, **chosen)
+            return self._workers.submit(score_song, folder, self._spec, **chosen)
 
     def _land(self) -> None:
         """Wait for one song's figures, and write its record."""

@@ -9,7 +9,7 @@ ensemble.tfx/
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tfswa.runtime.model.bundle import (
     replacing_directory,
     write_manifest,
 )
-from tfswa.runtime.model.opening import BundleModel, Model, trust_code
+from tfswa.runtime.model.opening import BundleModel, Model, model_names, trust_code
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,27 @@ class Ensemble:
     members: tuple[BundleModel, ...]
 
 
-def is_ensemble(path: str | Path) -> bool:
-    """Whether there is one; a manifest that is damaged is none."""
+def is_ensemble(name: str | Path) -> bool:
+    """Whether a path, or a name, is of one; a manifest that is damaged is none."""
+    path = _place(name)
     try:
-        return (Path(path) / MANIFEST).is_file() and MEMBERS in read_manifest(Path(path))
+        return (path / MANIFEST).is_file() and MEMBERS in read_manifest(path)
     except BundleError:
         return False
 
 
-def open_ensemble(path: str | Path, *, trusted: bool = False) -> Ensemble:
+def open_ensemble(name: str | Path, *, trusted: bool = False) -> Ensemble:
     """Open an ensemble and its members.
 
     Args:
-        path: its directory.
+        name: its directory, or the name that it was given.
         trusted: run machine code in the members, and from now on, though this machine did not make it.
 
     Raises:
         BundleError: it is damaged, or a member is not the one that was put in.
     """
-    manifest = read_manifest(Path(path))
+    path = _place(name)
+    manifest = read_manifest(path)
     try:
         said = [(str(one["folder"]), str(one["digest"])) for one in manifest[MEMBERS]]
         weights = {str(stem): tuple(map(float, row)) for stem, row in manifest["weights"].items()}
@@ -72,11 +74,17 @@ def open_ensemble(path: str | Path, *, trusted: bool = False) -> Ensemble:
         raise BundleError(f"{path}: what it says of its members is damaged ({error})") from error
     if not said or not all(math.isfinite(weight) for row in weights.values() for weight in row):
         raise BundleError(f"{path} names no member, or a weight that is no number: make it again")
-    members = tuple(_member(Path(path), str(path), folder, digest) for folder, digest in said)
+    members = tuple(_member(path, folder, digest) for folder, digest in said)
     if trusted:
         for member in members:
             trust_code(member)
-    return Ensemble(str(path), Path(path), combine, weights, members)
+    return Ensemble(str(name), path, combine, weights, members)
+
+
+def _place(name: str | Path) -> Path:
+    """Where a model of that path or name is: what is there goes before what has the name."""
+    path = Path(name)
+    return path if path.exists() else model_names().get(str(name), path)
 
 
 def member_names(name: str) -> tuple[str, ...]:
@@ -88,7 +96,7 @@ def member_names(name: str) -> tuple[str, ...]:
     return tuple(member.name for member in open_ensemble(name).members) if is_ensemble(name) else (name,)
 
 
-def _member(path: Path, name: str, folder: str, digest: str) -> BundleModel:
+def _member(path: Path, folder: str, digest: str) -> BundleModel:
     if Path(folder).name != folder or folder in ("", ".", ".."):
         raise BundleError(f"{path / MANIFEST} lists {folder!r}, which is not in the ensemble: do not use it")
     bundle = Bundle.open(path / folder)
@@ -97,7 +105,7 @@ def _member(path: Path, name: str, folder: str, digest: str) -> BundleModel:
             f"{path / folder} is another model than the one that was put in: its digest is "
             f"{bundle.digest[:12]}, the ensemble says {digest[:12]}: make the ensemble again"
         )
-    return BundleModel(f"{name}/{folder}", bundle)
+    return BundleModel(f"{path}/{folder}", bundle)
 
 
 def write_ensemble(
@@ -121,21 +129,45 @@ def write_ensemble(
         UsageError: a member is an exported file; or see ``Bundle.create``.
         BundleError: a file of a member is damaged.
     """
-    bundles = [_bundle(member) for member in members]
+    made = [(Path(member.name).stem, _copier(member)) for member in members]
+    return new_ensemble(path, made, combine=combine, weights=weights, force=force)
+
+
+def new_ensemble(
+    path: Path,
+    members: Sequence[tuple[str, Callable[[Path], object]]],
+    *,
+    combine: str,
+    weights: Mapping[str, Sequence[float]],
+    force: bool = False,
+) -> Ensemble:
+    """Write an ensemble of bundles that are made for it, whole or not at all.
+
+    Args:
+        path: its directory; must not exist unless ``force``.
+        members: of each a name, and what writes a bundle at a path that it is given.
+        combine: see ``write_ensemble``, as ``weights`` and ``force``.
+        weights: by stem.
+        force: replace what is there.
+
+    Raises:
+        OutputExists, UsageError: see ``Bundle.create``; and whatever a member's writer raises.
+    """
     with replacing_directory(path, force=force) as work:
         said: list[dict[str, Any]] = []
-        for number, (member, bundle) in enumerate(zip(members, bundles, strict=True), 1):
-            folder = f"{number}-{Path(member.name).stem}.tfx"
-            bundle.copy_into(work / folder)
-            said.append({"folder": folder, "digest": bundle.digest})
+        for number, (name, write) in enumerate(members, 1):
+            folder = f"{number}-{name}.tfx"
+            write(work / folder)
+            said.append({"folder": folder, "digest": Bundle.open(work / folder).digest})
         rule = {"combine": combine, "weights": {stem: list(row) for stem, row in weights.items()}}
         write_manifest(work, {MEMBERS: said, **rule}, {})
     return open_ensemble(path)
 
 
-def _bundle(member: Model) -> Bundle:
+def _copier(member: Model) -> Callable[[Path], object]:
+    """What writes a copy of a member; that it can be written is looked at now."""
     if member.bundle is None:
         raise UsageError(
             f"{member.name} is an exported file, an ensemble holds bundles: name that it came from"
         )
-    return member.bundle
+    return member.bundle.copy_into

@@ -52,6 +52,10 @@ class KnownFile:
     size_bytes: int | None = None
     stem: str | None = None
 
+    def is_of(self, sha256: str) -> bool:
+        """Whether a content of this SHA-256 is this file, as far as its digits are known."""
+        return self.sha256 == sha256 or bool(self.sha256_start and sha256.startswith(self.sha256_start))
+
 
 @dataclass(frozen=True)
 class KnownScore:
@@ -104,6 +108,14 @@ class KnownModel:
         return self.stems[0] if self.complement else None
 
     @property
+    def bag(self) -> Mapping[str, tuple[float, ...]] | None:
+        """By stem, how much each file counts in it; None where files are not networks of all stems."""
+        rows = self.config.get("inference", {}).get("weights")
+        if rows is None:
+            return None
+        return {stem: tuple(float(row[place]) for row in rows) for place, stem in enumerate(self.stems)}
+
+    @property
     def source(self) -> str | None:
         """Address of its first file; None unless each file has one."""
         return self.files[0].sources[0] if all(file.sources for file in self.files) else None
@@ -152,10 +164,8 @@ def known_by_digest(sha256: str) -> KnownModel | None:
     """The model that has a file of this SHA-256; ``matched`` says whether all digits were compared."""
     for model in known_models():
         for file in model.files:
-            if file.sha256 == sha256:
-                return replace(model, matched="whole")
-            if file.sha256_start and sha256.startswith(file.sha256_start):
-                return replace(model, matched="start")
+            if file.is_of(sha256):
+                return replace(model, matched="whole" if file.sha256 else "start")
     return None
 
 
@@ -230,6 +240,7 @@ def _check_model(model: KnownModel) -> None:
         "training.instruments are not its stems": training.get("instruments") == instruments,
         "training.target_instrument is not its target": training.get("target_instrument") == model.target,
         "it has no files": model.files,
+        "inference.weights are not one row a file, of one number a stem": _is_bag(model),
         "files for stems do not follow them": {file.stem for file in model.files} == {None}
         or [file.stem for file in model.files] == list(model.stems),
         "license or listed is empty": model.license and model.listed,
@@ -239,6 +250,13 @@ def _check_model(model: KnownModel) -> None:
     for problem, fine in tests.items():
         if not fine:
             raise ValueError(f"{model.name}: {problem}")
+
+
+def _is_bag(model: KnownModel) -> bool:
+    rows = model.config.get("inference", {}).get("weights", [[0] * len(model.stems)] * len(model.files))
+    return len(rows) == len(model.files) and all(
+        len(row) == len(model.stems) and all(type(weight) in (int, float) for weight in row) for row in rows
+    )
 
 
 def _check_file(file: KnownFile, model: str) -> None:

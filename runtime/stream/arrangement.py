@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from tfswa.runtime.errors import UsageError
 from tfswa.runtime.model.ensemble import is_ensemble, open_ensemble
 from tfswa.runtime.model.opening import Model, open_model
+from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.stream.chain import Chain, chained_name, chained_stems
 from tfswa.runtime.stream.combination import Combination, combined_name
 from tfswa.runtime.stream.rules import CombinationRule, How
@@ -30,6 +31,9 @@ class Arrangement(Offer, Protocol):
     @property
     def models(self) -> tuple[Model, ...]:
         """All that take part, in order."""
+
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """What makes these stems, each one of ``stems``: no more models than those are made of."""
 
     def load(self, load: Load) -> Separating:
         """Load them, or none of them."""
@@ -65,6 +69,10 @@ class One:
     def models(self) -> tuple[Model, ...]:
         """It."""
         return (self.model,)
+
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """It."""
+        return self
 
     def load(self, load: Load) -> Separating:
         """Load it."""
@@ -116,6 +124,12 @@ class Several:
         """All that take part."""
         return tuple(model for member in self.members for model in member.models)
 
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """Those that count in one of these stems."""
+        rule, needed = self.rule.only(self.members, stems)
+        members = tuple(self.members[place].only(wanted) for place, wanted in needed.items())
+        return Several(members, rule, self.name)
+
     def load(self, load: Load) -> Separating:
         """Load them all."""
         with ExitStack() as stack:
@@ -123,7 +137,7 @@ class Several:
             for member in self.members:
                 loaded.append(member.load(load))
                 stack.callback(loaded[-1].close)
-            made = Combination(loaded, self.rule.how, self.rule.weights)
+            made = Combination(loaded, self.rule.how, self.rule.weights, self.rule.stems)
             made.name = self.name
             stack.pop_all()
         return made
@@ -169,6 +183,10 @@ class InARow:
         """All that take part."""
         return (*self.first.models, *self.then.models)
 
+    def only(self, stems: Sequence[str]) -> Arrangement:
+        """Both."""
+        return self
+
     def load(self, load: Load) -> Separating:
         """Load both."""
         with ExitStack() as stack:
@@ -179,6 +197,17 @@ class InARow:
             made = Chain(first, self.stem, then)
             stack.pop_all()
         return made
+
+
+def song_spec(arranged: Arrangement) -> ModelSpec:
+    """The contract by which songs are read and measured: of several models the stems of all.
+
+    Channels and rate are those of all of them; transform and chunk, the first one's.
+    """
+    first = arranged.models[0].spec
+    if len(arranged.models) == 1:
+        return first
+    return ModelSpec(None, arranged.stems, channels=first.channels, stft=first.stft, chunk=first.chunk)
 
 
 def arrange(

@@ -5,7 +5,7 @@
                +-> model b --+
 
 Models cut the signal each in its own way, so that one has samples finished which another has not: these wait,
-and nothing else does.
+and nothing else does. A model that counts in none of the stems that are asked for is not run.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Combination(Separating):
             model that is loudest or quietest there.
         weights: one number a member, 0 or more; or, by stem, a mapping to such numbers, where the name ``""``
             is for the other stems. Without any, all count alike. ``max`` and ``min`` know 0 and 1 only.
+        stems: only these are made, in this order; empty: all that any member has.
 
     Raises:
         UsageError: see ``CombinationRule``; or members that differ in channels or sample rate.
@@ -48,8 +49,9 @@ class Combination(Separating):
         members: Sequence[Separating],
         how: How = "mean",
         weights: Mapping[str, Sequence[float]] | Sequence[float] | None = None,
+        stems: Sequence[str] = (),
     ):
-        self.rule = CombinationRule(how, table_of_weights(weights))
+        self.rule = CombinationRule(how, table_of_weights(weights), tuple(stems))
         self.members = tuple(members)
         self.shares = self.rule.shares(self.members)
         first = self.members[0]
@@ -73,8 +75,16 @@ class Combination(Separating):
         return "; ".join(by) or None
 
     def stream(self) -> CombinedStream:
-        """A fresh stream engine, for one signal."""
-        return CombinedStream(self)
+        """A fresh stream engine, for one signal; members that count in no stem are not run."""
+        return CombinedStream(self.only(self.stems))
+
+    def only(self, stems: Sequence[str]) -> Combination:
+        """See ``Separating``: of the members those that count in one of these stems."""
+        rule, needed = self.rule.only(self.members, stems)
+        members = [self.members[place].only(wanted) for place, wanted in needed.items()]
+        made = Combination(members, rule.how, rule.weights, rule.stems)
+        made.name = self.name
+        return made
 
     def close(self) -> None:
         """Release all networks, in the order opposite to that in which they were opened."""

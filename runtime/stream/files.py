@@ -100,7 +100,10 @@ def separate_file(separator: Separating, job: FileJob, progress: Progress = _sil
         AudioError: an input that cannot be decoded, or is damaged where the job is strict.
         NonFiniteError: the network produced NaN or Inf, or so did the float32 one that was asked.
     """
-    picked = separator.indices(list(job.outputs))
+    wanted = list(job.outputs)
+    separator.indices(wanted)  # refuses what it has not
+    separator = separator.only(wanted)
+    picked = separator.indices(wanted)
     wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
     rate = separator.sample_rate
     with open_audio(job.source, stream=job.track) as audio:

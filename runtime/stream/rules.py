@@ -54,6 +54,7 @@ class CombinationRule:
         how: the rule.
         weights: for each stem one number a model, 0 or more; under ``EVERY`` for stems that are not named.
             Without any, all count alike. A model that lacks the stem is passed over, whatever its weight.
+        stems: only these are made, in this order; empty: all that any model has, in the order of models.
 
     Raises:
         UsageError: no such rule, a weight that is no number or below 0, or weights that a rule which takes
@@ -62,6 +63,7 @@ class CombinationRule:
 
     how: How = "mean"
     weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    stems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.how not in HOWS:
@@ -78,11 +80,11 @@ class CombinationRule:
                 )
 
     def shares(self, members: Sequence[Offer]) -> dict[str, tuple[Share, ...]]:
-        """What each stem is made of, in the order in which models have them.
+        """What each stem is made of.
 
         Raises:
-            UsageError: models that cannot work together, weights of no stem or not one for each model, or
-                a stem of which every weight is 0.
+            UsageError: models that cannot work together, a stem that none has, weights of no stem or not one
+                for each model, or a stem of which every weight is 0.
         """
         check_together(members)
         stems = list(dict.fromkeys(stem for member in members for stem in member.stems))
@@ -94,10 +96,39 @@ class CombinationRule:
             if stem not in (EVERY, *stems):
                 close = did_you_mean(stem, stems) or ":"
                 raise UsageError(f"weights for {stem!r}{close} the stems are {', '.join(stems)}")
-        return {stem: self._shares_of(stem, members) for stem in stems}
+        for stem in self.stems:
+            if stem not in stems:
+                close = did_you_mean(stem, stems) or ":"
+                raise UsageError(f"stem {stem!r}{close} the stems are {', '.join(stems)}")
+        return {stem: self._shares_of(stem, members) for stem in self.stems or stems}
+
+    def only(
+        self, members: Sequence[Offer], stems: Sequence[str]
+    ) -> tuple[CombinationRule, dict[int, list[str]]]:
+        """What makes some stems as this rule does.
+
+        Args:
+            members: the models of this rule.
+            stems: those that are asked for; each is one that a model has.
+
+        Returns:
+            The rule for the models that are left, and of each of these its place and its stems that count.
+        """
+        shares = {stem: of for stem, of in self.shares(members).items() if stem in stems}
+        needed: dict[int, list[str]] = {}
+        for stem, of in shares.items():
+            for share in of:
+                needed.setdefault(share.member, []).append(stem)
+        needed = dict(sorted(needed.items()))
+        weights = {stem: tuple(self._row(stem, members)[place] for place in needed) for stem in shares}
+        return CombinationRule(self.how, weights, tuple(shares)), needed
+
+    def _row(self, stem: str, members: Sequence[Offer]) -> tuple[float, ...]:
+        """Of each model the weight that it has in a stem."""
+        return self.weights.get(stem, self.weights.get(EVERY, (1.0,) * len(members)))
 
     def _shares_of(self, stem: str, members: Sequence[Offer]) -> tuple[Share, ...]:
-        weights = self.weights.get(stem, self.weights.get(EVERY, (1.0,) * len(members)))
+        weights = self._row(stem, members)
         shares = tuple(
             Share(place, member.stems.index(stem), weight)
             for place, (member, weight) in enumerate(zip(members, weights, strict=True))

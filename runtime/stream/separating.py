@@ -104,6 +104,16 @@ class Separating(ABC):
     def stream(self) -> SignalStream:
         """A fresh stream engine, for one signal."""
 
+    def only(self, stems: Sequence[str]) -> Separating:
+        """What makes these stems, and others only where they cost nothing more; it is not closed by itself.
+
+        Of several models it runs those alone that the stems are made of.
+
+        Args:
+            stems: at least one, each one of ``stems``.
+        """
+        return self
+
     @abstractmethod
     def close(self) -> None:
         """Release the networks."""

@@ -44,6 +44,7 @@ CANNOT_RUN = {
         "tfx train moises_light data.root=/data/musdb18hq -o runs/light": "needs MUSDB18-HQ, days",
         "tfx import vocals-b62c91ce.pth --family open_unmix --stems vocals --drop stft "
         "--drop sample_rate": "needs the internet; tests/train has it with weights of its own",
+        "tfx import umxhq": "needs the internet; tests/train has it with weights of its own",
     },
     "docs/import.md": {
         "tfx import kim-vocals": "needs the internet: 913 MB; tests/train has it with a small file",

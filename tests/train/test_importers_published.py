@@ -309,7 +309,7 @@ def test_a_name_is_fetched_from_a_mirror_and_can_be_used(
         (("small-on",), 2, "did you mean 'small-one'"),
         (("small-one", "--stems", "a,b"), 2, "--stems is for a FILE"),
         (("strange-one",), 1, "strange-one has hyperace_v9, which is not known here"),
-        (("several",), 2, "several is 2 networks (b.ckpt, b.ckpt): import each as a FILE"),
+        (("several", "--file", "theirs.ckpt"), 2, "several is 2 files (b.ckpt, b.ckpt), given is 1: name"),
         (("small-one", "--file", "known.json"), 1, "wanted"),
         (("theirs.ckpt", "--mirror", "https://x.y"), 2, "--file and --mirror are for a NAME"),
     ],

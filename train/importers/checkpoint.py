@@ -31,7 +31,7 @@ from tfswa.train.importers.reading import State, array_of, chosen, few, read_wei
 from tfswa.train.strict import config_from_dict, parse_overrides
 
 CLOSE = 1e-2  # of constants that a file may hold in half precision
-NOTHING = 1e-6  # of the largest of them: what a window begins with is all rounding
+NEAR_ZERO = 1e-6  # of the largest of them: what is smaller is rounding, such as the ends of a window
 ROWS = 5  # of each kind in a table of misfits
 
 
@@ -102,7 +102,7 @@ def import_checkpoint(
     digest = _digest(source)
     loaded, said = read_weights(source)
     if isinstance(of, Settings):
-        of.config = {**said, **of.config}
+        of.config = _joined(said, of.config)
     found, key, others = chosen(source, loaded, key)
     kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
     match = _matched(source, of, kept, prefix, digest)
@@ -126,6 +126,61 @@ def import_checkpoint(
     return bundle, Picked(match.weights, key, match.prefix, tuple(left_out))
 
 
+def import_targets(
+    sources: Mapping[str, Path],
+    of: Settings,
+    output: Path,
+    *,
+    name: str,
+    precision: str = "fp32",
+    provenance: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Make one bundle of networks of one stem each, which lie in a file each.
+
+    Args:
+        sources: the file of each stem, in order.
+        of: what is known of them beside their weights.
+        output: the bundle.
+        name: what messages call all of them together.
+        precision: how weights are stored, ``fp32`` or ``fp16``.
+        provenance: what else is known of where they come from.
+        force: replace an existing bundle.
+
+    Raises:
+        OutputExists, UsageError, BundleError, Misfit: as of ``import_checkpoint``.
+    """
+    every: State = {}
+    digests: dict[str, str] = {}
+    for stem, source in sources.items():
+        digests[source.name] = _digest(source)
+        found, _, _ = chosen(source, read_weights(source)[0], None)
+        every.update((f"{stem}.{own}", value) for own, value in found.items())
+    match = _matched(Path(name), of, every, "", None)
+    return Bundle.create(
+        output,
+        match.spec,
+        {ours: array_of(Path(name), ours, value) for ours, value in match.weights.items()},
+        provenance={
+            "command": "tfx import",
+            "checkpoints_sha256": digests,
+            **match.origin,
+            **(provenance or {}),
+        },
+        precision=precision,
+        force=force,
+    )
+
+
+def _joined(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of itself, and before it, value by value, what is said beside it."""
+    every = {**said, **config}
+    for name in said.keys() & config.keys():
+        if isinstance(said[name], Mapping) and isinstance(config[name], Mapping):
+            every[name] = {**said[name], **config[name]}
+    return every
+
+
 def _digest(source: Path) -> str:
     try:
         return sha256_of(source)
@@ -144,11 +199,13 @@ class _Match:
     origin: Mapping[str, Any]
 
 
-def _matched(source: Path, of: ModelSpec | Settings, kept: State, prefix: str | None, digest: str) -> _Match:
+def _matched(
+    source: Path, of: ModelSpec | Settings, kept: State, prefix: str | None, digest: str | None
+) -> _Match:
     """The weights that are meant, of the network that they are of; see ``import_checkpoint``."""
     origin: dict[str, Any] = {}
     if isinstance(of, Settings):
-        origin = with_known(of, digest)
+        origin = {} if digest is None else with_known(of, digest)
         kind, prefix = _kind_of(source, kept, prefix)
         weights = _under(prefix, kept)
         spec, ours = _published(source, kind, weights, of)
@@ -290,9 +347,13 @@ def _published(
     spec = spec_of_reading(kind, str(source), reading, settings)
     for pattern, right in reading.constants.items():
         for name in [name for name in weights if re.fullmatch(pattern, name)]:
-            value = weights.pop(name).float().numpy()
-            nothing = NOTHING * float(np.abs(right).max(initial=0))
-            if value.shape != right.shape or not np.allclose(value, right, rtol=CLOSE, atol=nothing):
+            value = np.asarray(array_of(source, name, weights.pop(name)), np.float32)
+            if value.shape != right.shape:
+                raise BundleError(
+                    f"{source}: {name} is {list(value.shape)}, in a {kind.name} as it is known here "
+                    f"{list(right.shape)}: it is another network"
+                )
+            if not np.allclose(value, right, rtol=CLOSE, atol=NEAR_ZERO * np.abs(right).max()):
                 raise BundleError(
                     f"{source}: {name} is {few(map(str, value.flat))}, in a {kind.name} as it is known here "
                     f"{few(map(str, right.flat))}: it is another network"

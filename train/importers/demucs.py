@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from tfswa.runtime.errors import BundleError, reason
+from tfswa.train.importers.values import MOST_BITS, check_values
 
 SECTION = "htdemucs"  # of a configuration: what the package's class is made with
 CLASS = "demucs.htdemucs.HTDemucs"
@@ -51,7 +52,7 @@ def package_parts(path: Path, loaded: Mapping[str, Any]) -> tuple[dict[str, Tens
         BundleError: it is of another class, or holds no weights.
     """
     if loaded["klass"] is not NetworkName:
-        raise BundleError(f"{path} is of the class {loaded['klass']!r}, only {CLASS} is read here")
+        raise BundleError(f"{path} is of the class {_named(loaded['klass'])}, only {CLASS} is read here")
     return _parts(path, loaded["state"], loaded.get("args", ()), loaded["kwargs"])
 
 
@@ -126,4 +127,26 @@ def _parts(path: Path, state: Any, args: Any, kwargs: Any) -> tuple[dict[str, Te
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BundleError(f"{path} holds no weights under 'state': it is no file of the package demucs")
     made_with = {"sources": args[0], **kwargs} if args else dict(kwargs)
-    return {str(name): value for name, value in state.items()}, made_with
+    try:
+        check_values(made_with)
+    except ValueError as error:
+        raise BundleError(f"{path} does not say what {CLASS} was made with: {error}") from error
+    return {text_of(path, name): value for name, value in state.items()}, made_with
+
+
+def _named(found: Any) -> str:
+    """A class or a function by its name, anything else by its type's."""
+    return str(getattr(found, "__name__", type(found).__name__))
+
+
+def text_of(path: Path, name: Any) -> str:
+    """A name in a file, as a text.
+
+    Raises:
+        BundleError: it is neither a text nor a small number.
+    """
+    if isinstance(name, str):
+        return name
+    if isinstance(name, int) and name.bit_length() <= MOST_BITS:
+        return str(name)
+    raise BundleError(f"{path} names something by a {type(name).__name__}: save network.state_dict()")

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -230,7 +230,7 @@ class Pinned(Download):
 def fetch_known(
     entry: KnownModel,
     *,
-    file: Path | None = None,
+    files: Sequence[Path] = (),
     mirror: str | None = None,
     report: Report = lambda count: None,
 ) -> list[Path]:
@@ -238,18 +238,19 @@ def fetch_known(
 
     Args:
         entry: of ``known_model``.
-        file: the file, where it is here already; of a model in several, the folder that holds them.
+        files: its files where they are here already, those of a model in several under their own names; or
+            the folder that holds them. Empty: they are fetched.
         mirror: see ``Download.fetch``.
         report: called with the bytes that are here, of all files together.
 
     Raises:
         TfxError: the network failed.
         BundleError: a file is something else than it should be.
-        UsageError: no address is known, ``file`` is not there, or the cache cannot be written.
+        UsageError: no address is known, ``files`` are not there, or the cache cannot be written.
     """
     downloads = [_download(entry, known) for known in entry.files]
-    if file is not None:
-        paths = _given(entry, file)
+    if files:
+        paths = _given(entry, files)
         return [one.check(path) for one, path in zip(downloads, paths, strict=True)]
     fetched: list[Path] = []
 
@@ -277,21 +278,30 @@ def _download(entry: KnownModel, file: KnownFile) -> Download:
     )
 
 
-def _given(entry: KnownModel, file: Path) -> list[Path]:
-    """Where a user has the files of a model."""
-    if file.is_dir():
-        paths = [file / known.name for known in entry.files]
-    elif len(entry.files) == 1:
-        paths = [file]
-    else:
+def _given(entry: KnownModel, files: Sequence[Path]) -> list[Path]:
+    """Where a user has the files of a model, in its order."""
+    names = [known.name for known in entry.files]
+    if len(files) == 1 and files[0].is_dir():
+        paths = [files[0] / name for name in names]
+    elif len(files) != len(names):
         raise UsageError(
-            f"{entry.name} is {len(entry.files)} files, {file} is one: name the folder they are in"
+            f"{entry.name} is {len(names)} file{'s' if len(names) > 1 else ''} ({', '.join(names)}), given "
+            f"{'is' if len(files) == 1 else 'are'} {len(files)}: name each of them, or the folder they are in"
         )
+    elif len(names) == 1:
+        paths = list(files)
+    else:
+        by_name = {path.name: path for path in files}
+        for name in names:
+            if name not in by_name:
+                raise UsageError(
+                    f"{entry.name} needs {name}, given are {', '.join(sorted(by_name))}: keep the names that "
+                    "its files have"
+                )
+        paths = [by_name[name] for name in names]
     for path in paths:
         if not path.is_file():
-            raise UsageError(
-                f"{path} is not there: {entry.name} needs {', '.join(f.name for f in entry.files)}"
-            )
+            raise UsageError(f"{path} is not there: {entry.name} needs {', '.join(names)}")
     return paths
 
 

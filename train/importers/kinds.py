@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError, ConfigError, UsageError
 from tfswa.runtime.files.signals import load_point
-from tfswa.runtime.model.known import KnownModel, known_by_digest
+from tfswa.runtime.model.known import KnownFile, KnownModel, known_by_digest
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
 from tfswa.runtime.plugins import entry_points
 from tfswa.train.families import new_spec
@@ -28,7 +28,7 @@ NO_LICENSE = "not stated"
 CHUNK_SECONDS = 8.0  # where nobody says how long
 CONTEXT, FADE = 10, 20  # a chunk's frames over those that are discarded at an end, and over those of a fade
 OTHER_HALF = {"vocals": "accompaniment", "accompaniment": "vocals", "instrumental": "vocals"}
-WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
+WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.", "target_models.")
 
 Shapes = Mapping[str, Sequence[int]]
 """Of a file's tensors by name, wrappers removed."""
@@ -221,9 +221,18 @@ def _wrappers(names: Sequence[str]) -> list[str]:
     return sorted(found, key=len)
 
 
-def settings_of_known(entry: KnownModel) -> Settings:
-    """What the list of known models says of one beside its weights."""
-    return Settings(config=entry.config, license=None if entry.license == NO_LICENSE else entry.license)
+def settings_of_known(entry: KnownModel, file: KnownFile | None = None) -> Settings:
+    """What the list of known models says of one beside its weights.
+
+    Args:
+        entry: of the list.
+        file: one of its files, where it is not about all of them: where that is a network of one stem, no
+            other stem is named.
+    """
+    config = dict(entry.config)
+    if file is not None and file.stem is not None and entry.bag is None:
+        config["training"] = {"instruments": [file.stem], "target_instrument": file.stem}
+    return Settings(config=config, license=None if entry.license == NO_LICENSE else entry.license)
 
 
 def origin(entry: KnownModel) -> dict[str, Any]:
@@ -241,7 +250,7 @@ def with_known(settings: Settings, sha256: str) -> dict[str, Any]:
     entry = known_by_digest(sha256)
     if entry is None:
         return {}
-    listed = settings_of_known(entry)
+    listed = settings_of_known(entry, next(file for file in entry.files if file.is_of(sha256)))
     settings.config = settings.config or listed.config
     settings.license = settings.license or listed.license
     return origin(entry)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.errors import BackendUnavailable, ConfigError, UsageError, reason
+from tfswa.train.importers.values import check_nodes, check_single
 
 MAX_BYTES = 1 << 20  # those that are published have 2 to 5 KiB
 SUFFIXES = (".yaml", ".yml")
@@ -23,7 +24,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: it cannot be opened.
-        ConfigError: it is no such file: damaged, too long, with a tag that asks for code, or no table.
+        ConfigError: it is no such file: damaged, too long or deep, with a tag that asks for code, or no
+            table.
         BackendUnavailable: PyYAML is not installed.
     """
     try:
@@ -40,8 +42,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path} is longer than {MAX_BYTES} bytes, a configuration is not: see what it is")
     try:
-        found = yaml.load(content, Loader=_loader(yaml))  # a safe one that knows tuples too
-    except (yaml.YAMLError, ValueError, RecursionError, UnicodeError) as error:
+        loader = _loader(yaml)(content)  # a safe one that knows tuples too
+        try:
+            node = loader.get_single_node()
+            check_nodes(node)  # before anything is built of it: merges write aliases out
+            found = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except Exception as error:  # what PyYAML lets through where a tag does not fit has no common base
         raise ConfigError(f"{path} is no YAML that is read here: {_why(error)}") from error
     if not isinstance(found, Mapping):
         raise ConfigError(f"{path} holds a {type(found).__name__}: a configuration is a table")
@@ -55,7 +63,13 @@ def _loader(yaml: Any) -> Any:
     def as_tuple(loader: Any, node: Any) -> tuple[Any, ...]:
         return tuple(loader.construct_sequence(node, deep=True))
 
+    def as_integer(loader: Any, node: Any) -> int:
+        value: int = loader.construct_yaml_int(node)
+        check_single(value)
+        return value
+
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", as_tuple)
+    Loader.add_constructor("tag:yaml.org,2002:int", as_integer)
     return Loader
 
 

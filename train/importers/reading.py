@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tfswa.runtime.errors import BundleError, UsageError, did_you_mean, reason
+from tfswa.runtime.escape import shown
 from tfswa.runtime.model.archive import check_archive
 from tfswa.train.importers.demucs import (
     STAND_INS,
@@ -27,9 +28,11 @@ from tfswa.train.importers.demucs import (
     package_parts,
     read_safetensors,
     says_its_class,
+    text_of,
 )
 
 SHOWN = 3  # names of a kind in a message
+LONGEST = 200  # characters of one of them
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of weights in several files
 PACKED = "state"  # what the package demucs calls its weights
 INDEX = ".index.json"  # what lies beside them
@@ -87,7 +90,7 @@ def read_tensors(source: Path) -> Mapping[str, Any]:
         ) from error
     if not isinstance(loaded, Mapping):
         raise BundleError(f"{source} holds a {type(loaded).__name__}: save network.state_dict()")
-    return {str(name): value for name, value in loaded.items()}
+    return {text_of(source, name): value for name, value in loaded.items()}
 
 
 def _check_name(source: Path) -> None:
@@ -127,7 +130,7 @@ def chosen(source: Path, loaded: Mapping[str, Any], key: str | None) -> tuple[St
             f"{source} holds no state dictionary {key!r}{did_you_mean(key, inner)}; "
             f"it holds {few(inner) or 'none'}"
         )
-    return {str(name): value for name, value in inner[key].items()}, key, []
+    return {text_of(source, name): value for name, value in inner[key].items()}, key, []
 
 
 def array_of(source: Path, name: str, value: Tensor) -> NDArray[Any]:
@@ -144,4 +147,9 @@ def few(names: Iterable[str], between: str = ", ") -> str:
     """The first names, and how many more there are."""
     every = list(names)
     more = len(every) - SHOWN
-    return between.join(every[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return between.join(map(short, every[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+
+
+def short(text: str) -> str:
+    """A text of a file as a message may have it: one line, and no longer than that is."""
+    return shown(text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}...")

@@ -7,17 +7,22 @@ import re
 from tfswa.runtime.errors import BundleError
 from tfswa.train.importers.kinds import Shapes
 
+DIGITS = 12  # of a number in a name: it is as much too large without the others
+
 
 def numbered(shapes: Shapes, pattern: str) -> int:
     """How many layers there are, counted from 0, by the number that a pattern finds where names begin.
 
     Raises:
-        BundleError: it is found nowhere.
+        BundleError: it is found nowhere, or says more layers than there are names: a network of so many
+            would be built before anything is missed.
     """
-    found = [int(match[1]) for name in shapes if (match := re.match(pattern, name))]
+    found = [int(match[1][:DIGITS]) for name in shapes if (match := re.match(pattern, name))]
     if not found:
         raise BundleError(f"no name is like {pattern}: weights are missing, or it is another network")
-    return 1 + max(found)
+    if (most := max(found)) >= len(shapes):
+        raise BundleError(f"a name like {pattern} counts to {most}, there are {len(shapes)} names")
+    return 1 + most
 
 
 def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:

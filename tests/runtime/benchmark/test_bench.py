@@ -24,6 +24,7 @@ from tfswa.runtime.model.opening import BundleModel
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.loading import Song
 from tfswa.runtime.songs.synthetic import synthetic_song
+from tfswa.runtime.stream.arrangement import One
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, song: Song) -> C
         monkeypatch.setattr(module, "default_device", lambda name: "cpu")
         entries = [(name, "fp32") for name in workers]
         monkeypatch.setattr(module, "_all_entries", lambda compiled: entries)
-        return bench(BundleModel("tiny", tiny_bundle), song, Plan(entries if asked else (), rounds))
+        return bench(One(BundleModel("tiny", tiny_bundle)), song, Plan(entries if asked else (), rounds))
 
     return run
 
@@ -156,7 +157,7 @@ def test_one_that_cannot_run_comes_last_and_is_a_failure_where_it_was_asked_for(
 
 def test_rounds_are_at_least_one(tiny_bundle: Bundle, song: Song) -> None:
     with pytest.raises(UsageError, match="rounds 0 and batch 1 must be at least 1"):
-        bench(BundleModel("tiny", tiny_bundle), song, Plan(rounds=0))
+        bench(One(BundleModel("tiny", tiny_bundle)), song, Plan(rounds=0))
 
 
 def test_a_process_that_says_why_it_fails(worker: Callable[[str], Worker]) -> None:

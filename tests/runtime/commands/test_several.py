@@ -162,6 +162,43 @@ def test_inspect_and_parity_take_an_ensemble(tfx: Tfx, work: Path) -> None:
     assert tfx(*gated).code == 0
 
 
+def test_evaluate_measures_what_separate_writes(tfx: Tfx, work: Path) -> None:
+    from tfswa.runtime.metrics import sdr_db
+
+    weights = ("--weights", "vocals=3,1", "--weights", "drums=0,1")
+    assert tfx("combine", "-m", "a.tfx", "-m", "b.tfx", *weights, "-o", "both.tfx").code == 0
+    random = np.random.default_rng(1)
+    truth = {stem: 0.1 * random.standard_normal((RATE, 2)).astype(np.float32) for stem in ("vocals", "drums")}
+    (work / "songs" / "one").mkdir(parents=True)
+    for stem, audio in truth.items():
+        soundfile.write(work / "songs" / "one" / f"{stem}.wav", audio, RATE, subtype="FLOAT")
+    soundfile.write(work / "song.wav", truth["vocals"] + truth["drums"], RATE, subtype="FLOAT")
+    found = separate(tfx, "found", "-m", "both.tfx")
+    asked = ("evaluate", "both.tfx", "--data", "songs", "--no-baselines", "--no-plot", "--jobs", 1)
+    asked = (*asked, "--backend", "torch", "--threads", 1)
+    done = tfx(*asked, "--json")
+    assert done.code == 0, done.err
+    told = done.json
+    for score in told["scores"]:
+        expected = sdr_db(truth[score["stem"]].T, found[score["stem"]].T)
+        assert score["sdr_u_db"] == pytest.approx(expected, abs=1e-3)
+    assert {score["stem"] for score in told["scores"]} == {"vocals", "drums"}
+    assert (told["reused"], tfx(*asked, "--json").json["reused"]) == (0, 1)
+    assert tfx("combine", "-m", "a.tfx", "-m", "b.tfx", "-o", "both.tfx", "--force").code == 0
+    other = tfx(*asked)  # other weights are another model
+    assert (other.code, "results of another" in other.err or "source" in other.err) == (2, True), other.err
+
+
+def test_bench_times_all_networks_of_an_ensemble(tfx: Tfx, work: Path) -> None:
+    assert tfx("combine", "-m", "a.tfx", "-m", "b.tfx", "-o", "both.tfx").code == 0
+    asked = ("--backend", "torch", "--threads", 1, "--rounds", 2, "--json")
+    (row,), (one,) = (tfx("bench", name, *asked).json["rows"] for name in ("both.tfx", "a.tfx"))
+    assert row["session"].count("torch") >= 1
+    assert row["passed"]
+    assert row["median_ms"] > 0
+    assert one["median_ms"] > 0
+
+
 def test_what_cannot_be_an_ensemble(tfx: Tfx, work: Path) -> None:
     both = ("combine", "-m", "a.tfx", "-m", "b.tfx", "-o", "both.tfx")
     assert tfx(*both).code == 0
@@ -170,7 +207,12 @@ def test_what_cannot_be_an_ensemble(tfx: Tfx, work: Path) -> None:
         (("combine", "-m", "a.tfx", "-o", "c.tfx"), 2, "an ensemble is of several models, named is a.tfx"),
         (("combine", "-m", "a.tfx", "-m", "mono.tfx", "-o", "c.tfx"), 2, "a.tfx works at 2 channels"),
         (("combine", "-m", "a.tfx", "-m", "both.tfx", "-o", "c.tfx"), 2, "both.tfx is an ensemble"),
-        (("bench", "both.tfx"), 1, "both.tfx is an ensemble of models, here is room for one: name a bundle"),
+        (("export", "both.tfx"), 1, "both.tfx is an ensemble of models, here is room for one: name a bundle"),
+        (
+            ("bench", "both.tfx", "--auto"),
+            2,
+            "both.tfx is an ensemble, --auto is of one model: name a member",
+        ),
     ):
         done = tfx(*arguments)
         assert (done.code, len(done.lines), told in done.err) == (code, 1, True), done.err

@@ -34,6 +34,7 @@ from tfswa.runtime.model.opening import BundleModel, Model, open_model
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.songs.finding import find_songs
 from tfswa.runtime.songs.loading import example_stem_file
+from tfswa.runtime.stream.arrangement import One
 
 Audio = NDArray[Any]
 
@@ -103,7 +104,7 @@ def measure(model: Model, song_root: Path, tmp_path: Path) -> Callable[..., eval
         **chosen: Any,
     ) -> evaluate.Evaluation:
         return evaluate.evaluate(
-            model,
+            One(model),
             find_songs(root),
             tmp_path / "out",
             backend="torch",
@@ -461,7 +462,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[evaluate.Evaluation,
         subprocess.run(list(map(str, command)), check=True)
         sources[name] = soundfile.read(wav, dtype="float32")[0]
     found = evaluate.evaluate(
-        open_model("demo"),
+        One(open_model("demo")),
         find_songs(place / "song"),
         place / "out",
         backend="ort",

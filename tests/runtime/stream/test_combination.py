@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,60 @@ def test_the_mean_is_that_of_what_each_gives_alone(
     assert combination.stems == tuple(expected)
     for stem, audio in zip(combination.stems, found, strict=True):
         np.testing.assert_allclose(audio, expected[stem], rtol=0, atol=MEAN_TOLERANCE)
+
+
+def counted(stems: tuple[str, ...], seed: int) -> tuple[PlainModel, list[int]]:
+    """A model, and of each call of its network how many chunks it was of."""
+    calls: list[int] = []
+    model = PlainModel(stems=stems, seed=seed, name=f"model {seed}")
+    network = model.process
+
+    def process(chunks: Audio) -> Audio:
+        calls.append(len(chunks))
+        return network(chunks)
+
+    model.process = process
+    return model, calls
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_model_that_counts_in_no_stem_is_not_run(how: How) -> None:
+    """As of a bag of networks, each tuned for one stem; the order of stems stays as it is."""
+    (one, first), (two, second), (three, third) = (
+        counted(stems, seed)
+        for seed, stems in enumerate((("drums", "vocals"), ("vocals", "drums", "bass"), ("bass", "vocals")))
+    )
+    weights = {"drums": (0, 1, 0), "vocals": (0, 0, 1), "bass": (0, 1, 0)}
+    bag = Combination((one, two, three), how, weights)
+    signal = noise(300)
+    every = dict(zip(bag.stems, bag.separate(signal), strict=True))
+    assert (bag.stems, first) == (("drums", "vocals", "bass"), [])
+    assert len(second) == len(third) > 0
+    before = len(second)
+    asked = bag.only(["vocals"])
+    assert (asked.stems, [part.name for part in asked.parts]) == (("vocals",), ["model 2"])
+    np.testing.assert_array_equal(asked.separate(signal)[0], every["vocals"])
+    assert (first, len(second), len(third)) == ([], before, 2 * before)
+    both = bag.only(["bass", "vocals"])
+    assert (both.stems, both.name) == (("vocals", "bass"), bag.name)
+    for stem, audio in zip(both.stems, both.separate(signal), strict=True):
+        np.testing.assert_array_equal(audio, every[stem])
+    again = Combination((bag, one)).only(["drums"])  # bags within others are asked for no more either
+    assert [part.name for part in again.parts] == ["model 1", "model 0"]
+    with pytest.raises(UsageError, match="stem 'vocal', did you mean 'vocals'"):
+        Combination((one, two), stems=("vocal",))
+
+
+def test_a_file_runs_what_its_stems_are_made_of(tmp_path: Path) -> None:
+    import soundfile
+
+    soundfile.write(tmp_path / "song.wav", noise(2000).T, 8000, subtype="FLOAT")
+    (one, first), (two, second) = (counted(("vocals", "other"), seed) for seed in range(2))
+    bag = Combination((one, two), weights={"vocals": (1, 0), "other": (0, 1)})
+    bag.separate_file(tmp_path / "song.wav", {"other": tmp_path / "other.wav"})
+    assert (first, len(second) > 0) == ([], True)
+    found, _ = soundfile.read(tmp_path / "other.wav", dtype="float32")
+    np.testing.assert_array_equal(found.T, two.separate(noise(2000))[1])
 
 
 def two(**more: Any) -> list[dict[str, Any]]:
