@@ -42,8 +42,6 @@ CANNOT_RUN = {
         "tfx train study data.root=/data/musdb18hq -o runs/tfc_tdf": "needs MUSDB18-HQ, days",
         "tfx train tfswa_resunet data.root=/data/musdb18hq -o runs/vocals": "needs MUSDB18-HQ, days",
         "tfx train moises_light data.root=/data/musdb18hq -o runs/light": "needs MUSDB18-HQ, days",
-        "tfx import vocals-b62c91ce.pth --family open_unmix --stems vocals --drop stft "
-        "--drop sample_rate": "needs the internet; tests/train has it with weights of its own",
         "tfx import umxhq": "needs the internet; tests/train has it with weights of its own",
     },
     "docs/import.md": {
