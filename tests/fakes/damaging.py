@@ -66,7 +66,7 @@ def reshaped(state: State, choose: random.Random) -> State:
     tensors = [key for key, value in state.items() if isinstance(value, torch.Tensor)]
     name = choose.choice(tensors)
     value = state[name]
-    huge = torch.zeros(1).expand(*[choose.choice([1, 7, 10**4, 10**7])] * choose.randint(1, 3))
+    huge = torch.zeros(1).expand(*[choose.choice([1, 7, 10**4, 10**6])] * choose.randint(1, 3))
     new = choose.choice(
         [
             value.reshape(-1),
