@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfswa.runtime.errors import BackendUnavailable, ConfigError, UsageError, reason
-from tfswa.train.importers.values import check_nodes, check_single
+from tfswa.train.importers.values import check_nodes, check_scalar
 
 MAX_BYTES = 1 << 20  # those that are published have 2 to 5 KiB
 SUFFIXES = (".yaml", ".yml")
@@ -65,7 +65,7 @@ def _loader(yaml: Any) -> Any:
 
     def as_integer(loader: Any, node: Any) -> int:
         value: int = loader.construct_yaml_int(node)
-        check_single(value)
+        check_scalar(value)
         return value
 
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", as_tuple)

@@ -26,7 +26,7 @@ def check_values(value: Any) -> None:
 
 def _count(value: Any, known: dict[int, int], depth: int) -> int:
     """How many values one stands for; ``known``: of lists and tables by identity, 0 where not finished."""
-    check_single(value)
+    check_scalar(value)
     if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
         return 1
     if id(value) in known and known[id(value)]:
@@ -43,7 +43,7 @@ def _count(value: Any, known: dict[int, int], depth: int) -> int:
     return total
 
 
-def check_single(value: Any) -> None:
+def check_scalar(value: Any) -> None:
     """Refuse a text or an integer that is too long; anything else is let through.
 
     Raises:
@@ -66,7 +66,7 @@ def check_nodes(node: Any) -> None:
 
 def _count_nodes(node: Any, known: dict[int, int], depth: int) -> int:
     if node is None or isinstance(node.value, str):
-        check_single("" if node is None else node.value)
+        check_scalar("" if node is None else node.value)
         return 1
     if id(node) in known and known[id(node)]:
         return known[id(node)]
