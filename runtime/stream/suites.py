@@ -18,8 +18,24 @@ MSST_OVERLAPS = (2, 64)  # least and most
 DEMUCS_OVERLAP = 0.95  # most
 
 
+class _Whole:
+    """What plans have in common by which all of a chunk is kept."""
+
+    chunk_samples: int
+
+    @property
+    def context_samples(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def kept(self) -> int:
+        """All of a chunk."""
+        return self.chunk_samples
+
+
 @dataclass(frozen=True)
-class MsstPlan:
+class MsstPlan(_Whole):
     """The rule of the training suite MSST, in which scores of many published weights were measured.
 
     Chunks lie ``chunk // overlap`` apart and count by a window with linear fades of a tenth at both ends,
@@ -42,16 +58,6 @@ class MsstPlan:
         low, high = MSST_OVERLAPS
         if not low <= self.overlap <= min(high, self.chunk_samples):
             raise UsageError(f"overlap msst:{self.overlap}: choose msst:{low} to msst:{high}")
-
-    @property
-    def context_samples(self) -> int:
-        """None: all of a chunk is kept."""
-        return 0
-
-    @property
-    def kept(self) -> int:
-        """All of a chunk."""
-        return self.chunk_samples
 
     @property
     def step(self) -> int:
@@ -108,7 +114,7 @@ class MsstPlan:
 
 
 @dataclass(frozen=True)
-class DemucsPlan:
+class DemucsPlan(_Whole):
     """The rule of the package ``demucs``, without its random shifts.
 
     Chunks lie ``(1 - overlap)`` of their length apart and count by a triangle. One in which the signal ends
@@ -126,16 +132,6 @@ class DemucsPlan:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= DEMUCS_OVERLAP or self.step < 1:
             raise UsageError(f"overlap demucs:{self.overlap:g}: choose demucs:0 to demucs:{DEMUCS_OVERLAP}")
-
-    @property
-    def context_samples(self) -> int:
-        """None: all of a chunk is kept."""
-        return 0
-
-    @property
-    def kept(self) -> int:
-        """All of a chunk."""
-        return self.chunk_samples
 
     @property
     def step(self) -> int:

@@ -195,6 +195,15 @@ def test_a_configuration_of_another_network_is_refused(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("hop", ["64", 0, -64, 6.5, None])
+def test_a_hop_that_is_none_is_refused(hop: Any, tmp_path: Path) -> None:
+    torch.save(build_network(recorded("stereo")).state_dict(), tmp_path / "scnet.ckpt")
+    path = yaml_of("stereo", tmp_path / "scnet.yaml")
+    with pytest.raises(TfxError, match="hop") as error:
+        imported(tmp_path / "scnet.ckpt", settings_of(path, stft={"hop": hop}))
+    assert "\n" not in str(error.value)
+
+
 def test_weights_that_no_such_network_has_are_refused(tmp_path: Path) -> None:
     state = build_network(recorded("stereo")).state_dict()
     state["decoder.1.1.convtrs.0.weight"] = torch.zeros(8, 13, 3, 1)

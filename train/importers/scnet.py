@@ -102,7 +102,9 @@ def _transform(settings: Settings) -> tuple[StftSpec, int]:
             "windows shorter than the transform are not known here"
         )
     samples = settings.number("inference", "chunk_size", settings.number("audio", "chunk_size", CHUNK))
-    hop = settings.stft.get("hop") or settings.number("model", "hop_size", 1024)
+    hop = settings.stft.get("hop")
+    if type(hop) is not int or hop < 1:  # the transform refuses what was said
+        hop = settings.number("model", "hop_size", 1024)
     frames = samples // hop + 2
     frames += frames % 2
     stft = settings.transform(
