@@ -7,7 +7,6 @@ a chunk costs what its network costs. ``tfx parity`` then measures the artifact 
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +86,7 @@ class HeldOut:
 
     def __init__(self, chunks: Callable[[], Iterable[Chunk]], spec: ModelSpec, full: Infer):
         self._spec, self._stft, self._chunks = spec, Stft(spec.stft), chunks
-        work = new_temporary("held-out")
-        self._folder = work.path
-        weakref.finalize(self, work.remove)
+        self._work = new_temporary("held-out")
         self.known, self._count = True, 0
         for chunk in chunks():
             right = full(self._planes(chunk.mixture))
@@ -141,7 +138,7 @@ class HeldOut:
         return Loss(losses[0], losses[1], self.known, losses[2], losses[3])
 
     def _answer(self, number: int) -> Path:
-        return self._folder / f"{number}.npy"
+        return self._work.path / f"{number}.npy"
 
     def _planes(self, audio: NDArray[np.float32]) -> Planes:
         return self._stft.planes(audio[None])

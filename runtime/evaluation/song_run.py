@@ -23,7 +23,7 @@ from tfswa.runtime.evaluation.scores import Score, score_song
 from tfswa.runtime.evaluation.signals import BLOCK, Signal, SignalWriter, starts, store_signals, stored
 from tfswa.runtime.failures import Failure
 from tfswa.runtime.files.atomic import folder
-from tfswa.runtime.files.partial import working
+from tfswa.runtime.files.partial import beside
 from tfswa.runtime.files.staging import Staging
 from tfswa.runtime.model.bundle import writable
 from tfswa.runtime.model.spec import ModelSpec
@@ -132,7 +132,7 @@ class SongRun:
         place = self._records.output
         with (
             folder(place / "songs"),
-            working(place / "songs") as scratch,
+            beside(place / "songs") as scratch,
             Workers(jobs) as self._workers,
         ):
             try:

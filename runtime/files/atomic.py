@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from tfswa.runtime.errors import OutputExists
-from tfswa.runtime.files import locks, register
+from tfswa.runtime.files import register
 from tfswa.runtime.files.partial import beside, check_same, new_file, open_folder
 from tfswa.runtime.files.publish import Move, publish, sweep, take_name
 from tfswa.runtime.files.signals import held_back
@@ -44,8 +44,7 @@ def writing(path: Path, *, named: bool = False, force: bool = True) -> Iterator[
     register.note(path.parent)
     folder = open_folder(path.parent)
     try:
-        partial, handle = new_file(folder, path.name)
-        try:
+        with new_file(folder, path.name) as (partial, handle):
             with os.fdopen(handle, "wb", closefd=False) as stream:
                 yield stream
                 stream.flush()
@@ -58,12 +57,6 @@ def writing(path: Path, *, named: bool = False, force: bool = True) -> Iterator[
                     _take_name(partial, path, folder)
                 with suppress(OSError):  # some file systems have nothing to do for a folder, and say so
                     os.fsync(folder)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(partial, dir_fd=folder)
-            raise
-        finally:
-            locks.release(handle)
     finally:
         os.close(folder)
 
@@ -95,14 +88,11 @@ def new_folder(path: Path, *, force: bool, named: bool = False) -> Iterator[Path
     path = path.resolve() if named else path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    work = beside(path)
-    try:
+    with beside(path) as work:
         inner = work.path / "0"
         inner.mkdir()
         yield inner
         publish(work, [Move(inner.name, path.name)], force=force)
-    finally:
-        work.remove()
 
 
 @contextmanager
@@ -113,8 +103,8 @@ def folder(path: Path) -> Iterator[None]:
         OSError: it cannot be made.
     """
     made = [place for place in (path, *path.parents) if not place.exists()]
-    path.mkdir(parents=True, exist_ok=True)
     try:
+        path.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         with suppress(OSError):  # the first that is not empty, and what is above it, stay

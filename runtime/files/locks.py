@@ -58,6 +58,11 @@ def keep(handle: int) -> None:
     _held.add(handle)
 
 
+def holds(handle: int) -> bool:
+    """Whether ``release`` has something to close: false in a forked child."""
+    return handle in _held
+
+
 def is_at(handle: int, name: str | os.PathLike[str], *, folder: int | None = None) -> bool:
     """Whether an open file or folder is still the one of that name."""
     try:

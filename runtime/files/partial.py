@@ -6,7 +6,8 @@
 
 Names come from the system's random source and are made exclusively, so that a link planted beforehand is
 never followed. Folders can be entered by their owner alone. The lock ends with its process: what is not
-locked belongs to nobody, and ``sweep`` removes it.
+locked belongs to nobody, and ``sweep`` removes it. Signals wait while one is made and while it is removed, so
+that it always has an owner.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import secrets
 import shutil
 import stat
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any, Self
 
 from tfswa.runtime.files import locks, register
+from tfswa.runtime.files.signals import held_back
 
 MARK = ".partial-"
 _SHOWN = 40  # characters of the destination's name: with all of it, a long one would be too long
@@ -54,20 +58,35 @@ def check_same(path: Path, handle: int) -> None:
         raise OSError(errno.ESTALE, "the folder was replaced by another one meanwhile", str(path))
 
 
-def new_file(folder: int, name: str, mode: int = 0o666) -> tuple[str, int]:
-    """Make an empty, locked file beside ``name`` in an open folder; its permissions are the umask's.
+@contextmanager
+def new_file(folder: int, name: str, mode: int = 0o666) -> Iterator[tuple[str, int]]:
+    """An empty, locked file beside ``name`` in an open folder, for a block; its permissions are the umask's.
 
     Args:
         folder: a handle.
         name: what the file will be called.
         mode: its permissions, less what the umask takes.
 
-    Returns:
-        Its name, and a handle to write to, for ``locks.release``.
+    Yields:
+        Its name, which is gone after the block, unless another was given; and a handle to write to.
 
     Raises:
         OSError: it cannot be made.
     """
+    made = None
+    try:
+        with held_back():
+            made = _new_file(folder, name, mode)
+        yield made
+    finally:
+        if made is not None:
+            with held_back():
+                with suppress(OSError):
+                    os.unlink(made[0], dir_fd=folder)
+                locks.release(made[1])
+
+
+def _new_file(folder: int, name: str, mode: int) -> tuple[str, int]:
     while True:
         partial = partial_name(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -77,7 +96,7 @@ def new_file(folder: int, name: str, mode: int = 0o666) -> tuple[str, int]:
 
 
 class WorkFolder:
-    """A folder for what is not complete, beside its destination; gone when its owner is.
+    """A folder for what is not complete, beside its destination; gone when this object is.
 
     Args:
         parent: the destination's folder.
@@ -95,15 +114,20 @@ class WorkFolder:
 
     def __init__(self, parent: Path, new_name: Callable[[], str]) -> None:
         self.parent = parent
-        self.parent_handle = open_folder(parent)
-        locks.keep(self.parent_handle)
+        made = ExitStack()
+        self._end = undone_with(self, made)
         try:
-            self.handle = -1
-            while self.handle < 0:
-                self.path = parent / new_name()
-                self.handle = _new_folder(self.path.name, self.parent_handle)
+            with held_back():
+                self.parent_handle = open_folder(parent)
+                locks.keep(self.parent_handle)
+                made.callback(locks.release, self.parent_handle)
+                self.handle = -1
+                while self.handle < 0:
+                    self.path = parent / new_name()
+                    self.handle = _new_folder(self.path.name, self.parent_handle)
+                made.callback(_remove, self.path.name, self.handle, self.parent_handle)
         except BaseException:
-            locks.release(self.parent_handle)
+            self.remove()
             raise
 
     def check(self) -> None:
@@ -116,16 +140,19 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Remove the folder and what is left in it; harmless when called twice."""
-        if self.handle < 0:
-            return
-        shutil.rmtree(self.path.name, ignore_errors=True, dir_fd=self.parent_handle)
-        self.leave()
+        self._end()
 
     def leave(self) -> None:
         """Let go of the folder as it is, for a sweep to deal with."""
+        self._end.detach()
         locks.release(self.handle)
         locks.release(self.parent_handle)
-        self.handle = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
 
 def beside(path: Path) -> WorkFolder:
@@ -136,20 +163,6 @@ def beside(path: Path) -> WorkFolder:
     """
     register.note(path.parent)
     return WorkFolder(path.parent, lambda: partial_name(path.name))
-
-
-@contextmanager
-def working(path: Path) -> Iterator[WorkFolder]:
-    """A work folder beside a destination, for a block.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    work = beside(path)
-    try:
-        yield work
-    finally:
-        work.remove()
 
 
 def new_temporary(word: str) -> WorkFolder:
@@ -171,13 +184,10 @@ def temporary(word: str) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    work = new_temporary(word)
-    try:
+    with new_temporary(word) as work:
         inner = work.path / "0"
         inner.mkdir(0o700)
         yield inner
-    finally:
-        work.remove()
 
 
 def sweep_temporary() -> list[Path]:
@@ -247,6 +257,23 @@ def _new_folder(name: str, parent: int) -> int:
     except FileNotFoundError:
         return -1
     return handle if _claimed(handle, name, parent) else -1
+
+
+def undone_with(owner: object, made: ExitStack) -> weakref.finalize[..., Any]:
+    """Have what was made undone when it is called, or its owner is gone; signals wait meanwhile."""
+    return weakref.finalize(owner, _close, made)
+
+
+def _close(made: ExitStack) -> None:
+    with held_back():
+        made.close()
+
+
+def _remove(name: str, handle: int, parent: int) -> None:
+    """Remove a work folder; not in a forked child, where the handles may be of other folders."""
+    if locks.holds(handle):
+        shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
+        locks.release(handle)
 
 
 def _claimed(handle: int, name: str, folder: int) -> bool:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from tfswa.runtime.files import locks, register
+from tfswa.runtime.files import register
 from tfswa.runtime.files.own_folders import make_own, usable
 from tfswa.runtime.files.partial import new_file, open_folder
 from tfswa.runtime.machine import user_state
@@ -116,14 +116,10 @@ def _make(path: Path) -> None:
         register.note(path.parent)
         folder = open_folder(path.parent)
         try:
-            work, handle = new_file(folder, path.name, mode=0o600)
-            try:
+            with new_file(folder, path.name, mode=0o600) as (work, handle):
                 os.write(handle, secrets.token_bytes(KEY_BYTES))
                 os.fsync(handle)
                 with suppress(FileExistsError):
                     os.link(work, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            finally:
-                os.unlink(work, dir_fd=folder)
-                locks.release(handle)
         finally:
             os.close(folder)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tfswa.runtime.errors import AudioError, OutputExists, UsageError, reason
 from tfswa.runtime.files import register
-from tfswa.runtime.files.partial import WorkFolder, beside
+from tfswa.runtime.files.partial import WorkFolder, beside, undone_with
 from tfswa.runtime.files.publish import Move, publish, sweep
 from tfswa.runtime.files.signals import held_back
 
@@ -45,8 +45,9 @@ class Staging:
     ) -> None:
         _check_free(paths, source, force)
         self._finals, self._force, self._below = [path.absolute() for path in paths.values()], force, below
-        self._made: list[Path] = []  # directories, outermost first
         self._work: WorkFolder | None = None
+        self._made = ExitStack()
+        self._end = undone_with(self, self._made)
         self.partials: list[Path] = []
 
     def prepare(self, bytes_each: int) -> None:
@@ -63,7 +64,9 @@ class Staging:
             parent = Path(os.path.commonpath([path.parent for path in self._finals]))
             for folder in {parent, *(path.parent for path in self._finals)}:
                 sweep(folder)
-            self._work = beside(parent / self._finals[0].name)
+            with held_back():
+                self._work = beside(parent / self._finals[0].name)
+                self._made.callback(self._work.remove)
         except OSError as error:
             raise UsageError(
                 f"{self._finals[0].parent} cannot be written ({reason(error)}): choose another place"
@@ -91,16 +94,11 @@ class Staging:
                 f"{parent / str(error.filename)} came to be there meanwhile: add --force to replace it, or "
                 "choose another place"
             ) from error
+        self._end.detach()
 
     def discard(self) -> None:
         """Remove whatever there is, unless all was published."""
-        with held_back():
-            if self._work is not None:
-                self._work.remove()
-            for directory in reversed(self._made):
-                with suppress(OSError):  # something else has come to live in it
-                    directory.rmdir()
-            self._made = []
+        self._end()
 
     def _make_parents(self, path: Path) -> None:
         folders = (path.parent, *path.parents[1:])
@@ -108,9 +106,10 @@ class Staging:
         place = path.parent
         try:
             for place in reversed([place for place in folders if not place.exists()]):
-                place.mkdir(exist_ok=True)
-                self._made.append(place)
-                register.note_made(place)
+                with held_back():
+                    place.mkdir(exist_ok=True)
+                    self._made.callback(_remove_empty, place)
+                    register.note_made(place)
             if not path.parent.is_dir():
                 raise NotADirectoryError(20, "a file is in its place")
         except OSError as error:
@@ -139,6 +138,11 @@ class Staging:
                     f"{path.parent} has {_size(free)} free, but the files need {_size(needed)}: "
                     "free some space there, or choose flac"
                 )
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # something else has come to live in it
+        folder.rmdir()
 
 
 def _size(count: int) -> str:

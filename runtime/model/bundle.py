@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from tfswa.runtime.documents import from_json, parse_json, read_document
 from tfswa.runtime.errors import BundleError, OutputExists, UsageError, reason
 from tfswa.runtime.files import caches
-from tfswa.runtime.files.atomic import new_folder, writing
+from tfswa.runtime.files.atomic import folder, new_folder, writing
 from tfswa.runtime.files.hashes import sha256_of, sha256_of_json
 from tfswa.runtime.files.locks import locked
 from tfswa.runtime.files.own_folders import check_own, usable
-from tfswa.runtime.files.partial import working
+from tfswa.runtime.files.partial import beside
 from tfswa.runtime.files.publish import Move, publish, sweep
 from tfswa.runtime.machine import user_cache
 from tfswa.runtime.model.limits import METADATA_BYTES
@@ -353,7 +353,7 @@ class Bundle:
             caches.trim()  # before, as what is added now has to be there
         if name in self.files and not force:
             raise OutputExists(f"{self.path} holds {name} already: replace it with --force")
-        with writable(target), _directories(target.parent), working(self.home / target.name) as work:
+        with writable(target), folder(target.parent), beside(self.home / target.name) as work:
             path = work.path / f"0{target.suffix}"
             if callable(content):
                 content(path)
@@ -604,17 +604,3 @@ def _manifest_text(manifest: Mapping[str, Any]) -> bytes:
     whole = {**manifest, "format": FORMAT, "version": VERSION}
     whole["digest"] = _seal(whole)
     return json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n"
-
-
-@contextmanager
-def _directories(path: Path) -> Iterator[None]:
-    """Make a directory and its parents; a failure takes away those that were made."""
-    missing = [place for place in (path, *path.parents) if not place.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for place in missing:
-            with suppress(OSError):  # someone else has come to live in it, or it was never made
-                place.rmdir()
-        raise

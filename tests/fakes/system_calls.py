@@ -18,7 +18,8 @@ from tfswa.runtime.errors import TfxError
 from tfswa.runtime.files import publish
 from tfswa.runtime.files.signals import ENDING, end_cleanly
 
-CALLS: tuple[tuple[Any, str], ...] = (
+Calls = tuple[tuple[Any, str], ...]
+CALLS: Calls = (
     *((os, name) for name in ("rename", "replace", "link", "fsync", "unlink", "rmdir", "mkdir")),
     (publish, "rename_flagged"),
 )
@@ -33,23 +34,30 @@ _FAULT, _REFUSED = 1, 2  # exit statuses of a child
 
 
 @contextmanager
-def counted(at: int, act: Callable[[], None]) -> Iterator[list[int]]:
-    """Count the calls of a block, and ``act`` before the one of that number; the first is 1."""
+def counted(
+    at: int, act: Callable[[], None], *, calls: Calls = CALLS, after: bool = False
+) -> Iterator[list[int]]:
+    """Count the calls of a block; ``act`` before or ``after`` the one of that number, the first being 1."""
     count = [0]
+
+    def counting(real: Callable[..., Any]) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            count[0] += 1
+            number = count[0]
+            if number == at and not after:
+                act()
+            try:
+                return real(*given, **named)
+            finally:
+                if number == at and after:
+                    act()
+
+        return call
+
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in CALLS:
-            patch.setattr(owner, name, _counting(getattr(owner, name), count, at, act))
+        for owner, name in calls:
+            patch.setattr(owner, name, counting(getattr(owner, name)))
         yield count
-
-
-def _counting(real: Callable[..., Any], count: list[int], at: int, act: Callable[[], None]) -> Any:
-    def call(*given: Any, **named: Any) -> Any:
-        count[0] += 1
-        if count[0] == at:
-            act()
-        return real(*given, **named)
-
-    return call
 
 
 def refuse() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_file_that_came_to_be_meanwhile_is_kept(
     furnish(place, exported_bundle, songs, seconds=1)
     original = atomic.new_file
 
-    def new_file(folder: int, name: str, *given: Any) -> tuple[str, int]:
+    def new_file(folder: int, name: str, *given: Any) -> AbstractContextManager[tuple[str, int]]:
         if name == output:
             with os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=folder), "w") as stream:
                 stream.write("somebody else's")

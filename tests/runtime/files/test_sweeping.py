@@ -29,21 +29,24 @@ def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def dies(work: Callable[[], object]) -> None:
-    """Do some work in a process that then dies without tidying up."""
+    """Do some work in a process that then dies without tidying up; what it returns lives until then."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child touches files alone
         child = os.fork()
     if child == 0:
         try:
-            work()
+            kept = work()  # noqa: F841
+            os._exit(0)
         finally:
             os._exit(9)
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_temporary_folders_of_the_dead_go_and_of_the_living_stay(temporary_folder: Path) -> None:
-    def work() -> None:
-        (new_temporary("calibrate").path / "chunk.npy").touch()
+    def work() -> object:
+        folder = new_temporary("calibrate")
+        (folder.path / "chunk.npy").touch()
+        return folder
 
     dies(work)
     (temporary_folder / "tfx-somebody-elses").mkdir()
@@ -71,10 +74,11 @@ def test_a_temporary_folder_can_be_published_into(temporary_folder: Path) -> Non
 def test_what_a_dead_process_wrote_is_found_wherever_it_was(tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep" / "a song"
 
-    def work() -> None:
+    def work() -> object:
         staging = Staging({"vocals": out / "vocals.wav"}, force=False, source=None)
         staging.prepare(0)
         staging.partials[0].touch()
+        return staging
 
     dies(work)
     assert list(out.glob(".vocals.wav.partial-*"))
@@ -85,11 +89,13 @@ def test_what_a_dead_process_wrote_is_found_wherever_it_was(tmp_path: Path) -> N
 
 
 def test_doctor_says_what_it_swept(temporary_folder: Path, tmp_path: Path, tfx: Tfx) -> None:
-    def work() -> None:
-        (new_temporary("calibrate").path / "chunk.npy").touch()
+    def work() -> object:
+        folder = new_temporary("calibrate")
+        (folder.path / "chunk.npy").touch()
         staging = Staging({"vocals": tmp_path / "a song.wav"}, force=False, source=None)
         staging.prepare(0)
         staging.partials[0].touch()
+        return folder, staging
 
     dies(work)
     (left,) = temporary_folder.glob("tfx-calibrate-*")
@@ -107,9 +113,10 @@ def test_doctor_says_what_it_swept(temporary_folder: Path, tmp_path: Path, tfx: 
 def test_what_another_user_owns_is_not_touched(
     temporary_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work() -> None:
-        new_temporary("calibrate")
-        Staging({"vocals": tmp_path / "vocals.wav"}, force=False, source=None).prepare(0)
+    def work() -> object:
+        staging = Staging({"vocals": tmp_path / "vocals.wav"}, force=False, source=None)
+        staging.prepare(0)
+        return new_temporary("calibrate"), staging
 
     dies(work)
     others = [*temporary_folder.glob("tfx-*"), *tmp_path.glob(".vocals.wav.partial-*")]
@@ -133,13 +140,14 @@ def test_a_child_that_outlives_its_parent_holds_nothing(temporary_folder: Path) 
     reader, writer = os.pipe()
     told, tells = os.pipe()
 
-    def work() -> None:
-        new_temporary("train")
+    def work() -> object:
+        folder = new_temporary("train")
         if os.fork() == 0:  # a loader process, which waits until the test is over
             os.close(writer)
             os.write(tells, b"runs")
             os.read(reader, 1)
             os._exit(0)
+        return folder
 
     dies(work)
     assert os.read(told, 4) == b"runs"  # until it runs, it has not let go of what it inherited
