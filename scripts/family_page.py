@@ -17,9 +17,9 @@ HEAD = """# Families trained alike, measured
 `scripts/family_training --data DIR -o OUT [--minutes N | --steps N]`: one song of DIR held out, the others to
 train on. Here they are the CC0 songs of *Everything is Free*.
 
-- **One recipe for all**, that of `train/configs/demo.toml` with a cosine as long as the training, on chunks
-  of about 3 s: a family may learn better by its own. So short a training shows how fast a network learns, not
-  how well it ends.
+- **One recipe for all**: data and augmentation of `train/configs/demo.toml`, the squared error of spectra as
+  the loss, a cosine as long as the training, chunks of about 3 s. A family may learn better by its own. So
+  short a training shows how fast a network learns, not how well it ends.
 - Where the time is equal, the number of steps is reckoned from the speed of a short run before. The seconds
   are what they took in the end, loader included, validation not.
 - SDR is of the vocals in dB, global (u), of the averaged weights after the last step: on 60 s from the middle
