@@ -23,6 +23,7 @@ n_fft, hop, offset, scale = stft["n_fft"], stft["hop"], stft["offset"], stft["sc
 first, count = stft["seen"] or (0, n_fft // 2)  # the bins that the network sees
 window = np.sin(np.pi * np.arange(n_fft) / n_fft) ** 2 if stft["window"] == "hann" else np.ones(n_fft)
 fill = stft.get("fill", 0)  # zeros behind a chunk
+more = math.ceil(n_fft / hop) if stft.get("endless") else 0  # frames beside a chunk that count in the sum
 length = (chunk["frames"] - 1) * hop + 2 * offset - fill - chunk.get("short", 0)
 context, fade = chunk["context"] * hop, chunk["fade"] * hop
 after = context if chunk.get("context_after") is None else chunk["context_after"] * hop
@@ -57,10 +58,12 @@ def separate_chunk(piece):  # [C, length] -> [S, C, length]
         full[stems.index(name), ..., first : first + count] = planes[:, 0] + 1j * planes[:, 1]
         full[stems.index(name), ..., first : max(first, stft["zero_below"])] = 0
     pieces = np.fft.irfft(full, n_fft) * window / scale
-    total, weight = np.zeros((*pieces.shape[:2], padded.shape[1])), np.zeros(padded.shape[1])
+    total, weight = np.zeros((*pieces.shape[:2], padded.shape[1])), np.zeros(padded.shape[1] + 2 * more * hop)
     for t in range(pieces.shape[2]):
         total[..., t * hop : t * hop + n_fft] += pieces[:, :, t]
+    for t in range(pieces.shape[2] + 2 * more):
         weight[t * hop : t * hop + n_fft] += window**2
+    weight = weight[more * hop :][: padded.shape[1]]
     result = (total / np.maximum(weight, 1e-12))[..., margin : margin + length]
     if branch:
         result[[stems.index(name) for name in given]] += found["stem_samples"][0]

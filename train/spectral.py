@@ -65,13 +65,14 @@ class DifferentiableStft:
             others = others.reshape(-1, frames, self.spec.all_bins)
             spectrum = torch.cat((others[..., :first], seen, others[..., first + bins :]), dim=-1)
         pieces = torch.fft.irfft(spectrum / self.spec.scale, n_fft) * self.window  # [B, T, n_fft]
-        total, weight = self._overlap_add(pieces), self._overlap_add(self._squares(frames, pieces))
         before = n_fft // 2 - self.spec.offset
-        inside = slice(before, before + samples)
-        return (total[:, inside] / weight[:, inside]).reshape(*lead, double // 2, samples)
-
-    def _squares(self, frames: int, like: Tensor) -> Tensor:
-        return (self.window**2).to(like.dtype).expand(1, frames, -1)
+        total = self._overlap_add(pieces)[:, before : before + samples]
+        # An endless signal has frames before the first and behind the last one.
+        more = -(-n_fft // self.spec.hop) if self.spec.endless else 0
+        squares = (self.window**2).to(pieces.dtype).expand(1, frames + 2 * more, -1)
+        before += more * self.spec.hop
+        weight = self._overlap_add(squares)[:, before : before + samples]
+        return (total / weight).reshape(*lead, double // 2, samples)
 
     def _overlap_add(self, pieces: Tensor) -> Tensor:
         """``[B, T, n_fft] -> [B, (T - 1) * hop + n_fft]``."""

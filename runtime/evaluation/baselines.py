@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def ratio_mask(mixture: Signal, references: Sequence[Signal], stft: StftSpec) ->
     Yields:
         float32 ``[S, C, n]``, one part after the other.
     """
-    transform, samples = Stft(stft), mixture.shape[1]
+    transform, samples = Stft(replace(stft, endless=False)), mixture.shape[1]
     unit = transform.block_frames * stft.hop
     context = unit * math.ceil(stft.n_fft / unit)
     step = unit * math.ceil(BLOCK / unit)

@@ -48,6 +48,7 @@ _SINCE_2: Mapping[tuple[str, str], Any] = {
 # Left out of a document where they say nothing: most networks know nothing of them.
 _WHERE_USED: Mapping[tuple[str, str], Any] = {
     ("stft", "fill"): 0,
+    ("stft", "endless"): False,
     ("chunk", "early"): 0,
     ("chunk", "short"): 0,
     ("", "samples"): False,
@@ -79,6 +80,11 @@ def _integers(spec: object, *names: str) -> None:
     for name in names:
         if type(getattr(spec, name)) is not int:
             raise BundleError(f"{name} {getattr(spec, name)!r} must be an integer")
+
+
+def _boolean(spec: object, name: str) -> None:
+    if not isinstance(getattr(spec, name), bool):
+        raise BundleError(f"{name} {getattr(spec, name)!r} must be true or false")
 
 
 def _one_of(spec: object, name: str, known: tuple[str, ...]) -> None:
@@ -119,6 +125,8 @@ class StftSpec:
         seen: first and number of the bins that the network sees; None: all but the Nyquist bin.
         zero_below: of the bins that the network gives, those below this one are zero.
         fill: zeros behind a signal that frames cover as if they were of it; ``padding`` begins behind them.
+        endless: whether the sum that is divided by is an endless signal's, for networks trained so. Where
+            frames lack, at its ends, a signal then comes back quieter, so a chunk's ends have to be context.
     """
 
     n_fft: int = 4096
@@ -131,6 +139,7 @@ class StftSpec:
     seen: tuple[int, int] | None = None
     zero_below: int = 0
     fill: int = 0
+    endless: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "n_fft", "hop", "sample_rate")
@@ -140,6 +149,7 @@ class StftSpec:
         _one_of(self, "window", WINDOWS)
         _one_of(self, "padding", PADDINGS)
         _integers(self, "offset", "zero_below", "fill")
+        _boolean(self, "endless")
         if not 0 <= self.fill <= 2 * self.n_fft:
             raise BundleError(f"fill {self.fill} must be 0 to {2 * self.n_fft}, twice n_fft {self.n_fft}")
         if self.n_fft % 2 or self.hop > self.n_fft:
@@ -191,7 +201,8 @@ class StftSpec:
         if self.window == "none":
             return 1.0
         between = 2.0 * math.cos(math.pi * self.hop / (2 * self.n_fft)) ** 4
-        return min(between, math.cos(math.pi * self.offset / self.n_fft) ** 4)
+        first = 1.0 if self.endless else math.cos(math.pi * self.offset / self.n_fft) ** 4
+        return min(between, first)
 
     def frames(self, samples: int) -> int:
         """T, frames that cover a signal so that its samples come back exactly; 0 for an empty one."""
@@ -327,8 +338,8 @@ class ModelSpec:
                 raise BundleError(f"{role} {name!r} is not one of the stems {list(self.stems)}")
         self._check_network_stems()
         self._check_short()
-        if not isinstance(self.samples, bool):
-            raise BundleError(f"samples {self.samples!r} must be true or false")
+        self._check_endless()
+        _boolean(self, "samples")
         self._check_state()
         numbers = sum(map(math.prod, (*self.takes.values(), *self.gives.values())))
         if 4 * numbers > CHUNK_BYTES:
@@ -372,6 +383,25 @@ class ModelSpec:
                 f"short {short}, fill {self.stft.fill} and a network with state: frames of one chunk would "
                 f"not be on the grid of the next, every {hop} samples: use 0"
             )
+
+    def _check_endless(self) -> None:
+        """What windows of the frames that lack would reach is discarded."""
+        stft, chunk = self.stft, self.chunk
+        if not stft.endless:
+            return
+        before = (
+            stft.n_fft // 2 + stft.offset - stft.hop
+        )  # samples under the window of the frame before a chunk
+        after = before - stft.fill - chunk.short
+        for name, given, quieter in (
+            ("context", chunk.context, before),
+            ("context_after", chunk.after, after),
+        ):
+            if given * stft.hop < quieter:
+                raise BundleError(
+                    f"{name} {given}: {quieter} samples of a chunk are quieter there, as its transform is "
+                    f"endless, and {given * stft.hop} are discarded: use {math.ceil(quieter / stft.hop)}"
+                )
 
     def _check_state(self) -> None:
         """Names and shapes; and every frame that goes into the state sees all that is under its window."""
@@ -424,6 +454,7 @@ class ModelSpec:
             self.chunk.early
             or self.chunk.short
             or self.stft.fill
+            or self.stft.endless
             or self.samples
             or self.state
             or self.family is None

@@ -37,7 +37,7 @@ class Stft:
         |<-- n_fft/2 ->|                               |<-- n_fft/2 ->|
 
     The overlap-add is divided by the sum of squared windows, which a ``StftSpec`` keeps from being too small
-    anywhere within the signal.
+    anywhere within the signal; by that of an endless signal where it says so.
 
     Results do not depend on how signals are grouped: each row of ``[..., N]`` and each frame is
     transformed by the same operations in the same order, whatever else is in the call and however many
@@ -225,12 +225,12 @@ def _parts(spec: StftSpec) -> int:
 def gain_of(spec: StftSpec, frames: int) -> NDArray[np.float32]:
     """1 / (sum of squared windows of ``frames`` frames), ``[(frames - 1 + parts) * hop]``; 1 where it is 0.
 
-    It is 0 outside the signal only.
+    It is 0 outside the signal only. Frames of an endless signal are everywhere.
     """
     squares = np.zeros(_parts(spec) * spec.hop)
     squares[: spec.n_fft] = window_of(spec) ** 2
     rows = np.zeros((frames - 1 + _parts(spec), spec.hop))
     for j, part in enumerate(squares.reshape(-1, spec.hop)):
-        rows[j : j + frames] += part
+        rows[slice(None) if spec.endless else slice(j, j + frames)] += part
     total = rows.reshape(-1)
     return (1.0 / np.where(total == 0.0, 1.0, total)).astype(np.float32)

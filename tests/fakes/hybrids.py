@@ -20,7 +20,9 @@ def recorded(case: str) -> ModelSpec:
         SOURCES,
         channels=hyper.pop("audio_channels", 2),
         hyper=hyper,
-        stft=StftSpec(N_FFT, N_FFT // 4, scale=N_FFT**-0.5, padding="reflect", offset=N_FFT // 8),
+        stft=StftSpec(
+            N_FFT, N_FFT // 4, scale=N_FFT**-0.5, padding="reflect", offset=N_FFT // 8, endless=True
+        ),
         chunk=ChunkSpec(FRAMES, context=3, fade=2, multiple=1),
         unseen_stem=None,
         samples=True,

@@ -22,7 +22,9 @@ SPECS = {
         "any",
         ("one", "two", "rest"),
         channels=1,
-        stft=StftSpec(256, 100, 8000, scale=1 / 16, padding="reflect", offset=13, seen=(2, 120), fill=70),
+        stft=StftSpec(
+            256, 100, 8000, 1 / 16, padding="reflect", offset=13, seen=(2, 120), fill=70, endless=True
+        ),
         chunk=ChunkSpec(frames=20, context=5, fade=0, multiple=1, context_after=1, short=31),
         unseen_stem="two",
         residual_stem="rest",

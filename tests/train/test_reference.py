@@ -178,6 +178,7 @@ def test_the_transform_inverts_and_equals_the_runtimes(tiny_spec: ModelSpec, lea
         StftSpec(2048, 441, padding="reflect", scale=1.0, seen=(0, 1025), zero_below=1),
         StftSpec(768, 100, padding="reflect", seen=(3, 200), offset=50),
         StftSpec(768, 100, padding="reflect", fill=250),
+        StftSpec(1024, 256, padding="reflect", offset=128, endless=True),
         StftSpec(512, 128, window="none", scale=512**-0.5),
     ],
 )

@@ -15,9 +15,8 @@ S. Rouard, F. Massa and A. Défossez, Hybrid Transformers for Music Source Separ
 The host adds both. The planes are the stems' spectra themselves, no masks. T and N are the graph's own:
 places are constants in it. Weights have the names and shapes of the state dictionaries of the package
 ``demucs``, and the transform is that package's: scaled by 1 / sqrt(n_fft), frame t centered on sample
-(t + 1/2) * hop, no Nyquist bin. One thing differs, at the ends of a chunk, which are discarded: there the
-windows of absent frames count in the sum that the inverse transform divides by, so that its first and last
-1.5 hops are quieter.
+(t + 1/2) * hop, no Nyquist bin, and an inverse that is quieter in the first and last 1.5 hops of a chunk
+(``endless``), which are discarded.
 """
 
 from __future__ import annotations
@@ -325,7 +324,7 @@ HTDEMUCS = Family(
     HTDemucsHyper,
     HTDemucs,
     chunk=ChunkSpec(frames=336, context=33, fade=16, multiple=1, short=84),
-    stft=StftSpec(scale=1 / 64, padding="reflect", offset=512),
+    stft=StftSpec(scale=1 / 64, padding="reflect", offset=512, endless=True),
     samples=True,
     published=41_984_456,
     published_stems=STEMS,

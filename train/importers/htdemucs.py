@@ -75,6 +75,7 @@ def read_htdemucs(shapes: Shapes, settings: Settings) -> Reading:
         scale=n_fft**-0.5,
         padding="reflect",
         offset=n_fft // 8,
+        endless=True,
     )
     hyper = {
         "channels": channels,

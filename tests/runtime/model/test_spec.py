@@ -82,6 +82,7 @@ def test_nyquist_goes_to_the_last_stem_unless_named() -> None:
         {"zero_below": -1},
         {"fill": -1},
         {"fill": 8193},
+        {"endless": 1},
         {"zero_below": 2048},
         {"n_fft": 1024, "hop": 1024},
         {"n_fft": 4096.0},
@@ -120,6 +121,18 @@ def test_the_first_frame_may_be_centered_later() -> None:
     model = ModelSpec(family="x", stems=("a",), stft=spec, chunk=ChunkSpec(frames=336, multiple=1))
     assert model.chunk_samples == 336 * 1024
     assert spec.frames(model.chunk_samples) == 336
+
+
+def test_ends_that_come_back_quieter_are_context() -> None:
+    spec = StftSpec(4096, 1024, padding="reflect", offset=512, endless=True)
+    chunk = ChunkSpec(frames=336, context=2, fade=1, multiple=1, short=84)
+    ModelSpec(family="x", stems=("a",), stft=spec, chunk=chunk)
+    for name, quieter in (("context", 1536), ("context_after", 1452)):
+        changed = dataclasses.replace(chunk, **{name: 1})
+        if name == "context":
+            changed = dataclasses.replace(changed, context_after=2)
+        with pytest.raises(BundleError, match=rf"^{name} 1: {quieter} samples .* 1024 are discarded: use 2$"):
+            ModelSpec(family="x", stems=("a",), stft=spec, chunk=changed)
 
 
 def test_context_after_a_chunk_may_differ() -> None:

@@ -124,8 +124,8 @@ def transforms(draw: st.DrawFn) -> StftSpec:
     first = draw(st.integers(0, half))
     seen = draw(st.none() | st.integers(1, half + 1 - first).map(lambda count: (first, count)))
     padding = draw(st.sampled_from(["zero", "reflect"]))
-    fill = draw(st.just(0) | st.integers(0, n_fft))
-    return StftSpec(n_fft, hop, 8000, window=window, padding=padding, offset=offset, seen=seen, fill=fill)
+    fill, endless = draw(st.just(0) | st.integers(0, n_fft)), draw(st.booleans())
+    return StftSpec(n_fft, hop, 8000, 1 / 32, window, padding, offset, seen=seen, fill=fill, endless=endless)
 
 
 @st.composite
@@ -137,7 +137,7 @@ def specs(draw: st.DrawFn, *, state: bool) -> ModelSpec:
     edge = math.ceil(stft.n_fft / 2 / stft.hop)
     reach = edge - 1
     early = edge + draw(st.integers(0, 2)) if state else 0
-    context = early + reach + (0 if state else draw(st.integers(0, 3)))
+    context = early + reach + (0 if state else stft.endless + draw(st.integers(0, 3)))
     after = edge + reach + draw(st.integers(0, 3))
     fade = draw(st.integers(0, 3))
     longest = stft.hop - 1 + stft.fill - 2 * stft.offset  # that fill and short take from between two chunks

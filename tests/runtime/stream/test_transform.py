@@ -171,6 +171,24 @@ def test_what_is_filled_up_has_the_spectra_of_a_signal_with_zeros_behind_it(
 
 
 @settings(deadline=None, max_examples=100)
+@given(spec=specs(), samples=st.integers(0, 500), seed=st.integers(0, 2**32 - 1))
+def test_an_endless_signal_comes_back_quieter_at_its_ends_as_frames_are_of_silence_there(
+    spec: StftSpec, samples: int, seed: int
+) -> None:
+    spectrum = Stft(spec).forward(noise(2, samples, seed=seed))
+    found = Stft(dataclasses.replace(spec, endless=True)).inverse(spectrum, samples)
+    # The same frames among those of silence, of a signal that reaches so far beyond them.
+    more = -(-spec.n_fft // spec.hop)
+    plain = dataclasses.replace(spec, fill=0)
+    longer = (spectrum.shape[-2] - 1 + 2 * more) * spec.hop + 2 * spec.offset
+    right = Stft(plain).inverse(np.pad(spectrum, ((0, 0), (more, more), (0, 0))), longer)
+    right = right[:, more * spec.hop :][:, :samples]
+    tolerance = (ROUND_TRIP_TOLERANCE + more * 2.0**-23) / spec.least_sum
+    np.testing.assert_allclose(found, right, rtol=0, atol=tolerance)
+    assert (np.abs(found) <= np.abs(Stft(spec).inverse(spectrum, samples)) + tolerance).all()
+
+
+@settings(deadline=None, max_examples=100)
 @given(spec=specs(), hops=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
 def test_any_specification_without_offset_agrees_with_torch(spec: StftSpec, hops: int, seed: int) -> None:
     spec = dataclasses.replace(spec, offset=0, fill=0)
