@@ -25,6 +25,7 @@ from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.model import trust
 from tfswa.runtime.model.bundle import Bundle, whole_bundle
+from tfswa.runtime.model.narrowed import copy_narrowed
 from tfswa.runtime.model.opening import FileModel, Model, open_model
 from tfswa.runtime.stream.codec import Tensors
 from tfswa.train.published import source_network
@@ -206,6 +207,7 @@ def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Ite
             )
         if copy.digest != source.digest:
             raise BundleError(f"the copy of {source.path} is another model: its digest differs, not written")
+        copy_narrowed(source, copy.path)
         yield copy
 
 

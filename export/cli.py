@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,6 +61,11 @@ def _precision_option(help: str) -> Callable[[F], F]:
     help="Compare on this file's first chunks with energy; default: generated music.",
 )
 @click.option(
+    "--stems",
+    metavar="NAMES",
+    help="Stems, separated by commas: export a network of these alone, into MODEL/only; default: of all.",
+)
+@click.option(
     "--transform",
     is_flag=True,
     help="Make encode.onnx and decode.onnx instead: the STFT and its inverse, for hosts without one.",
@@ -77,6 +83,7 @@ def export(
     io: str,
     opset: int | None,
     audio: Path | None,
+    stems: str | None,
     transform: bool,
     output: Path | None,
     force: bool,
@@ -100,35 +107,39 @@ def export(
     for option, value in onnx_only.items():
         if kind != "onnx" and value is not None:
             raise UsageError(f"{option} {value} is for --format onnx, asked for is {kind}: leave it out")
-    opened = open_model(model)
-    if transform:
-        others = {**onnx_only, "--format": None if kind == "onnx" else kind, "--audio": audio, "-o": output}
-        _export_transform(opened, others, force=force, as_json=as_json)
-        return
-    click.echo(f"exporting {model} to {kind} in {precision} ...", err=True)
-    if kind == "onnx":
-        from tfswa.export.onnx import export_onnx
-        from tfswa.export.plan import PrecisionPlan
+    opened: Model = open_model(model)
+    with ExitStack() as stack:
+        if stems is not None:
+            from tfswa.export.narrow import narrow
 
-        made = export_onnx(
-            opened,
-            output,
-            precision=precision,
-            plan=PrecisionPlan.load(plan) if plan else None,
-            low_io=io == "fp16",
-            opset=opset,
-            audio=audio,
-            force=force,
-        )
-    elif kind == "torchscript":
+            names = [stem.strip() for stem in stems.split(",")]
+            opened = stack.enter_context(narrow(opened, names, inside=output is None))
+        if transform:
+            others = {"--format": None if kind == "onnx" else kind, "--audio": audio, "-o": output}
+            _export_transform(opened, {**onnx_only, **others}, force=force, as_json=as_json)
+            return
+        click.echo(f"exporting {opened.name} to {kind} in {precision} ...", err=True)
+        how: dict[str, Any] = {"audio": audio, "force": force}
+        if kind == "onnx":
+            how |= {"precision": precision, "plan": plan, "low_io": io == "fp16", "opset": opset}
+        _report(_exported(opened, kind, output, **how), as_json=as_json)
+
+
+def _exported(model: Model, kind: str, output: Path | None, **how: Any) -> Exported:
+    """What one of the exporters makes; ``how`` is of it."""
+    if kind == "torchscript":
         from tfswa.export.torchscript import export_torchscript
 
-        made = export_torchscript(opened, output, audio=audio, force=force)
-    else:
+        return export_torchscript(model, output, **how)
+    if kind == "aotinductor":
         from tfswa.export.aotinductor import export_aotinductor
 
-        made = export_aotinductor(opened, output, audio=audio, force=force)
-    _report(made, as_json=as_json)
+        return export_aotinductor(model, output, **how)
+    from tfswa.export.onnx import export_onnx
+    from tfswa.export.plan import PrecisionPlan
+
+    plan = how.pop("plan")
+    return export_onnx(model, output, plan=PrecisionPlan.load(plan) if plan else None, **how)
 
 
 def _export_transform(model: Model, others: Mapping[str, Any], *, force: bool, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from tfswa.runtime.backends.torchscript import TorchThreads, jit_allowed, run_to
 from tfswa.runtime.errors import BackendUnavailable, BundleError, UsageError, reason
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle
 from tfswa.runtime.model.opening import Model
-from tfswa.runtime.model.spec import INPUT
+from tfswa.runtime.model.spec import INPUT, ModelSpec
 from tfswa.train.families import build_network, new_spec
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -123,18 +123,25 @@ def load_network(model: Model) -> nn.Module:
             f"{model.name} is a published graph without weights, torch cannot run it: use --backend ort, "
             "openvino or trt"
         )
-    network = build_network(model.spec).eval()
-    weights = {
-        name: torch.from_numpy(value.astype(np.float32) if value.dtype == np.float16 else value)
-        for name, value in model.bundle.weights().items()
+    return network_with(model.bundle.weights(), model.spec, model.name)
+
+
+def network_with(weights: Mapping[str, NDArray[Any]], spec: ModelSpec, name: str) -> nn.Module:
+    """Build a network in eval mode with these weights, in float32.
+
+    Raises:
+        BundleError: the weights do not fit the family; ``name`` is whose they are.
+    """
+    network = build_network(spec).eval()
+    values = {
+        key: torch.from_numpy(value.astype(np.float32) if value.dtype == np.float16 else value)
+        for key, value in weights.items()
     }
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(values)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise BundleError(
-            f"{model.name}: weights do not fit {model.spec.family}: {' '.join(lines[1:3])}"
-        ) from error
+        raise BundleError(f"{name}: weights do not fit {spec.family}: {' '.join(lines[1:3])}") from error
     return network.requires_grad_(False)
 
 

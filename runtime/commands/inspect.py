@@ -92,6 +92,7 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
     from tfswa.runtime.errors import BackendUnavailable
     from tfswa.runtime.files.signals import load_point
     from tfswa.runtime.model.ensemble import is_ensemble
+    from tfswa.runtime.model.narrowed import all_narrowed
     from tfswa.runtime.model.opening import model_names, open_model
     from tfswa.runtime.model.trust import who_vouches
     from tfswa.runtime.parity.evidence import read_evidence
@@ -131,6 +132,7 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
             }
             for name, entry in sorted(opened.bundle.files.items())
         },
+        "only": [one.name for one in all_narrowed(opened.bundle, opened.name)],
         "parity": [
             {
                 **{key: getattr(run, key) for key in ("artifact", "backend", "precision", "device", "date")},
@@ -232,7 +234,7 @@ def _print(description: Mapping[str, Any]) -> None:
             click.echo(f"GFLOP per second of audio: {value}")
         elif key == "family" and value is None:
             click.echo("family: none, a published graph")
-        elif key not in ("weights_mb", "state_mb"):
+        elif key not in ("weights_mb", "state_mb") and (key != "only" or value):
             click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
 
 

@@ -23,6 +23,7 @@ from tfswa.runtime.model.bundle import (
     replacing_directory,
     write_manifest,
 )
+from tfswa.runtime.model.narrowed import copy_narrowed
 from tfswa.runtime.model.opening import BundleModel, Model, model_names, trust_code
 
 
@@ -170,4 +171,10 @@ def _copier(member: Model) -> Callable[[Path], object]:
         raise UsageError(
             f"{member.name} is an exported file, an ensemble holds bundles: name that it came from"
         )
-    return member.bundle.copy_into
+    bundle = member.bundle
+
+    def write(path: Path) -> None:
+        bundle.copy_into(path)
+        copy_narrowed(bundle, path)
+
+    return write

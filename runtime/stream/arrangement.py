@@ -7,14 +7,15 @@ Several     a ``Combination`` of arrangements
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, cast
 
-from tfswa.runtime.errors import UsageError
+from tfswa.runtime.errors import BackendUnavailable, UsageError
 from tfswa.runtime.model.ensemble import is_ensemble, open_ensemble
-from tfswa.runtime.model.opening import Model, open_model
+from tfswa.runtime.model.narrowed import narrowed
+from tfswa.runtime.model.opening import BundleModel, Model, open_model
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.stream.chain import Chain, chained_name, chained_stems
 from tfswa.runtime.stream.combination import Combination, combined_name
@@ -41,9 +42,16 @@ class Arrangement(Offer, Protocol):
 
 @dataclass(frozen=True)
 class One:
-    """One model."""
+    """One model.
+
+    Attributes:
+        model: it.
+        instead: what is loaded in its place where it can be: a bundle inside of it, of the stems that are
+            wanted alone.
+    """
 
     model: Model
+    instead: BundleModel | None = None
 
     @property
     def name(self) -> str:
@@ -71,11 +79,14 @@ class One:
         return (self.model,)
 
     def only(self, stems: Sequence[str]) -> Arrangement:
-        """It."""
-        return self
+        """It, or what it holds of these stems alone."""
+        return One(self.model, narrowed(self.model, stems))
 
     def load(self, load: Load) -> Separating:
         """Load it."""
+        if self.instead is not None:
+            with suppress(BackendUnavailable):  # it has no such artifact, which the whole model may have
+                return load(self.instead)
         return load(self.model)
 
 
