@@ -18,17 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tfswa.export.artifact import bundle_of, check_weights
+from tfswa.export.artifact import bundle_of
 from tfswa.export.check import check_tensors
 from tfswa.runtime.backends.torchscript import run_torch
-from tfswa.runtime.errors import ConfigError, ExportError, UsageError
+from tfswa.runtime.errors import BundleError, ConfigError, ExportError, UsageError
+from tfswa.runtime.files.atomic import folder
+from tfswa.runtime.files.locks import locked
 from tfswa.runtime.files.own_folders import check_own
 from tfswa.runtime.files.partial import temporary
 from tfswa.runtime.gates import gate_for
 from tfswa.runtime.metrics import likeness_db
 from tfswa.runtime.model.bundle import WEIGHTS, Bundle, writable
 from tfswa.runtime.model.narrowed import PART_OF, place_of
-from tfswa.runtime.model.opening import BundleModel, Model, open_model
+from tfswa.runtime.model.opening import BundleModel, Model
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.parity.figures import output_parts
 from tfswa.runtime.stream.codec import Tensors
@@ -52,19 +54,28 @@ def narrow(model: Model, stems: Sequence[str], *, inside: bool) -> Iterator[Mode
         ExportError: the network does not come apart.
     """
     bundle = bundle_of(model, "export")
-    check_weights(model, "network of fewer stems")
+    if model.spec.family is None:
+        raise UsageError(
+            f"{model.name} is a published graph, whose stems do not come apart: leave --stems out"
+        )
     wanted = _checked(model, stems)
     if not inside:
-        with temporary("export") as folder:
-            yield _made(model, bundle, wanted, folder / "inner" / place_of(bundle, wanted).name)
+        with temporary("export") as work:
+            yield _made(model, bundle, wanted, work / "inner" / place_of(bundle, wanted).name)
         return
     place = place_of(bundle, wanted)
     with writable(place):
         check_own(place.parent, None if bundle.sealed else bundle.path)
-    if place.exists() and Bundle.open(place).provenance.get(PART_OF) == bundle.digest:
-        yield open_model(str(place))
-    else:
-        yield _made(model, bundle, wanted, place)
+    yield _there(bundle, place) or _made(model, bundle, wanted, place)
+
+
+def _there(bundle: Bundle, place: Path) -> BundleModel | None:
+    """One that was made before, and still suits the whole."""
+    try:
+        found = Bundle.open(place)
+    except BundleError:
+        return None
+    return BundleModel(str(place), found) if found.provenance.get(PART_OF) == bundle.digest else None
 
 
 def _checked(model: Model, stems: Sequence[str]) -> tuple[str, ...]:
@@ -106,7 +117,10 @@ def _made(model: Model, bundle: Bundle, stems: Sequence[str], place: Path) -> Bu
     _compare(model, spec, weights)
     provenance = {**bundle.provenance, PART_OF: bundle.digest}
     precision = bundle.files[WEIGHTS].precision
-    made = Bundle.create(place, spec, weights, provenance=provenance, precision=precision, force=True)
+    with writable(place), folder(place.parent), locked(place.parent):
+        if (meanwhile := _there(bundle, place)) is not None:  # by another process, which may have added to it
+            return meanwhile
+        made = Bundle.create(place, spec, weights, provenance=provenance, precision=precision, force=True)
     return BundleModel(str(place), made)
 
 

@@ -117,8 +117,8 @@ def rounded(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         node.output[:] = [raw.get(name, name) for name in node.output]
         made.graph.node.append(node)
         for name, before in raw.items():
+            made.graph.node.extend(_peak(before))  # first, so that fewer copies are there at once
             made.graph.node.extend(_through(before, name, low[name]))
-            made.graph.node.extend(_peak(before))
             names.append(node.name)
             peaks.append(f"{before}_peak")
     made.graph.node.append(onnx.helper.make_node("Concat", peaks, [PEAKS], axis=0))

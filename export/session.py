@@ -30,6 +30,7 @@ def cpu_session(
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = cores()
+    settings.enable_cpu_mem_arena = False  # it keeps what was freed, and takes more with each size
     if in_order:
         settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not optimized:

@@ -75,7 +75,13 @@ NETWORKS = {
     "htdemucs": Network("demucs", "model.th", (), "demucs:0.25", 24.0),
     "bs-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "msst:1", None),
     "mel-band-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "msst:1", None),
-    "mdx-net": Network("onnxruntime, UVR's rule", "model.onnx", ("--stft", "n_fft=7680"), "1", 24.0),
+    "mdx-net": Network(
+        "onnxruntime, UVR's rule",
+        "model.onnx",
+        ("--stft", "n_fft=7680", "--stems", "vocals,accompaniment"),
+        "1",
+        24.0,
+    ),
 }
 
 
@@ -238,7 +244,7 @@ def _step(found: Mapping[str, Any] | None) -> str:
 def _speed(name: str, found: Mapping[str, Any], side: str) -> str:
     row, package = found["speed"].get(side), found["speed"].get(name)
     if not row:
-        return found.get("refused", "-")
+        return "-"
     if "refused" in row or not row["seconds"]:
         return f"refused: {row.get('refused', 'no turn ended')}"
     speed = found["audio_seconds"] / median(row["seconds"])

@@ -43,6 +43,8 @@ LEGEND = "dB; c: median over songs of the median over windows (1 s, 10 s); u: me
 @click.option("--songs", multiple=True, metavar="NAME", help="A song to take, repeatable; default: all.")
 @options.output_option("Folder for the results; default: evaluation/<model>.", kind="folder")
 @options.backend_options
+@options.wiener
+@options.overlap
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -85,6 +87,8 @@ def evaluate(
     device: str | None,
     threads: int | None,
     batch: int,
+    wiener: int,
+    overlap: str,
     jobs: int | None,
     baselines: bool,
     method: Method,
@@ -118,6 +122,8 @@ def evaluate(
             backend=backend,
             options=BackendOptions(precision, device or default_device(backend), threads),
             batch=batch,
+            wiener=wiener,
+            overlap=overlap,
             choices=Choices(baselines, method, estimates, jobs, force, plot),
             report=watch.report,
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from tfswa.runtime.limits import MOST_BATCH, MOST_THREADS
+from tfswa.runtime.limits import MOST_BATCH, MOST_THREADS, MOST_WIENER
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,6 +91,22 @@ batch = click.option(
     default=1,
     show_default=True,
     help="Chunks computed at once; the output does not depend on it.",
+)
+wiener = click.option(
+    "--wiener",
+    type=click.IntRange(0, MOST_WIENER),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Iterations of a multichannel Wiener filter after the network; parity does not cover it. 0: none.",
+)
+overlap = click.option(
+    "--overlap",
+    default="1",
+    show_default=True,
+    metavar="1|2|4|RULE",
+    help="How many shifted chunks every sample is the weighted mean of; or a rule: msst:N of the training "
+    "suite MSST, mean:N, demucs:0.25 of the package. Takes as many times as long; parity does not cover it.",
 )
 force = click.option("--force", is_flag=True, help="Replace outputs that are there; default: refuse.")
 as_json = click.option(

@@ -15,7 +15,6 @@ import click
 
 from tfswa.runtime.commands import options
 from tfswa.runtime.commands.ending import raise_for
-from tfswa.runtime.limits import MOST_WIENER
 
 if TYPE_CHECKING:
     from tfswa.runtime.audio.tracks import Track
@@ -78,22 +77,8 @@ NAMED = 3  # chunks of a report on stderr; --json has them all
     help="A chunk with NaN or Inf: stop, or compute it again by the bundle's float32 network on the CPU, "
     "and say which they were.",
 )
-@click.option(
-    "--wiener",
-    type=click.IntRange(0, MOST_WIENER),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Iterations of a multichannel Wiener filter after the network; parity does not cover it. 0: none.",
-)
-@click.option(
-    "--overlap",
-    default="1",
-    show_default=True,
-    metavar="1|2|4|RULE",
-    help="How many shifted chunks every sample is the weighted mean of; or a rule: msst:N of the training "
-    "suite MSST, mean:N, demucs:0.25 of the package. Takes as many times as long; parity does not cover it.",
-)
+@options.wiener
+@options.overlap
 @click.option(
     "--track",
     metavar="N|LANGUAGE",

@@ -57,6 +57,8 @@ def evaluate(
     backend: str = "auto",
     options: BackendOptions = BackendOptions(),  # noqa: B008  frozen
     batch: int = 1,
+    wiener: int = 0,
+    overlap: int | str = 1,
     choices: Choices = Choices(),  # noqa: B008  frozen
     report: Report = lambda _: None,
 ) -> Evaluation:
@@ -71,6 +73,8 @@ def evaluate(
         backend: which backend runs the model.
         options: precision, device, threads.
         batch: chunks at once.
+        wiener: see ``Separator``.
+        overlap: likewise.
         choices: see there.
         report: called as it goes on.
 
@@ -89,7 +93,8 @@ def evaluate(
         raise UsageError(f"{output} is a file, the results need a folder: choose another place")
     if not sources:
         return Evaluation({}, (), (), {}, tuple(tally.failures))
-    with model.load(lambda one: Separator(one, backend=backend, options=options, batch=batch)) as separator:
+    how: dict[str, Any] = {"batch": batch, "wiener": wiener, "overlap": overlap}
+    with model.load(lambda one: Separator(one, backend=backend, options=options, **how)) as separator:
         identity = identify(separator, spec, options, baselines=choices.baselines, method=choices.method)
         results.check_results(output, identity, force=choices.force)
         records = Records(output, identity, spec.stems, choices.estimates, choices.force)

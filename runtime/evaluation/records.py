@@ -154,6 +154,8 @@ def identify(
         "backend": ", ".join(dict.fromkeys(session.name for session in sessions)),
         "precision": options.precision or "fp32",
         "device": options.device,
+        "wiener": separator.parts[0].codec.wiener,
+        "overlap": separator.parts[0].overlap,
         "baselines": baselines,
         "bsseval": method,
         "windows_seconds": list(WINDOWS.values()),

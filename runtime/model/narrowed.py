@@ -17,6 +17,7 @@ from tfswa.runtime.model.bundle import Bundle
 from tfswa.runtime.model.opening import BundleModel, Model
 
 FOLDER = "only"
+ARTIFACTS = ("onnx", "torchscript", "aotinductor")
 PART_OF = "part_of"  # in the provenance of such a bundle: the digest of the one that it was made of
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,17 @@ def place_of(bundle: Bundle, stems: Sequence[str]) -> Path:
 
 
 def narrowed(model: Model, stems: Sequence[str]) -> BundleModel | None:
-    """The one with the fewest stems among those that have all of these; None where there is none."""
+    """The one with the fewest stems among those that have all of these; None where there is none.
+
+    One from which nothing was exported, because that was refused, does not count.
+    """
     if model.bundle is None:
         return None
-    fitting = [one for one in all_narrowed(model.bundle, model.name) if set(stems) <= set(one.spec.stems)]
+    fitting = [
+        one
+        for one in all_narrowed(model.bundle, model.name)
+        if set(stems) <= set(one.spec.stems) and any(map(one.bundle.find, ARTIFACTS))
+    ]
     return min(fitting, key=lambda one: len(one.spec.stems), default=None)
 
 

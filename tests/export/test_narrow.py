@@ -170,6 +170,19 @@ def test_one_that_is_damaged_or_of_another_model_is_left_out(
     (path / "only" / "vocals.tfx" / MANIFEST).write_text("{}")
     assert narrowed(open_model(path), ["vocals"]) is None
     assert "whole.tfx/only/vocals.tfx is left out: " in caplog.text
+    done = tfx("export", path, "--stems", "vocals")
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert "is not a bundle: not replaced" in done.err  # {} is nobody's
+
+
+def test_one_of_which_no_export_was_made_is_not_taken(tmp_path: Path, tfx: Tfx) -> None:
+    path = whole(tmp_path / "whole.tfx")
+    refused = tfx("export", path, "--stems", "vocals", "--audio", tmp_path / "none.wav")
+    assert refused.code == 1
+    assert (path / "only" / "vocals.tfx").is_dir()
+    assert narrowed(open_model(path), ["vocals"]) is None
+    assert tfx("export", path, "--stems", "vocals").code == 0
+    assert narrowed(open_model(path), ["vocals"]) is not None
 
 
 def test_it_may_go_elsewhere(tmp_path: Path, song: Path, tfx: Tfx) -> None:

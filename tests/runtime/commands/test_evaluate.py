@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from waiting import alive, until
@@ -20,6 +22,7 @@ from tfswa.runtime.errors import BackendUnavailable
 from tfswa.runtime.evaluation import boxplot, song_run
 from tfswa.runtime.evaluation.scores import FIGURES
 from tfswa.runtime.model.bundle import Bundle
+from tfswa.runtime.stream.separator import Separator
 
 Tfx = Callable[..., tuple[str, str]]
 
@@ -52,6 +55,31 @@ def tfx(
         return printed.out, printed.err
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("words", "how"), [((), {}), (("--overlap", "2"), {"overlap": 2}), (("--wiener", "1"), {"wiener": 1})]
+)
+def test_rules_and_filters_of_separate_are_measured(
+    tfx: Tfx, song_root: Path, tmp_path: Path, words: tuple[str, ...], how: dict[str, Any]
+) -> None:
+    where = ("--data", song_root, "--songs", "A", "--no-baselines", "--no-plot", "--estimates", "stems")
+    out, _ = tfx(*where, *words, "--json")
+    identity = json.loads(out)["identity"]
+    assert (identity["overlap"], identity["wiener"]) == (str(how.get("overlap", 1)), how.get("wiener", 0))
+    parts = [soundfile.read(path, dtype="float64")[0] for path in (song_root / "A").glob("*.wav")]
+    mixture = np.sum(parts, axis=0).T.astype(np.float32)
+    with Separator("network.tfx", backend="torch", **how) as separator:
+        right = dict(zip(separator.stems, separator.separate(mixture), strict=True))
+    with Separator("network.tfx", backend="torch") as separator:
+        plain = dict(zip(separator.stems, separator.separate(mixture), strict=True))
+    for path in (tmp_path / "stems").rglob("*.wav"):
+        found = soundfile.read(path, dtype="float32")[0].T
+        np.testing.assert_allclose(found, right[path.stem], atol=1e-5)
+        assert not how or np.abs(found - plain[path.stem]).max() > 1e-4
+    _, err = tfx(*where, "--overlap", "4", code=2)
+    assert f"overlap {how.get('overlap', 1)}, now 4" in err
+    assert err.endswith("add --force to compute it anew, or choose another -o\n")
 
 
 @pytest.mark.slow
