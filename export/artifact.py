@@ -116,6 +116,7 @@ def produce(
         return _alone(order, bundle, output, force)
     with bundle_copy(bundle, output, without=name, force=force) as copy:
         made = _produce(order, copy)
+        copy_narrowed(bundle, copy.path)
     return replace(made, bundle=output, file=output / name)
 
 
@@ -207,7 +208,6 @@ def bundle_copy(source: Bundle, path: Path, *, without: str, force: bool) -> Ite
             )
         if copy.digest != source.digest:
             raise BundleError(f"the copy of {source.path} is another model: its digest differs, not written")
-        copy_narrowed(source, copy.path)
         yield copy
 
 

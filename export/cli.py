@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -108,6 +108,10 @@ def export(
         if kind != "onnx" and value is not None:
             raise UsageError(f"{option} {value} is for --format onnx, asked for is {kind}: leave it out")
     opened: Model = open_model(model)
+    others = {"--format": None if kind == "onnx" else kind, "--audio": audio, "-o": output}
+    for option, value in {**onnx_only, **others}.items() if transform else ():
+        if value is not None:
+            raise UsageError(f"--transform and {option} {value} do not go together: leave one out")
     with ExitStack() as stack:
         if stems is not None:
             from tfswa.export.narrow import narrow
@@ -115,8 +119,7 @@ def export(
             names = [stem.strip() for stem in stems.split(",")]
             opened = stack.enter_context(narrow(opened, names, inside=output is None))
         if transform:
-            others = {"--format": None if kind == "onnx" else kind, "--audio": audio, "-o": output}
-            _export_transform(opened, {**onnx_only, **others}, force=force, as_json=as_json)
+            _export_transform(opened, force=force, as_json=as_json)
             return
         click.echo(f"exporting {opened.name} to {kind} in {precision} ...", err=True)
         how: dict[str, Any] = {"audio": audio, "force": force}
@@ -142,16 +145,12 @@ def _exported(model: Model, kind: str, output: Path | None, **how: Any) -> Expor
     return export_onnx(model, output, plan=PrecisionPlan.load(plan) if plan else None, **how)
 
 
-def _export_transform(model: Model, others: Mapping[str, Any], *, force: bool, as_json: bool) -> None:
+def _export_transform(model: Model, *, force: bool, as_json: bool) -> None:
     import json
 
     from tfswa.export.artifact import finite_or_none
     from tfswa.export.transform import export_transform
-    from tfswa.runtime.errors import UsageError
 
-    for option, value in others.items():
-        if value is not None:
-            raise UsageError(f"--transform and {option} {value} do not go together: leave one out")
     click.echo(f"exporting the transform of {model.name} ...", err=True)
     made = export_transform(model, force=force)
     if as_json:

@@ -65,17 +65,19 @@ def narrow(model: Model, stems: Sequence[str], *, inside: bool) -> Iterator[Mode
         return
     place = place_of(bundle, wanted)
     with writable(place):
-        check_own(place.parent, None if bundle.sealed else bundle.path)
-    yield _there(bundle, place) or _made(model, bundle, wanted, place)
+        check_own(place, None if bundle.sealed else bundle.path)
+    yield _there(bundle, wanted, place) or _made(model, bundle, wanted, place)
 
 
-def _there(bundle: Bundle, place: Path) -> BundleModel | None:
-    """One that was made before, and still suits the whole."""
+def _there(bundle: Bundle, stems: Sequence[str], place: Path) -> BundleModel | None:
+    """One that was made before, is whole, and still suits its bundle."""
     try:
         found = Bundle.open(place)
+        found.file(found.origin)
     except BundleError:
         return None
-    return BundleModel(str(place), found) if found.provenance.get(PART_OF) == bundle.digest else None
+    suits = found.provenance.get(PART_OF) == bundle.digest and found.spec.stems == tuple(stems)
+    return BundleModel(str(place), found) if suits else None
 
 
 def _checked(model: Model, stems: Sequence[str]) -> tuple[str, ...]:
@@ -118,7 +120,9 @@ def _made(model: Model, bundle: Bundle, stems: Sequence[str], place: Path) -> Bu
     provenance = {**bundle.provenance, PART_OF: bundle.digest}
     precision = bundle.files[WEIGHTS].precision
     with writable(place), folder(place.parent), locked(place.parent):
-        if (meanwhile := _there(bundle, place)) is not None:  # by another process, which may have added to it
+        if (
+            meanwhile := _there(bundle, stems, place)
+        ) is not None:  # by another process, which may have added to it
             return meanwhile
         made = Bundle.create(place, spec, weights, provenance=provenance, precision=precision, force=True)
     return BundleModel(str(place), made)

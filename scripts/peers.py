@@ -73,8 +73,8 @@ class Network:
 
 NETWORKS = {
     "htdemucs": Network("demucs", "model.th", (), "demucs:0.25", 24.0),
-    "bs-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "msst:1", None),
-    "mel-band-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "msst:1", None),
+    "bs-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "mean:1", None),
+    "mel-band-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "mean:1", None),
     "mdx-net": Network(
         "onnxruntime, UVR's rule",
         "model.onnx",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tfswa.runtime.errors import BundleError, ConfigError, reason
 from tfswa.runtime.files.atomic import writing
 from tfswa.runtime.metrics import sdr_db
-from tfswa.runtime.model.bundle import WEIGHTS, Bundle, replacing_directory
+from tfswa.runtime.model.bundle import ONLY, WEIGHTS, Bundle, replacing_directory
 from tfswa.runtime.model.spec import INPUT, OUTPUT, SAMPLES, STEM_SAMPLES, ModelSpec
 from tfswa.train.config import ModelConfig, PretrainConfig, TrainConfig
 from tfswa.train.data.songs import TrainingSong
@@ -169,6 +169,7 @@ def _keep_aside(path: Path) -> None:
     except BundleError:  # not there, or not worth keeping
         return
     added = sorted(name for name in bundle.files if name != WEIGHTS)
+    added += sorted(str(inside.relative_to(path)) for inside in path.glob(f"{ONLY}/*.tfx"))
     if not added:
         return
     step = int(bundle.provenance.get("step", 0))

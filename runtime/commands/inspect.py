@@ -132,7 +132,7 @@ def bundle_as_dict(model: str, *, trusted: bool = False) -> dict[str, Any]:
             }
             for name, entry in sorted(opened.bundle.files.items())
         },
-        "only": [one.name for one in all_narrowed(opened.bundle, opened.name)],
+        "only": [one.name for one in all_narrowed(opened.bundle)],
         "parity": [
             {
                 **{key: getattr(run, key) for key in ("artifact", "backend", "precision", "device", "date")},

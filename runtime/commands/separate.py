@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -19,7 +19,8 @@ from tfswa.runtime.commands.ending import raise_for
 if TYPE_CHECKING:
     from tfswa.runtime.audio.tracks import Track
     from tfswa.runtime.failures import Failure
-    from tfswa.runtime.stream.arrangement import Arrangement
+    from tfswa.runtime.model.opening import BundleModel, Model
+    from tfswa.runtime.stream.arrangement import Arrangement, May
     from tfswa.runtime.stream.files import FileJob, FileResult, Outcome, Progress
     from tfswa.runtime.stream.jobs import JobPlan
     from tfswa.runtime.stream.separating import Separating
@@ -132,7 +133,7 @@ def separate(
     jobs = [job for job in jobs if job not in skipped]
     run = _Run(plan, jobs, skipped, quiet=quiet, as_json=as_json)
     run.begin()
-    with _loaded(arranged.only(wanted), **given) as separator:
+    with _loaded(arranged.only(wanted, _may(**given)), **given) as separator:
         run.started(separator, chosen=given["backend"] == "auto")
         for outcome in separate_files(separator, jobs, run.bar):
             run.take(outcome)
@@ -151,6 +152,21 @@ def _arranged(
     from tfswa.runtime.stream.arrangement import arrange
 
     return arrange(models, how=combine, weights=weights, then=then, trusted=trusted)
+
+
+def _may(backend: str, precision: str | None, wiener: int, **_: Any) -> May:
+    """Which bundles inside a model, of some of its stems alone, may take its place.
+
+    The Wiener filter shares the mixture out between all stems; ``auto`` would compute without an export what
+    the whole model has one for.
+    """
+    from tfswa.runtime.model.narrowed import ARTIFACTS
+
+    def may(inside: BundleModel) -> bool:
+        of = {inside.bundle.find(kind, precision or "fp32") for kind in ARTIFACTS}
+        return not wiener and (backend != "auto" or of != {None})
+
+    return may
 
 
 def _loaded(
@@ -174,15 +190,16 @@ def _loaded(
 
     settings = BackendOptions(precision, device or default_device(backend), threads)
     how: dict[str, Any] = {"batch": batch, "on_nonfinite": on_nonfinite, "wiener": wiener, "overlap": overlap}
-    separator = arranged.load(lambda model: Separator(model, backend=backend, options=settings, **how))
-    if require_parity or signed_by is not None:
-        try:
-            for part in separator.parts:
-                require_passing(part.model, part.session, part.options, signed_by)
-        except BaseException:
-            separator.close()
-            raise
-    return separator
+
+    def load(model: Model) -> Separator:
+        with ExitStack() as stack:
+            separator = stack.enter_context(Separator(model, backend=backend, options=settings, **how))
+            if require_parity or signed_by is not None:
+                require_passing(separator.model, separator.session, separator.options, signed_by)
+            stack.pop_all()
+        return separator
+
+    return arranged.load(load)
 
 
 def _check_request(output: Path, format_: str, *, skip_existing: bool, force: bool) -> None:

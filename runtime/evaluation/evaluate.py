@@ -98,21 +98,28 @@ def evaluate(
         identity = identify(separator, spec, options, baselines=choices.baselines, method=choices.method)
         results.check_results(output, identity, force=choices.force)
         records = Records(output, identity, spec.stems, choices.estimates, choices.force)
-        todo = []
-        for song in songs:
-            if song.name in sources:
-                with tally.spared(song.name):
-                    found = records.find(song, sources[song.name])
-                    if found is None:
-                        todo.append(song)
-                    else:
-                        tally.finished[song.name] = found
-        if todo:
+        if todo := _unfinished(songs, sources, records, tally):
             if choices.method == "museval":
                 by_museval.require_museval()
             with folder(output):
                 SongRun(separator, spec, records, choices, sources, tally).compute(todo)
     return _written(output, model, identity, songs, tally, plot=choices.plot)
+
+
+def _unfinished(
+    songs: Sequence[SongFiles], sources: Mapping[str, Sequence[str]], records: Records, tally: Tally
+) -> list[SongFiles]:
+    """Songs with sources that no earlier run has finished; those that one has are put into the tally."""
+    todo = []
+    for song in songs:
+        if song.name in sources:
+            with tally.spared(song.name):
+                found = records.find(song, sources[song.name])
+                if found is None:
+                    todo.append(song)
+                else:
+                    tally.finished[song.name] = found
+    return todo
 
 
 def _written(

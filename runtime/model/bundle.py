@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 GRAPH, PUBLISHED = "published.onnx", "published"  # what is there in place of weights, and its kind
+ONLY = "only"  # folder of bundles inside, see ``narrowed.py``
 MEMBERS = "members"  # in the manifest of an ensemble, in place of a spec
 FORMAT = "tfx-bundle"
 VERSION = 1
@@ -394,6 +395,7 @@ class Bundle:
         made = sorted(
             name for name, entry in self._own.items() if entry.kind not in ("weights", PUBLISHED, "document")
         )
+        made += [str(path.relative_to(self.path)) for path in self.path.glob(f"{ONLY}/*.tfx")]
         if self.sealed:
             raise UsageError(
                 f"{self.path} is sealed, its manifest stays as it is: write a new bundle with -o"

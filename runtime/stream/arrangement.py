@@ -6,16 +6,17 @@ Several     a ``Combination`` of arrangements
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, cast
 
-from tfswa.runtime.errors import BackendUnavailable, UsageError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, GateError, UsageError
 from tfswa.runtime.model.ensemble import is_ensemble, open_ensemble
-from tfswa.runtime.model.narrowed import narrowed
-from tfswa.runtime.model.opening import BundleModel, Model, open_model
+from tfswa.runtime.model.narrowed import all_narrowed, narrowed
+from tfswa.runtime.model.opening import BundleModel, Model, open_model, trust_code
 from tfswa.runtime.model.spec import ModelSpec
 from tfswa.runtime.stream.chain import Chain, chained_name, chained_stems
 from tfswa.runtime.stream.combination import Combination, combined_name
@@ -24,6 +25,9 @@ from tfswa.runtime.stream.separating import Offer, Separating
 from tfswa.runtime.stream.separator import Separator
 
 Load = Callable[[Model], Separator]
+May = Callable[[BundleModel], bool]
+
+logger = logging.getLogger(__name__)
 
 
 class Arrangement(Offer, Protocol):
@@ -33,8 +37,13 @@ class Arrangement(Offer, Protocol):
     def models(self) -> tuple[Model, ...]:
         """All that take part, in order."""
 
-    def only(self, stems: Sequence[str]) -> Arrangement:
-        """What makes these stems, each one of ``stems``: no more models than those are made of."""
+    def only(self, stems: Sequence[str], may: May = lambda _: True) -> Arrangement:
+        """What makes these stems, each one of ``stems``: no more than those are made of.
+
+        Args:
+            stems: these.
+            may: whether a bundle inside a model, of some of its stems alone, may take that one's place.
+        """
 
     def load(self, load: Load) -> Separating:
         """Load them, or none of them."""
@@ -78,15 +87,21 @@ class One:
         """It."""
         return (self.model,)
 
-    def only(self, stems: Sequence[str]) -> Arrangement:
+    def only(self, stems: Sequence[str], may: May = lambda _: True) -> Arrangement:
         """It, or what it holds of these stems alone."""
-        return One(self.model, narrowed(self.model, stems))
+        return One(self.model, narrowed(self.model, stems, may))
 
     def load(self, load: Load) -> Separating:
         """Load it."""
         if self.instead is not None:
-            with suppress(BackendUnavailable):  # it has no such artifact, which the whole model may have
+            try:
                 return load(self.instead)
+            except (
+                BackendUnavailable,
+                BundleError,
+                GateError,
+            ) as error:  # which the whole model may be free of
+                logger.warning("%s is not used: %s", self.instead.name, error)
         return load(self.model)
 
 
@@ -135,10 +150,10 @@ class Several:
         """All that take part."""
         return tuple(model for member in self.members for model in member.models)
 
-    def only(self, stems: Sequence[str]) -> Arrangement:
+    def only(self, stems: Sequence[str], may: May = lambda _: True) -> Arrangement:
         """Those that count in one of these stems."""
         rule, needed = self.rule.only(self.members, stems)
-        members = tuple(self.members[place].only(wanted) for place, wanted in needed.items())
+        members = tuple(self.members[place].only(wanted, may) for place, wanted in needed.items())
         return Several(members, rule, self.name)
 
     def load(self, load: Load) -> Separating:
@@ -194,7 +209,7 @@ class InARow:
         """All that take part."""
         return (*self.first.models, *self.then.models)
 
-    def only(self, stems: Sequence[str]) -> Arrangement:
+    def only(self, stems: Sequence[str], may: May = lambda _: True) -> Arrangement:
         """Both."""
         return self
 
@@ -264,10 +279,18 @@ def arrange_one(name: str, *, trusted: bool = False) -> Arrangement:
         UsageError, BundleError: see ``open_model`` and ``open_ensemble``.
     """
     if not is_ensemble(name):
-        return One(open_model(name, trusted=trusted))
+        return One(_opened(name, trusted=trusted))
     ensemble = open_ensemble(name, trusted=trusted)
     rule = CombinationRule(cast(How, ensemble.combine), ensemble.weights)
     return Several(tuple(map(One, ensemble.members)), rule, ensemble.name)
+
+
+def _opened(name: str, *, trusted: bool) -> Model:
+    model = open_model(name, trusted=trusted)
+    if trusted and model.bundle is not None:
+        for inside in all_narrowed(model.bundle):
+            trust_code(inside)
+    return model
 
 
 def arrange_members(

@@ -42,6 +42,11 @@ def plan_of(spec: ModelSpec, overlap: int | str = 1) -> StreamPlan:
             f"overlap {overlap!r}: choose {', '.join(map(str, OVERLAPS))}, msst:N with N from 2, mean:N, "
             "or demucs:SHARE, as in demucs:0.25"
         )
+    if spec.stft.endless and name == "mean":
+        raise UsageError(
+            f"overlap {overlap}: {spec.family} plays the ends of a chunk more quietly, and a plain mean "
+            "would have them in the song: use demucs:0.25"
+        )
     if spec.state and text != "1":
         raise UsageError(
             f"overlap {overlap}: {spec.family} has state that goes from chunk to chunk once: use overlap 1"

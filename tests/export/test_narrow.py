@@ -13,6 +13,7 @@ import soundfile
 from command_line import Tfx
 from parity_fakes import CHUNK, HYPER, STFT
 
+from tfswa.runtime.errors import UsageError
 from tfswa.runtime.metrics import snr_db
 from tfswa.runtime.model.bundle import MANIFEST, Bundle
 from tfswa.runtime.model.narrowed import PART_OF, narrowed
@@ -27,6 +28,7 @@ from hybrids import recorded  # noqa: E402
 
 from tfswa.runtime.stream.separator import Separator  # noqa: E402
 from tfswa.train.backend import new_bundle  # noqa: E402
+from tfswa.train.tasks import _keep_aside  # noqa: E402
 
 STEMS = ("drums", "bass", "other", "vocals")
 SHORT = ChunkSpec(16, context=2, fade=2, multiple=1)
@@ -161,6 +163,14 @@ def test_one_that_is_damaged_or_of_another_model_is_left_out(
     found = narrowed(open_model(path), ["vocals"])
     assert found is not None
     assert "left out" not in caplog.text
+    weights = path / "only" / "vocals.tfx" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    done = tfx("export", path, "-o", tmp_path / "copy.tfx")
+    assert done.code == 0
+    assert f"{path}/only/vocals.tfx is left out: " in done.err
+    assert not (tmp_path / "copy.tfx" / "only").exists()
+    assert tfx("export", path, "--stems", "vocals").code == 0  # made again
+    assert Bundle.open(weights.parent).weights()
     other = whole(tmp_path / "other.tfx", seed=1)
     shutil.copytree(path / "only", other / "only")
     assert narrowed(open_model(other), ["vocals"]) is None
@@ -173,6 +183,60 @@ def test_one_that_is_damaged_or_of_another_model_is_left_out(
     done = tfx("export", path, "--stems", "vocals")
     assert (done.code, len(done.lines)) == (2, 1)
     assert "is not a bundle: not replaced" in done.err  # {} is nobody's
+
+
+def test_what_needs_all_stems_or_another_artifact_is_done_by_the_whole(
+    tmp_path: Path, song: Path, tfx: Tfx, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = whole(tmp_path / "whole.tfx")
+    assert tfx("export", path).code == tfx("export", path, "--stems", "vocals").code == 0
+    assert tfx("parity", path, "--backend", "ort").code == 0
+
+    def model(*words: str) -> str:
+        out = tmp_path / "out" / "-".join(words)
+        done = tfx("separate", song, "-m", path, "-o", out, "--stems", "vocals", "--json", *words)
+        return str(done.json["model"])
+
+    inside = f"{path}/only/vocals.tfx"
+    assert model("--wiener", "1") == str(path)  # which shares the mixture out between all stems
+    assert model("--require-parity") == str(path)
+    assert f"{inside} is not used: " in caplog.text
+    assert tfx("parity", inside, "--backend", "ort").code == 0
+    assert model("--require-parity", "--backend", "ort") == inside
+    for file in (path / "only" / "vocals.tfx").glob("*.onnx"):
+        file.rename(file.with_suffix(".away"))
+    caplog.clear()
+    assert model("--backend", "ort") == str(path)
+    assert model("--precision", "fp32") == str(path)
+
+
+def test_links_are_neither_written_nor_read(tmp_path: Path, tfx: Tfx) -> None:
+    path, victim = whole(tmp_path / "whole.tfx"), whole(tmp_path / "victim.tfx", seed=1)
+    before = {file: file.read_bytes() for file in victim.iterdir()}
+    (path / "only").mkdir()
+    (path / "only" / "vocals.tfx").symlink_to(victim)
+    done = tfx("export", path, "--stems", "vocals")
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert "is a link to" in done.err
+    assert {file: file.read_bytes() for file in victim.iterdir()} == before
+    assert narrowed(open_model(path), ["vocals"]) is None
+
+
+def test_stems_whose_names_together_are_anothers(tmp_path: Path, tfx: Tfx) -> None:
+    path = whole(tmp_path / "whole.tfx", stems=("a", "b", "a+b", "c"))
+    assert tfx("export", path, "--stems", "a+b").code == 0
+    assert tfx("export", path, "--stems", "a,b").code == 0
+    assert Bundle.open(path / "only" / "a+b.tfx").spec.stems == ("a", "b")
+
+
+def test_new_weights_do_not_cost_what_was_exported(tmp_path: Path, tfx: Tfx) -> None:
+    path = whole(tmp_path / "best.tfx")
+    assert tfx("export", path, "--stems", "vocals").code == 0
+    with pytest.raises(UsageError, match=r"holds only/vocals.tfx, made for its present chunking"):
+        Bundle.open(path).check_rechunk()
+    _keep_aside(path)
+    (kept,) = tmp_path.glob("best-step-*.tfx")
+    assert narrowed(open_model(kept), ["vocals"]) is not None
 
 
 def test_one_of_which_no_export_was_made_is_not_taken(tmp_path: Path, tfx: Tfx) -> None:

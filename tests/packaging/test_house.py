@@ -34,6 +34,8 @@ NAMING_FAMILIES = {
     "runtime/commands/examples.py": "commands as they are typed",
     "scripts/bench.py": "the host's share is measured beside the default network",
     "scripts/bench_training.py": "the two networks whose steps are timed where none is named",
+    "scripts/peer_side.py": "the networks of others' packages",
+    "scripts/peers.py": "the networks of others' packages",
     "scripts/recipes.py": "recipes are tried on the small network",
     "train/config.py": "the default of model.family",
     "train/importers/cli.py": "tfx import spleeter",

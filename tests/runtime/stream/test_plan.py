@@ -216,3 +216,12 @@ class TestChoosing:
     def test_lengths_that_cannot_be(self) -> None:
         with pytest.raises(UsageError, match="overlap 4 must be from 1 to 3"):
             ChunkPlan(3, 0, 0, 0, 4)
+
+
+def test_a_plain_mean_is_refused_where_chunks_end_more_quietly() -> None:
+    stft = StftSpec(512, 128, 8000, padding="reflect", offset=64, endless=True)
+    spec = ModelSpec("any", ("a",), stft=stft, chunk=ChunkSpec(20, 3, 2, 1))
+    for overlap in (1, 2, "msst:2", "demucs:0.25"):
+        plan_of(spec, overlap)
+    with pytest.raises(UsageError, match=r"^overlap mean:2: any plays the ends of a chunk more quietly"):
+        plan_of(spec, "mean:2")
