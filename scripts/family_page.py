@@ -21,7 +21,8 @@ train on. Here they are the CC0 songs of *Everything is Free*.
   the loss, a cosine as long as the training, chunks of about 3 s. A family may learn better by its own. So
   short a training shows how fast a network learns, not how well it ends.
 - Where the time is equal, the number of steps is reckoned from the speed of a short run before. The seconds
-  are what they took in the end, loader included, validation not.
+  are the steps times the median of one, loader included, validation not, so that what other programs took is
+  left out.
 - SDR is of the vocals in dB, global (u), of the averaged weights after the last step: on 60 s from the middle
   of the song held out, and on the 6 s song of PyPI's `stempeg`, another artist.
 - MSE is the figure of the study that `tfx train study` follows, lower is better: the mean square of the error
