@@ -201,10 +201,11 @@ def _is_beside(path: Path) -> bool:
 
 
 def _is_written_into(path: Path) -> bool:
-    for work in partials(path):
-        with abandoned(work) as free:
-            if not free:
-                return True
+    for folder in (path, *path.glob("*/"), *path.glob("*/*/")):  # what was added may be a bundle
+        for work in partials(folder):
+            with abandoned(work) as free:
+                if not free:
+                    return True
     return False
 
 

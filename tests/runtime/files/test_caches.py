@@ -268,14 +268,19 @@ print(Bundle.open(Path(sys.argv[1])).add("model.onnx", content, kind="onnx"))
 """
 
 
+@pytest.mark.parametrize("inside", ["", "only/a.tfx"])
 @pytest.mark.parametrize("how", ["trim", "clear"])
 def test_what_another_process_adds_to_stays(
-    tiny_bundle: Bundle, tfx: Tfx, monkeypatch: pytest.MonkeyPatch, root: Path, how: str
+    tiny_bundle: Bundle, tfx: Tfx, monkeypatch: pytest.MonkeyPatch, root: Path, how: str, inside: str
 ) -> None:
     tiny_bundle.seal()
+    place = tiny_bundle.path
+    if inside:  # a bundle in the place of what is added to a sealed one
+        place = tiny_bundle.home / inside
+        Bundle.create(place, tiny_bundle.spec, tiny_bundle.weights())
     idle = put(root / "auto" / "a.json", 10, 1)
     child = subprocess.Popen(
-        [sys.executable, "-c", ADDS, str(tiny_bundle.path)],
+        [sys.executable, "-c", ADDS, str(place)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -290,7 +295,7 @@ def test_what_another_process_adds_to_stays(
     said, _ = child.communicate("go\n", timeout=600)
     assert child.returncode == 0
     assert Path(said.strip()).read_bytes() == b"new"
-    assert Bundle.open(tiny_bundle.path).file("model.onnx").read_bytes() == b"new"
+    assert Bundle.open(place).file("model.onnx").read_bytes() == b"new"
     assert not idle.exists()
     caches.clear("bundles")
     assert not (root / "bundles").exists() or not list((root / "bundles").iterdir())
