@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import types
 from pathlib import Path
@@ -104,8 +105,7 @@ def test_state_dictionaries_of_the_package_are_imported_and_agree(
         options = ["--prefix", "target_models."]
     for option, value in (("hyper", HYPER), ("stft", dataclasses.asdict(STFT))):
         for key, item in value.items():
-            item = f'"{item}"' if isinstance(item, str) else list(item) if key == "seen" else item
-            options += [f"--{option}", f"{key}={item}"]
+            options += [f"--{option}", f"{key}={json.dumps(item)}"]  # which TOML reads too
     options += ["--chunk", "frames=24", "--chunk", "context=3", "--chunk", "fade=2"]
     done = tfx(
         *("import", tmp_path / "umx.pth", "--family", FAMILY, "--stems", ",".join(stems)),
