@@ -120,9 +120,8 @@ def _made(model: Model, bundle: Bundle, stems: Sequence[str], place: Path) -> Bu
     provenance = {**bundle.provenance, PART_OF: bundle.digest}
     precision = bundle.files[WEIGHTS].precision
     with writable(place), folder(place.parent), locked(place.parent):
-        if (
-            meanwhile := _there(bundle, stems, place)
-        ) is not None:  # by another process, which may have added to it
+        meanwhile = _there(bundle, stems, place)  # by another process, which may have added to it
+        if meanwhile is not None:
             return meanwhile
         made = Bundle.create(place, spec, weights, provenance=provenance, precision=precision, force=True)
     return BundleModel(str(place), made)
