@@ -31,6 +31,7 @@ from tfswa.runtime.errors import ConfigError, ExportError, UsageError
 from tfswa.runtime.model.bundle import GRAPH, Bundle
 from tfswa.runtime.model.opening import BundleModel, Model
 from tfswa.runtime.model.spec import ModelSpec
+from tfswa.train.blocks.recurrent import whole_layers
 from tfswa.train.published import PublishedNetwork, ends_of, read_graph
 from tfswa.train.rewriting import sealed_message, to_contract
 
@@ -202,7 +203,7 @@ def build_graph(network: nn.Module, spec: ModelSpec, opset: int = OPSET) -> onnx
     # 2 items: torch.export takes a size of 1 for a constant
     example = tuple(torch.zeros(2, *shape) for shape in spec.takes.values())
     shapes = _free_batch(network, spec)
-    with _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    with _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), whole_layers():
         try:
             program = torch.onnx.export(
                 _without_loops(network, example, shapes),
@@ -237,7 +238,8 @@ def _free_batch(network: nn.Module, spec: ModelSpec) -> Any:
 def _without_loops(network: nn.Module, example: Any, shapes: Any) -> Any:
     """Return what torch.onnx is to convert: the network, or of one with LSTMs the program that it makes.
 
-    Where the batch is free, torch.onnx would take an LSTM apart into a loop over the frames (torch 2.13).
+    Where the batch is free, torch.onnx would take an LSTM apart into a loop over the frames (torch 2.13), of
+    networks that call it without ``heard``.
     """
     if not any(isinstance(module, nn.LSTM) for module in network.modules()):
         return network
@@ -472,10 +474,35 @@ def _operators() -> Any:
     return opset18
 
 
+def _recurrent(x: Any, weights: Sequence[Any], mode: str) -> Any:
+    """Bidirectional layers as ONNX's ``LSTM`` or ``GRU``, ``[T, B, D]``: see ``blocks.recurrent``."""
+    op = _operators()
+    order = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}[mode]  # torch's gates as ONNX has them
+    hidden = weights[1].shape[1]
+
+    def ordered(one: Any) -> Any:
+        gates = [op.Slice(one, [gate * hidden], [(gate + 1) * hidden], [0]) for gate in order]
+        return op.Concat(*gates, axis=0)
+
+    for start in range(0, len(weights), 8):
+        each = [ordered(one) for one in weights[start : start + 8]]
+        new, old = (op.Concat(*(op.Unsqueeze(each[k], [0]) for k in (at, at + 4)), axis=0) for at in (0, 1))
+        biases = (op.Concat(each[k], each[k + 1], axis=0) for k in (2, 6))
+        bias = op.Concat(*(op.Unsqueeze(one, [0]) for one in biases), axis=0)
+        told = {"hidden_size": hidden, "direction": "bidirectional"}
+        if mode == "LSTM":
+            found, _, _ = op.LSTM(x, new, old, bias, **told)
+        else:
+            found, _ = op.GRU(x, new, old, bias, linear_before_reset=1, **told)
+        x = op.Reshape(op.Transpose(found, perm=[0, 2, 1, 3]), [0, 0, 2 * hidden])
+    return x
+
+
 TRANSLATIONS: dict[Any, Any] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.roll.default: _roll,
     torch.ops.aten.group_norm.default: _group_norm,
+    torch.ops.tfswa.recurrent.default: _recurrent,
 }
 
 

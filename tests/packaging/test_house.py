@@ -38,6 +38,7 @@ NAMING_FAMILIES = {
     "scripts/peers.py": "the networks of others' packages",
     "scripts/recipes.py": "recipes are tried on the small network",
     "train/config.py": "the default of model.family",
+    "train/importers/bandit.py": "the family that a published file is of",
     "train/importers/cli.py": "tfx import spleeter",
     "train/importers/demucs.py": "a class of the package that files name",
     "train/importers/htdemucs.py": "the family that a published file is of",

@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tfswa.runtime.errors import ConfigError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.train.blocks.bands import OfAllBands, complex_masked
 from tfswa.train.blocks.gated import ChannelAttention, FeedForward, GatedAttention, RmsNorm
 from tfswa.train.families import Family
 
@@ -154,19 +155,13 @@ class Roformer(nn.Module):
     """
 
     places: Tensor
-    found_at: Tensor
-    share: Tensor
 
     def __init__(self, spec: ModelSpec, hyper: RoformerHyper):
         super().__init__()
         members = _members(spec, hyper)
-        self.hyper, self.channels, self.checkpointing = hyper, spec.channels, False
-        places, counts = np.concatenate(members), np.zeros(spec.stft.bins, np.int64)
-        np.add.at(counts, places, 1)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
-        found_at, share = _averages(places, counts)
-        self.register_buffer("found_at", torch.tensor(found_at), persistent=False)
-        self.register_buffer("share", torch.tensor(share), persistent=False)
+        self.hyper, self.checkpointing = hyper, False
+        self.register_buffer("places", torch.tensor(np.concatenate(members)), persistent=False)
+        self.of_all_bands = OfAllBands(members, spec.stft.bins) if hyper.bands == "mel" else nn.Identity()
         sizes = [2 * spec.channels * len(bins) for bins in members]
         self.band_split = BandSplit(sizes, hyper.dim)
         turns = []
@@ -191,10 +186,7 @@ class Roformer(nn.Module):
         x = x if self.hyper.bands == "fixed" else x.index_select(2, self.places)
         x = self._turns(self.band_split(x.reshape(b, t, -1)))
         masks = torch.stack([of(x) for of in self.mask_estimators], dim=1)  # [B, S, T, sum of sizes]
-        masks = masks.reshape(b, -1, t, self.places.shape[0], planes)
-        if self.hyper.bands == "mel":
-            parts = zip(self.found_at.unbind(), self.share.unbind(), strict=True)
-            masks = torch.stack([masks.index_select(3, at) * part[:, None] for at, part in parts]).sum(dim=0)
+        masks = self.of_all_bands(masks.reshape(b, -1, t, self.places.shape[0], planes))
         return self._masked(mixture, masks.permute(0, 1, 4, 2, 3))
 
     def _turns(self, x: Tensor) -> Tensor:
@@ -232,12 +224,7 @@ class Roformer(nn.Module):
 
     def _masked(self, mixture: Tensor, masks: Tensor) -> Tensor:
         """The mixture times complex masks ``[B, S, 2*C, T, F]``."""
-        b, stems, planes, t, bins = masks.shape
-        pairs = mixture.reshape(b, 1, self.channels, 2, t, bins)
-        masks = masks.reshape(b, stems, self.channels, 2, t, bins)
-        (re, im), (real, imaginary) = pairs.unbind(3), masks.unbind(3)
-        found = torch.stack((re * real - im * imaginary, re * imaginary + im * real), dim=3)
-        found = found.reshape(b, stems, planes, t, bins)
+        found = complex_masked(mixture, masks)
         if not self.hyper.zero_dc:
             return found
         return functional.pad(found[..., 1:], (1, 0))
@@ -296,20 +283,6 @@ def mel_members(stft: StftSpec, bands: int) -> list[NDArray[np.int64]]:
                 f"mel band {band} of {bands} hears no bin of n_fft {stft.n_fft}: use fewer bands"
             )
     return [np.flatnonzero(row) for row in hears]
-
-
-def _averages(
-    places: NDArray[np.int64], counts: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Where the masks of each bin lie among those of all bands, ``[most, F]``, and what share each has."""
-    most = int(counts.max())
-    found_at = np.zeros((most, len(counts)), np.int64)
-    share = np.zeros((most, len(counts)), np.float32)
-    for place in range(len(counts)):
-        own = np.flatnonzero(places == place)
-        found_at[: len(own), place] = own
-        share[: len(own), place] = 1 / len(own)
-    return found_at, share
 
 
 def _check(spec: ModelSpec, hyper: RoformerHyper) -> None:

@@ -358,8 +358,18 @@ def _published(
                     f"{source}: {name} is {few(map(str, value.flat))}, in a {kind.name} as it is known here "
                     f"{few(map(str, right.flat))}: it is another network"
                 )
-    theirs = {reading.rename(name): name for name in weights}
+    theirs: dict[str, str] = {}
+    for name in list(weights):
+        first = theirs.setdefault(reading.rename(name), name)
+        if first != name and not _same(weights[first], weights.pop(name)):
+            raise BundleError(
+                f"{source}: {first} and {name} are one weight of a {kind.name}, and differ: it is damaged"
+            )
     return spec, {theirs.get(name, name): name for name in shapes_of(spec)}
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str, str]:

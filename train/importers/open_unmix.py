@@ -13,12 +13,11 @@ import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tfswa.runtime.errors import BundleError
 from tfswa.train.families.open_unmix import OPEN_UNMIX as FAMILY
 from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
-from tfswa.train.importers.shapes import numbered, shape_of
+from tfswa.train.importers.shapes import hann, numbered, shape_of
 
 MARK = "input_mean"  # ends one name of every target
 TARGET = r"(?:[^.]+\.)?"  # what names of a target begin with
@@ -82,12 +81,6 @@ def _order(starts: list[str], settings: Settings) -> Callable[[str], int]:
     said = settings.stems or settings.of("training", "instruments")
     wanted = [f"{name}." for name in said] if isinstance(said, Sequence) else []
     return (wanted if set(wanted) == set(starts) else starts).index
-
-
-def hann(samples: int) -> NDArray[np.float64]:
-    """The window that files of the package hold, ``[samples]``, as long as a transform."""
-    window: NDArray[np.float64] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(samples) / samples)
-    return window
 
 
 OPEN_UNMIX = Kind(

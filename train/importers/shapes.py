@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tfswa.runtime.errors import BundleError
 from tfswa.train.importers.kinds import Shapes
 
@@ -37,3 +40,9 @@ def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
             f"{name} is {list(shape) or 'missing'}, {axes} axes are needed: it is another network"
         )
     return shape
+
+
+def hann(samples: int) -> NDArray[np.float64]:
+    """The window that many files hold, ``[samples]``, as long as a transform."""
+    window: NDArray[np.float64] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(samples) / samples)
+    return window

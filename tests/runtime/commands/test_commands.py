@@ -923,7 +923,7 @@ class TestInspectAndModels:
             assert (done.code, done.err) == (0, "")
             assert len(done.out.splitlines()) == lines
             assert done.out.splitlines()[-1].startswith(
-                "families     htdemucs, mdx23c, moises_light, open_unmix, roformer, scnet, spleeter, "
+                "families     bandit, htdemucs, mdx23c, moises_light, open_unmix, roformer, scnet, spleeter, "
             )
 
 
