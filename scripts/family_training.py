@@ -8,7 +8,8 @@
 All have one recipe: data and augmentation of train/configs/demo.toml, a cosine as long as the training, and
 the lead and accompaniment study's loss, the squared error of spectra. Absolute errors, which demo.toml has,
 are least for silence where most of a song has no vocals, and a network of few steps may get stuck there.
-A NAME is a family, or a configuration, of which the family and its hyper-parameters alone are taken.
+A NAME is a family, or a configuration, of which the family and its hyper-parameters alone are taken. With
+``--steps``, a training of OUT that was as long, though its time was given, is not made again.
 """
 
 from __future__ import annotations
@@ -196,8 +197,11 @@ def train_all(networks: Sequence[Network], plan: Plan, runs: Path, page: Path) -
             planned(folder, network, plan, check_of(network))
     for network in networks:
         folder = runs / f"{network.name}-{plan.budget}"
-        if (folder / "score.json").exists():
-            print(f"{folder}: trained and scored already", file=sys.stderr)
+        own = folder / "score.json"
+        same = own if own.exists() else same_training(runs, network, plan)
+        if same is not None:
+            print(f"{same.parent}: trained and scored already", file=sys.stderr)
+            done(folder, {**json.loads(same.read_text()), "budget": plan.budget})
         else:
             keep(folder, network, plan)
         write_page(runs, page)
@@ -219,9 +223,28 @@ def keep(folder: Path, network: Network, plan: Plan) -> None:
         refused.write_text(json.dumps({**about, "refused": reason(error)}, indent=1) + "\n")
         print(f"{network.name}: refused: {reason(error)}", file=sys.stderr)
         return
-    # Last and at once: a folder with a score is done.
+    done(folder, found)
+
+
+def done(folder: Path, found: Mapping[str, Any]) -> None:
+    """Last and at once: a folder with a score is done."""
     (folder / "score.json.part").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "score.json.part").rename(folder / "score.json")
+
+
+def same_training(runs: Path, network: Network, plan: Plan) -> Path | None:
+    """The score of one whose steps were not asked for but reckoned, all else alike."""
+    if plan.steps is None:
+        return None
+    for path in sorted(runs.glob("*/score.json")):
+        found = json.loads(path.read_text())
+        alike = (found["name"], found["steps"], found["threads"]) == (network.name, plan.steps, plan.threads)
+        if not alike:
+            continue
+        wanted = load_config(RECIPE, plan.overrides(network, plan.steps))
+        if load_run_config(path.parent / "run") == wanted:
+            return path
+    return None
 
 
 def check_of(network: Network) -> Check:

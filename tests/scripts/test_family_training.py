@@ -115,6 +115,29 @@ def test_the_best_comes_first_and_other_folders_stay_in_the_page(tmp_path: Path)
     ]
 
 
+def test_a_training_of_as_many_steps_whose_time_was_given_is_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network, there = Network.named(SMALL), tmp_path / f"{SMALL}-15min"
+    there.mkdir()
+    (there / "score.json").write_text(
+        json.dumps({"name": SMALL, "steps": 2, "threads": 1, "budget": "15min"})
+    )
+    monkeypatch.setattr(
+        family_training, "load_run_config", lambda run: load_config(family_training.RECIPE, made_by)
+    )
+    made_by = plan().overrides(network, 2)
+    assert family_training.same_training(tmp_path, network, plan()) == there / "score.json"
+    for other in (
+        plan(seed=4),
+        plan(steps=3),
+        plan(threads=2),
+        plan(batch=1),
+        plan(minutes=15.0, steps=None),
+    ):
+        assert family_training.same_training(tmp_path, network, other) is None
+
+
 @pytest.mark.slow
 def test_two_steps_are_trained_scored_and_not_trained_again(song_root: Path, tmp_path: Path) -> None:
     runs, page = tmp_path / "the runs", tmp_path / "page"
