@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -237,6 +238,8 @@ def damaged(path: Path, state: dict[str, Any], kind: str) -> None:
         torch.save(list(state.values()), path)
     elif kind == "numbers":
         torch.save({"epoch": 3, "loss": 0.5}, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"layers.0.bias": 1.0}, protocol=5))
     elif kind == "nan":
         torch.save({**state, "layers.0.bias": state["layers.0.bias"] / 0 * 0}, path)
     elif kind == "sparse":
@@ -250,6 +253,10 @@ def damaged(path: Path, state: dict[str, Any], kind: str) -> None:
     ("kind", "says"),
     [
         ("text", "is no state dictionary of torch and no safetensors"),
+        (
+            "pickle",
+            "is no state dictionary of torch and no safetensors, or damaged: Unsupported operand 149\n",
+        ),
         ("empty", "is no state dictionary of torch and no safetensors"),
         ("half", "is not a file of torch, or damaged"),
         ("half of safetensors", "is no state dictionary of torch and no safetensors"),

@@ -10,6 +10,7 @@ They are safetensors, or pickles of torch of which nothing but tensors and plain
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def read_tensors(source: Path) -> Mapping[str, Any]:
             return load_file(source)
         if beginning.startswith(b"PK"):
             check_archive(source)
-        with torch.serialization.safe_globals(STAND_INS):
+        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it does not read it says so below
             loaded = torch.load(source, map_location="cpu", weights_only=True)
     except BundleError:
         raise
@@ -86,11 +88,17 @@ def read_tensors(source: Path) -> Mapping[str, Any]:
                 "save network.state_dict() alone, or safetensors"
             ) from None
         raise BundleError(
-            f"{source} is no state dictionary of torch and no safetensors, or damaged: {reason(error)}"
+            f"{source} is no state dictionary of torch and no safetensors, or damaged: {_why(error)}"
         ) from error
     if not isinstance(loaded, Mapping):
         raise BundleError(f"{source} holds a {type(loaded).__name__}: save network.state_dict()")
     return {text_of(source, name): value for name, value in loaded.items()}
+
+
+def _why(error: Exception) -> str:
+    """What torch says, without its advice to run the code that it found."""
+    found = re.search(r"WeightsUnpickler error:\s*(\S.*)", str(error))
+    return found[1] if found else reason(error)
 
 
 def _check_name(source: Path) -> None:
