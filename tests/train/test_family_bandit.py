@@ -135,11 +135,36 @@ def test_stems_keep_their_names_in_any_order(tmp_path: Path) -> None:
         imported("first", tmp_path, Settings(config_of("first"), stems=("a", "b", "c")))
 
 
-def test_one_stem_leaves_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [["vocals", "other"], ["other", "vocals"]])
+def test_one_stem_leaves_another(every: list[str], tmp_path: Path) -> None:
     config = config_of("sum")
-    config["training"] = {"instruments": ["vocals", "other"], "target_instrument": "vocals"}
+    config["training"] = {"instruments": every, "target_instrument": "vocals"}
     others = {name: None for name in published("sum") if "mask_estim.other." in name}
-    assert imported("sum", tmp_path, Settings(config), **others).spec.residual_stem == "other"
+    spec = imported("sum", tmp_path, Settings(config), **others).spec
+    assert (spec.outputs, spec.residual_stem) == (("vocals",), "other")
+
+
+def test_a_stem_is_not_called_as_another_one_is(tmp_path: Path) -> None:
+    config = config_of("sum")
+    config["training"] = {"instruments": ["vocals", "other"], "target_instrument": "other"}
+    others = {name: None for name in published("sum") if "mask_estim.other." in name}
+    with pytest.raises(ConfigError, match="stems other,vocals are named, those of the file are vocals"):
+        imported("sum", tmp_path, Settings(config), **others)
+
+
+@pytest.mark.parametrize(("case", "said", "mean"), [
+    ("first", None, True), ("first", False, False), ("second", None, False), ("second", True, True),
+])  # fmt: skip
+def test_a_file_of_parameters_alone(case: str, said: bool | None, mean: bool, tmp_path: Path) -> None:
+    """Without shares: of the first version they are in use, unless a configuration says not."""
+    without = {name: None for name in published(case) if "freq_weights" in name or "stft" in name}
+    settings = Settings(config_of(case, use_freq_weights=said))
+    assert imported(case, tmp_path, settings, **without).spec.hyper["mean"] is mean
+
+
+def test_a_section_without_values_is_none(tmp_path: Path) -> None:
+    settings = Settings({**config_of("first", pad_mode="reflect"), "kwargs": None})
+    assert imported("first", tmp_path, settings).spec.stft.padding == "reflect"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +182,10 @@ def test_one_stem_leaves_another(tmp_path: Path) -> None:
             {"pad_mode": "circular"},
             "model.pad_mode 'circular' of the configuration is none of constant",
         ),
+        ("first", {"pad_mode": ["reflect"]}, r"model.pad_mode \['reflect'\] of the configuration is none of"),
+        ("first", {"power": 2}, "model.power 2 of the configuration, only None is known here"),
+        ("first", {"onesided": False}, "model.onesided False of the configuration, only True is known here"),
+        ("first", {"wkwargs": {"periodic": False}}, "model.wkwargs .* only a periodic window is known here"),
         ("first", {"win_length": 128}, "model.win_length 128 of the configuration is not n_fft 256"),
         ("first", {"n_fft": 512, "win_length": 512}, "musical ones of n_fft 512 are others"),
     ],
@@ -172,7 +201,7 @@ def test_a_configuration_of_another_network_is_refused(
 
 def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
     state = published("second")
-    name = "mask_estim.speech.norm_mlp.0.norm.weight"
+    name = twice = "mask_estim.speech.norm_mlp.0.norm.weight"
     with pytest.raises(BundleError, match="are one weight of a Bandit, and differ: it is damaged"):
         imported("second", tmp_path, **{name: state[name] + 1})
     name = "mask_estim.speech.freq_weights/0"
@@ -184,7 +213,29 @@ def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
         imported("second", tmp_path, **{"tf_model.seqband.0.0.norm.weight": torch.ones(6)})
     with pytest.raises(BundleError, match="3 recurrent layers, a Bandit has pairs"):
         imported("first", tmp_path, **{n: None for n in published("first") if ".seqband.3." in n})
+    with pytest.raises(BundleError, match=r"norm.weight is no plain tensor of real numbers"):
+        imported("second", tmp_path, **{twice: state[twice].to_sparse()})
+    with pytest.raises(BundleError, match="no name is of a mask"):
+        imported("first", tmp_path, **{n: None for n in published("first") if "norm_mlp" in n})
+    far = f"bsrnn.tf_model.seqband.{'9' * 5000}.norm.weight"
+    with pytest.raises(BundleError, match="5 recurrent layers, a Bandit has pairs"):
+        imported("first", tmp_path, **{far: torch.ones(1)})
+    stems = {f"bsrnn.mask_estim.s{n}.norm_mlp.0.norm.weight": torch.ones(1) for n in range(50)}
+    with pytest.raises(BundleError, match="53 stems of 12 bands, and 400 names: some are missing"):
+        imported("first", tmp_path, Settings(stft={"n_fft": N_FFT, "hop": 64}), **stems)
+    with pytest.raises(ConfigError, match=r"chunk.frames is 'x'"):
+        imported("first", tmp_path, Settings(config_of("first"), chunk={"frames": "x"}))
     assert not (tmp_path / "bandit.tfx").exists()
+
+
+def test_weights_twice_that_claim_more_than_can_be_compared(tmp_path: Path) -> None:
+    """Neither of them is read: torch can save one number as any count of them."""
+    large = torch.zeros(1).expand(10**13)
+    twice = [f"mask_estim.speech.norm_mlp.0.{part}.weight" for part in ("norm", "combined.0")]
+    with pytest.raises(Misfit, match=r"1 of another shape .* is \[10000000000000\], the network's \[6\]"):
+        imported("second", tmp_path, **dict.fromkeys(twice, large))
+    with pytest.raises(BundleError, match=r"stft.window is \[10000000000000\], in a Bandit"):
+        imported("second", tmp_path, **{"stft.window": torch.zeros(1).half().expand(10**13)})
 
 
 def test_the_default_is_the_published_network() -> None:
@@ -270,6 +321,13 @@ def test_it_exports(cell: str, tmp_path: Path) -> None:
 def test_impossible_hyper_parameters_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} 0 must be 1 or above"):
         build_network(dataclasses.replace(small(), hyper={**small().hyper, name: 0}))
+
+
+def test_more_bands_than_bins_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="bands 1000000000 are more than the 17 bins of n_fft 32: lower bands"
+    ):
+        small(bands=10**9)
 
 
 def test_musical_bands_are_of_all_bins() -> None:

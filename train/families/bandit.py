@@ -177,6 +177,11 @@ def _check(spec: ModelSpec, hyper: BanditHyper) -> None:
     for name in ("dim", "depth", "bands", "hidden", "mask_hidden"):
         if getattr(hyper, name) < 1:
             raise ConfigError(f"{name} {getattr(hyper, name)} must be 1 or above")
+    if hyper.bands > spec.stft.all_bins:
+        raise ConfigError(
+            f"bands {hyper.bands} are more than the {spec.stft.all_bins} bins of n_fft {spec.stft.n_fft}: "
+            "lower bands"
+        )
 
 
 BANDIT = Family(

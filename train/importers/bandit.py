@@ -8,15 +8,15 @@ published.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tfswa.runtime.errors import BundleError, ConfigError
 from tfswa.runtime.model.spec import StftSpec
 from tfswa.train.blocks.bands import averages
 from tfswa.train.families.bandit import musical_members
-from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes
-from tfswa.train.importers.shapes import hann, numbered, shape_of
+from tfswa.train.importers.kinds import Kind, Reading, Settings, Shapes, configured
+from tfswa.train.importers.shapes import DIGITS, hann, numbered, shape_of
 
 N_FFT, HOP = 2048, 512
 CELLS = {3: "gru", 4: "lstm"}  # by the number of gates
@@ -32,7 +32,9 @@ FIXED = {  # of a configuration: all that is known here
     "mult_add_mask": False,
     "normalize_channel_independently": False,
     "window_fn": "hann_window",
+    "power": None,
     "center": True,
+    "onesided": True,
 }
 START = r"(?:.*\.)?"
 PARTS = (  # of names, and what they are here
@@ -54,7 +56,7 @@ def read_bandit(shapes: Shapes, settings: Settings) -> Reading:
         BundleError: shapes that no such network has.
         ConfigError: a configuration that contradicts them, or of what is not known here.
     """
-    section = "kwargs" if "kwargs" in settings.config else "model"
+    section = "kwargs" if isinstance(settings.config.get("kwargs"), Mapping) else "model"
     _check(section, settings)
     plain = {_plain(name): tuple(shape) for name, shape in shapes.items()}
     second = any(".norm_fc_modules.0.combined." in name for name in shapes)
@@ -66,6 +68,10 @@ def read_bandit(shapes: Shapes, settings: Settings) -> Reading:
     if gates // hidden not in CELLS or f"{first}rnn.weight_hh_l0_reverse" not in plain:
         raise BundleError(f"{first}rnn is no bidirectional GRU or LSTM: it is another network")
     stft, shares = _transform(plain, order, section, settings)
+    if len(stems) * len(shares) > len(shapes):  # before a network of so many is built
+        raise BundleError(
+            f"{len(stems)} stems of {len(shares)} bands, and {len(shapes)} names: some are missing"
+        )
     hyper: dict[str, Any] = {
         "dim": shape_of(plain, f"{first}norm.weight", 1)[0],
         "depth": len(turns) // 2,
@@ -74,8 +80,10 @@ def read_bandit(shapes: Shapes, settings: Settings) -> Reading:
         "hidden": hidden,
         "mask_hidden": shape_of(plain, f"masks.{stems[0]}.0.1.weight", 2)[0],
         "order": order,
-        "mean": any("freq_weights/" in name for name in shapes)
-        and settings.flag(section, "use_freq_weights", True),
+        # Files of parameters alone lack the shares; of the first version every other file holds them.
+        "mean": settings.flag(
+            section, "use_freq_weights", not second or any("freq_weights/" in name for name in shapes)
+        ),
     }
     places = {
         **{f"turns.{number}.": f"turns.{place}." for place, number in enumerate(turns)},
@@ -109,6 +117,10 @@ def _check(section: str, settings: Settings) -> None:
     for name, known in FIXED.items():
         if (said := settings.of(section, name, known)) != known:
             raise ConfigError(f"{section}.{name} {said!r} of the configuration, only {known!r} is known here")
+    if (said := settings.of(section, "wkwargs")) and said != {"periodic": True}:
+        raise ConfigError(
+            f"{section}.wkwargs {said!r} of the configuration, only a periodic window is known here"
+        )
 
 
 def _plain(name: str) -> str:
@@ -124,7 +136,8 @@ def _turns(plain: Shapes) -> list[int]:
     Raises:
         BundleError: they do not go in pairs, along time and along bands.
     """
-    found = sorted({int(match[1]) for name in plain if (match := re.match(r"turns\.(\d+)\.", name))})
+    numbers = (match[1] for name in plain if (match := re.match(r"turns\.(\d+)\.", name)))
+    found = sorted({int(number[:DIGITS]) for number in numbers})
     if not found or len(found) % 2:
         raise BundleError(f"{len(found)} recurrent layers, a Bandit has pairs of them: it is another network")
     return found
@@ -134,16 +147,19 @@ def _stems(plain: Shapes, settings: Settings) -> list[str]:
     """The stems by their names in the file, as options or the configuration order them.
 
     Raises:
+        BundleError: there are none.
         ConfigError: these say other names.
     """
     found = list(dict.fromkeys(name.split(".")[1] for name in plain if name.startswith("masks.")))
-    said = settings.stems or settings.of("training", "instruments")
-    if not said or not isinstance(said, Sequence) or isinstance(said, str):
+    if not found:
+        raise BundleError("no name is of a mask: weights are missing, or it is another network")
+    said = settings.stems or configured(settings, len(found))
+    if said is None:
         return found
-    wanted = list(map(str, said))[: len(found)]
+    wanted = list(said[: len(found)])
     if set(wanted) != set(found):
         raise ConfigError(
-            f"stems {','.join(map(str, said))} are named, those of the file are {','.join(found)}: "
+            f"stems {','.join(said)} are named, those of the file are {','.join(found)}: "
             "name these, in any order"
         )
     return wanted
@@ -165,7 +181,7 @@ def _transform(
     if type(n_fft) is not int or n_fft < 1:  # the transform refuses what was said
         n_fft = settings.number(section, "n_fft", N_FFT)
     padding = settings.of(section, "pad_mode", PADDINGS[order])
-    if padding not in OURS:
+    if padding not in list(OURS):  # which a list or a table may be compared with too
         raise ConfigError(f"{section}.pad_mode {padding!r} of the configuration is none of {', '.join(OURS)}")
     if (said := settings.of(section, "win_length", n_fft)) != n_fft:
         raise ConfigError(

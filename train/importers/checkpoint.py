@@ -347,29 +347,42 @@ def _published(
     spec = spec_of_reading(kind, str(source), reading, settings)
     for pattern, right in reading.constants.items():
         for name in [name for name in weights if re.fullmatch(pattern, name)]:
-            value = np.asarray(array_of(source, name, weights.pop(name)), np.float32)
-            if value.shape != right.shape:
+            held = weights.pop(name)
+            if tuple(held.shape) != right.shape:  # before numbers are made of as many as a name may claim
                 raise BundleError(
-                    f"{source}: {name} is {list(value.shape)}, in a {kind.name} as it is known here "
+                    f"{source}: {name} is {list(held.shape)}, in a {kind.name} as it is known here "
                     f"{list(right.shape)}: it is another network"
                 )
+            value = np.asarray(array_of(source, name, held), np.float32)
             if not np.allclose(value, right, rtol=CLOSE, atol=NEAR_ZERO * np.abs(right).max()):
                 raise BundleError(
                     f"{source}: {name} is {few(map(str, value.flat))}, in a {kind.name} as it is known here "
                     f"{few(map(str, right.flat))}: it is another network"
                 )
+    sizes = shapes_of(spec)
     theirs: dict[str, str] = {}
     for name in list(weights):
-        first = theirs.setdefault(reading.rename(name), name)
-        if first != name and not _same(weights[first], weights.pop(name)):
+        ours = reading.rename(name)
+        first = theirs.setdefault(ours, name)
+        if first != name and not _same(source, (first, name), weights, sizes.get(ours)):
             raise BundleError(
                 f"{source}: {first} and {name} are one weight of a {kind.name}, and differ: it is damaged"
             )
-    return spec, {theirs.get(name, name): name for name in shapes_of(spec)}
+    return spec, {theirs.get(name, name): name for name in sizes}
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+def _same(source: Path, names: tuple[str, str], weights: State, shape: Sequence[int] | None) -> bool:
+    """Whether two names hold one weight, of which the second is taken out.
+
+    Of a weight that does not fit the first says so; it may claim more numbers than can be compared.
+    """
+    one, other = weights[names[0]], weights.pop(names[1])
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if shape is None or tuple(one.shape) != tuple(shape):
+        return True
+    values = zip(names, (one, other), strict=True)
+    return bool(np.array_equal(*(array_of(source, name, value) for name, value in values)))
 
 
 def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str, str]:

@@ -117,7 +117,7 @@ class Settings:
             usual = self.number("audio", "chunk_size", round(CHUNK_SECONDS * stft.sample_rate))
             frames = self.number("inference", "chunk_size", usual) // stft.hop + 1
         values = {"frames": frames, "multiple": 1, **self.chunk}
-        given = int(values["frames"])
+        given = values["frames"] if type(values["frames"]) is int else 0  # refused below
         values = {"context": given // CONTEXT, "fade": given // FADE, **values}
         try:
             return config_from_dict(ChunkSpec, values, "chunk.")
@@ -294,7 +294,7 @@ def rest_of(stem: str) -> str:
 def _stems(reading: Reading, settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """All stems, and those that the network gives: one stem leaves another one of the mixture."""
     count = reading.outputs
-    said = settings.stems or _configured(settings, count) or reading.default_stems
+    said = settings.stems or configured(settings, count) or reading.default_stems
     if said is None:
         example = ("vocals", "drums", "bass", "other")[:count] if count < 5 else ("A", "B", "...")
         settings.ask("the names of the stems", f"--stems {','.join(example)}")
@@ -311,8 +311,8 @@ def _stems(reading: Reading, settings: Settings) -> tuple[tuple[str, ...], tuple
     return said, said
 
 
-def _configured(settings: Settings, count: int) -> tuple[str, ...] | None:
-    """Names that the configuration has, the network's first."""
+def configured(settings: Settings, count: int) -> tuple[str, ...] | None:
+    """Names that the configuration has, the network's first, of which there are so many."""
     every = settings.of("training", "instruments")
     target = settings.of("training", "target_instrument")
     if not isinstance(every, Sequence) or isinstance(every, str):
