@@ -381,8 +381,8 @@ def _same(source: Path, names: tuple[str, str], weights: State, shape: Sequence[
         return False
     if shape is None or tuple(one.shape) != tuple(shape):
         return True
-    values = zip(names, (one, other), strict=True)
-    return bool(np.array_equal(*(array_of(source, name, value) for name, value in values)))
+    first, second = array_of(source, names[0], one), array_of(source, names[1], other)
+    return np.array_equal(first, second)
 
 
 def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str, str]:
