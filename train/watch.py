@@ -14,6 +14,8 @@ import csv
 import io
 import logging
 import os
+import platform
+import time
 import wave
 from collections.abc import Mapping
 from dataclasses import fields
@@ -69,15 +71,11 @@ class Watch:
         self.out = out
         self._board: Any = None
         self._wandb = _start_wandb(wandb, out, config, resume=step > 0) if wandb else None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise BackendUnavailable("the log needs tensorboard: pip install 'tfswa[train]'") from error
         if step == 0:
             for name in (CURVES,) if wandb else (CURVES, WANDB_ID):
                 (out / name).unlink(missing_ok=True)
+        self._board = _Events(out, step)
         self._log, self._validation = _Table(out / LOG, step), _Table(out / VALIDATION, step)
-        self._board = SummaryWriter(str(out), purge_step=step + 1)
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
         """Log a row of training figures."""
@@ -88,7 +86,6 @@ class Watch:
         """Log a row of validation scores, as ``validation/<name>`` outside the table."""
         self._validation.add(step, row)
         self._figures(step, {f"validation/{name}": value for name, value in row.items()})
-        self._board.flush()
 
     def listen(self, step: int, rate: int, audio: Mapping[str, Audio]) -> None:
         """Let people hear and see signals: of each, up to 30 s from its middle.
@@ -113,7 +110,6 @@ class Watch:
             self._sound(step, f"audio/{name}", rate, signal / peak if peak else signal)
             figure = spectrograms(rate, {name: signal}, loudest_db=loudest)
             self._picture(step, f"spectrogram/{name}", figure)
-        self._board.flush()
 
     def look(self, step: int, maps: Mapping[str, NDArray[Any]]) -> None:
         """Show attention maps ``[L, L]`` by name as one picture.
@@ -123,7 +119,6 @@ class Watch:
         """
         if maps:
             self._picture(step, "attention", pictures.attention_grid(maps, title=f"attention, step {step}"))
-            self._board.flush()
 
     def close(self, *, failed: bool = False) -> None:
         """Draw loss.png and let go of everything; calling it twice is harmless.
@@ -149,16 +144,25 @@ class Watch:
 
     def _figures(self, step: int, row: Mapping[str, float]) -> None:
         for name, value in row.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add(step, name, simple_value=value)
         if self._wandb is not None:
             # A key of our own: wandb's counter only rises, and a resumed run repeats steps.
             self._wandb.log({"step": step, **row})
 
     def _picture(self, step: int, tag: str, figure: Any) -> None:
-        self._board.add_image(tag, pictures.to_pixels(figure), step, dataformats="HWC")
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        pixels = pictures.to_pixels(figure)
+        height, width, colors = pixels.shape
+        coded = io.BytesIO()
+        Image.fromarray(pixels).save(coded, "PNG")
+        image = Summary.Image(
+            height=height, width=width, colorspace=colors, encoded_image_string=coded.getvalue()
+        )
+        self._board.add(step, tag, image=image)
 
     def _sound(self, step: int, tag: str, rate: int, signal: Audio) -> None:
-        # SummaryWriter.add_audio takes one channel; the format it writes takes any number.
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         channels, samples = signal.shape
@@ -173,7 +177,7 @@ class Watch:
             encoded_audio_string=coded.getvalue(),
             content_type="audio/wav",
         )
-        self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, audio=sound)]), step)
+        self._board.add(step, tag, audio=sound)
 
     def _draw(self) -> None:
         """Draw the curves. A run is not lost for want of a picture: what hinders it is logged."""
@@ -184,6 +188,50 @@ class Watch:
             pictures.save_png(pictures.loss_curves(train, scores, losses=LOSSES), self.out / CURVES)
         except (BackendUnavailable, OSError) as error:
             log.warning("no %s: %s", self.out / CURVES, error)
+
+
+class _Events:
+    """A file that TensorBoard reads, each record in it as soon as it is added.
+
+    Its own writer appends from a thread, by the file's name: after the folder was moved or the disk was full,
+    the run would end with that thread's error, or go on in a folder that is not its own.
+
+    Args:
+        out: folder of the run.
+        step: what earlier files hold after it, TensorBoard leaves out.
+
+    Raises:
+        BackendUnavailable: tensorboard is not installed.
+    """
+
+    def __init__(self, out: Path, step: int) -> None:
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise BackendUnavailable("the log needs tensorboard: pip install 'tfswa[train]'") from error
+        # TensorBoard reads the files of a folder in the order of their names.
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{platform.node()}.{os.getpid()}"
+        self._records = RecordWriter((out / name).open("xb"))
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, tag: str, **value: Any) -> None:
+        """Add one value, given by the name of its field in ``Summary.Value``."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, **value)])))
+
+    def close(self) -> None:
+        """Let go of the file; calling it twice is harmless."""
+        self._records.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
 
 class _Table:

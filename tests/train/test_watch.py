@@ -127,6 +127,14 @@ class TestBoard:
         assert scalars(out, "loss") == [(10, 1.5)]
         assert scalars(out, "validation/vocals") == [(10, 6.5)]
 
+    def test_figures_are_in_the_file_at_once_wherever_its_folder_went(self, out: Path) -> None:
+        with Watch(out, 0) as watch:
+            watch.scalars(10, {"loss": 1.5})
+            assert scalars(out, "loss") == [(10, 1.5)]
+            moved = out.rename(out.with_name("moved"))
+            watch.look(10, {"layer": np.eye(4)})
+            assert events(moved).Tags()["images"] == ["attention"]
+
     def test_resuming_drops_later_figures(self, out: Path) -> None:
         with Watch(out, 0) as watch:
             for step in (10, 20, 30):
