@@ -167,12 +167,17 @@ def in_turns(name: str, folder: Path, python: str, rounds: int) -> dict[str, Any
         workers = {}
         for side, interpreter in sides.items():
             print(f"{name}: {side} is loaded", file=sys.stderr, flush=True)
-            command = [interpreter, str(SIDE), side, str(folder), str(folder / "song.npy")]
+            command = [interpreter, str(SIDE), side, ".", "song.npy"]
             command += ["--overlap", NETWORKS[name].overlap]
             log = stack.enter_context((folder / f"{side.replace(':', '-')}.log").open("w+"))
             worker = stack.enter_context(
                 subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                    command,
+                    cwd=folder,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
                 )
             )
             assert worker.stdin is not None
