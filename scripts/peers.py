@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -99,11 +100,15 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := sorted(set(given.names) - set(NETWORKS)):
         parser.error(f"no network is called {', '.join(unknown)}: choose of {', '.join(NETWORKS)}")
+    python = shutil.which(given.python)
+    if python is None:
+        parser.error(f"--python {given.python} is no program that can be run")
+    python = os.path.abspath(python)  # not resolved: a link in an environment says which one it is
     kept = given.page.with_suffix(".json")
     results: dict[str, Any] = json.loads(kept.read_text())["networks"] if kept.exists() else {}
     try:
         for name in given.names or NETWORKS:
-            results[name] = measured(name, given.output.resolve() / name, given.python, given.rounds)
+            results[name] = measured(name, given.output.resolve() / name, python, given.rounds)
             write(given.page, results)
     except KeyboardInterrupt:
         sys.exit(130)
