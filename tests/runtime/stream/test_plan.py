@@ -70,7 +70,7 @@ def test_pushes_and_batches_change_no_bit(
     assert whole.shape == (2, 2, samples)
     found = engine(plan, counting, batch)
     np.testing.assert_array_equal(pushed(found, signal, iter(sizes)), whole)
-    assert sum(calls) == plan.chunks(samples + 2 * found._ends.added)
+    assert sum(calls) == plan.chunks(samples + 2 * found._cutter._ends.added)
 
 
 @settings(deadline=None, max_examples=100)
