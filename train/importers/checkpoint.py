@@ -104,8 +104,7 @@ def import_checkpoint(
     if isinstance(of, Settings):
         of.config = _joined(said, of.config)
     found, key, others = chosen(source, loaded, key)
-    dropped = tuple(map(uncompiled_name, drop))
-    kept = {name: value for name, value in found.items() if not name.startswith(dropped)}
+    kept = _without(drop, found)
     match = _matched(source, of, kept, prefix, digest)
     left_out = sorted({*found.keys() - match.used, *others})
     bundle = Bundle.create(
@@ -314,6 +313,12 @@ def shapes_of(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of a network's weights by name; no memory is taken for them."""
     with torch.device("meta"):
         return {name: tuple(value.shape) for name, value in build_network(spec).state_dict().items()}
+
+
+def _without(drop: Sequence[str], found: State) -> State:
+    """The tensors whose names begin otherwise."""
+    beginnings = tuple(map(uncompiled_name, drop))
+    return {name: value for name, value in found.items() if not name.startswith(beginnings)}
 
 
 def _under(prefix: str, kept: State) -> State:
