@@ -15,7 +15,7 @@ Audio = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class PlacedChunk:
     """A chunk of a signal, and where it lies.
 
     Attributes:
@@ -63,19 +63,19 @@ class Cutter:
         self._ends = MirroredEnds(plan.border_samples, rows)
         self._next = 0  # number of the next chunk
 
-    def push(self, samples: Audio) -> Iterator[Piece]:
+    def push(self, samples: Audio) -> Iterator[PlacedChunk]:
         """Take the next samples ``[C, n]``, not modified, not kept: the chunks that are complete now."""
         self.received += samples.shape[1]
         return self._take(self._ends.push(samples))
 
-    def flush(self) -> Iterator[Piece]:
+    def flush(self) -> Iterator[PlacedChunk]:
         """The signal is complete: the chunks that are left."""
         yield from self._take(self._ends.flush())
         while self._next < self._plan.chunks(self.received + 2 * self._ends.added):
             self._buffer[:, self._filled :] = 0.0
             yield self._cut()
 
-    def _take(self, samples: Audio) -> Iterator[Piece]:
+    def _take(self, samples: Audio) -> Iterator[PlacedChunk]:
         """Fill the buffer, and cut a chunk whenever it is full."""
         taken, count = 0, samples.shape[1]
         while taken < count:
@@ -86,7 +86,7 @@ class Cutter:
             if self._filled == self._buffer.shape[1]:
                 yield self._cut()
 
-    def _cut(self) -> Piece:
+    def _cut(self) -> PlacedChunk:
         """The next chunk; the buffer moves on."""
         plan = self._plan
         there = max(0, self._filled - self._first)  # of its samples; fewer than N where the signal ends in it
@@ -96,7 +96,7 @@ class Cutter:
         if there < plan.chunk_samples:
             plan.complete(samples, there)
         place = plan.start(self._next) - self._ends.added
-        chunk = Piece(self._next, place, min(self.received, place + plan.chunk_samples), shift, samples)
+        chunk = PlacedChunk(self._next, place, min(self.received, place + plan.chunk_samples), shift, samples)
         remaining = max(0, self._filled - plan.step)
         # Source and target overlap; numpy copies as if they did not.
         self._buffer[:, :remaining] = self._buffer[:, plan.step : plan.step + remaining]

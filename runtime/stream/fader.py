@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.stream.cutter import Piece
+from tfswa.runtime.stream.cutter import PlacedChunk
 from tfswa.runtime.stream.plan import StreamPlan, Weights
 
 Audio = NDArray[np.float32]
@@ -32,7 +32,7 @@ class Fader:
         self._behind = np.zeros(plan.kept - plan.step)  # weight that it has
         self._at = 0  # its first sample in the signal
 
-    def add(self, chunk: Piece, stems: Audio) -> Audio:
+    def add(self, chunk: PlacedChunk, stems: Audio) -> Audio:
         """The next chunk's stems ``[S, C, N]``, not modified, to what they finish, ``[S, C, m]``."""
         plan, first = self._plan, self._tail is None
         start = plan.context_samples + chunk.shift

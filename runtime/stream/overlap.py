@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
-from tfswa.runtime.stream.cutter import Piece, Cutter
+from tfswa.runtime.stream.cutter import Cutter, PlacedChunk
 from tfswa.runtime.stream.fader import Fader
 from tfswa.runtime.stream.plan import StreamPlan
 from tfswa.runtime.stream.samples import all_finite, check_samples
@@ -102,7 +102,7 @@ class OverlapAdd:
         self._channels, self._stems, self._batch = channels, tuple(stems), batch
         self._rows = channels if rows is None else rows
         self._cutter, self._fader = Cutter(plan, self._rows), Fader(plan)
-        self._waiting: list[Piece] = []  # fewer than a batch
+        self._waiting: list[PlacedChunk] = []  # fewer than a batch
         self._closed = False
 
     @property
@@ -158,7 +158,7 @@ class OverlapAdd:
         empty = np.zeros((len(self._stems), self._channels, 0), np.float32)
         return np.concatenate([empty, *finished], axis=-1)
 
-    def _separated(self, chunks: Iterable[Piece]) -> Iterator[NDArray[np.float32]]:
+    def _separated(self, chunks: Iterable[PlacedChunk]) -> Iterator[NDArray[np.float32]]:
         """What these finish, batch by batch; chunks that are no whole batch wait."""
         for chunk in chunks:
             self._waiting.append(chunk)
@@ -184,7 +184,7 @@ class OverlapAdd:
             )
         return outputs
 
-    def _again(self, chunk: Piece, place: int, output: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _again(self, chunk: PlacedChunk, place: int, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """Redo a chunk, which was at this place of its batch and whose output is not finite, or raise."""
         bad = Redone(chunk.number, chunk.start, chunk.stop, self._broken(output))
         where = f"chunk {bad.chunk} (samples {bad.start} to {bad.stop})"

@@ -15,7 +15,7 @@ from streams import awkward, noise, pushed
 
 from tfswa.runtime.errors import NonFiniteError, UsageError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
-from tfswa.runtime.stream.cutter import Piece, Cutter
+from tfswa.runtime.stream.cutter import Cutter, PlacedChunk
 from tfswa.runtime.stream.fader import Fader
 from tfswa.runtime.stream.overlap import OverlapAdd, Process
 from tfswa.runtime.stream.overlaps import plan_of
@@ -96,7 +96,7 @@ def test_chunks_of_several_signals_go_through_a_network_together(
         itertools.chain(cutter.push(signal), cutter.flush())
         for cutter, signal in zip(cutters, signals, strict=True)
     ]
-    waiting: list[tuple[int, Piece]] = []
+    waiting: list[tuple[int, PlacedChunk]] = []
     open_ones = list(range(len(signals)))
     while open_ones or waiting:
         one = turns.choice(open_ones) if open_ones else None
