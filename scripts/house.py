@@ -27,6 +27,7 @@ ORDER = (
     "evaluation",
     "parity",
     "benchmark",
+    "service",
     "commands",
     "doors",
 )

@@ -78,14 +78,18 @@ def main() -> None:
 
 
 def ours(given: argparse.Namespace) -> Separate:
-    """tfx."""
+    """tfx; it ends with one line where it refuses."""
     from tfswa.runtime.backends import BackendOptions
+    from tfswa.runtime.errors import TfxError
     from tfswa.runtime.stream.separator import Separator
 
     backend, precision = given.side.split(":")
     options = BackendOptions(precision)
     path = str(given.folder / "model.tfx")
-    return Separator(path, backend=backend, options=options, overlap=given.overlap).separate
+    try:
+        return Separator(path, backend=backend, options=options, overlap=given.overlap).separate
+    except TfxError as error:
+        sys.exit(str(error))
 
 
 def make_roformer(name: str, folder: Path) -> None:

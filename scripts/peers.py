@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -99,11 +100,15 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := sorted(set(given.names) - set(NETWORKS)):
         parser.error(f"no network is called {', '.join(unknown)}: choose of {', '.join(NETWORKS)}")
+    python = shutil.which(given.python)
+    if python is None:
+        parser.error(f"--python {given.python} is no program that can be run")
+    python = os.path.abspath(python)  # not resolved: a link in an environment says which one it is
     kept = given.page.with_suffix(".json")
     results: dict[str, Any] = json.loads(kept.read_text())["networks"] if kept.exists() else {}
     try:
         for name in given.names or NETWORKS:
-            results[name] = measured(name, given.output.resolve() / name, given.python, given.rounds)
+            results[name] = measured(name, given.output.resolve() / name, python, given.rounds)
             write(given.page, results)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -167,12 +172,17 @@ def in_turns(name: str, folder: Path, python: str, rounds: int) -> dict[str, Any
         workers = {}
         for side, interpreter in sides.items():
             print(f"{name}: {side} is loaded", file=sys.stderr, flush=True)
-            command = [interpreter, str(SIDE), side, str(folder), str(folder / "song.npy")]
+            command = [interpreter, str(SIDE), side, ".", "song.npy"]
             command += ["--overlap", NETWORKS[name].overlap]
             log = stack.enter_context((folder / f"{side.replace(':', '-')}.log").open("w+"))
             worker = stack.enter_context(
                 subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                    command,
+                    cwd=folder,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
                 )
             )
             assert worker.stdin is not None

@@ -90,10 +90,12 @@ class CompiledSession(TorchSession):
                     {name: np.zeros((1, *shape), np.float32) for name, shape in model.spec.takes.items()}
                 )
         except Exception as error:  # what a compiler that is not there makes torch raise has no common base
-            why = reason(getattr(error, "inner_exception", error))
+            why = getattr(error, "inner_exception", error)
+            unknown = isinstance(why, torch._dynamo.exc.Unsupported)  # such as recurrent layers
+            needs = "" if unknown else "it needs a C++ compiler (apt-get install g++), or "
             raise BackendUnavailable(
-                f"torch {torch.__version__} cannot compile {model.spec.family}: {why}; it needs a C++ "
-                "compiler (apt-get install g++), or use --backend torch"
+                f"torch {torch.__version__} cannot compile {model.spec.family}: {reason(why)}; "
+                f"{needs}use --backend torch"
             ) from error
         self.description = self.description.replace("eager", "compiled")
 

@@ -1,20 +1,20 @@
 """The one stream engine: a signal goes in by pushes of any size, finished stems come out.
 
-It cuts the signal into chunks that overlap, hands them to a callable and fades what comes back, both by one
+A cutter makes chunks that overlap of it, a callable separates them, and a fader joins what comes back, by one
 ``StreamPlan``. It knows neither transforms nor networks. Files, pipes, sockets and parity runs all go through
 it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.errors import NonFiniteError, TfxError, UsageError
-from tfswa.runtime.stream.ends import MirroredEnds
+from tfswa.runtime.stream.cutter import Cutter, PlacedChunk
 from tfswa.runtime.stream.fader import Fader
 from tfswa.runtime.stream.plan import StreamPlan
 from tfswa.runtime.stream.samples import all_finite, check_samples
@@ -101,18 +101,8 @@ class OverlapAdd:
         self._process, self._redo = process, redo
         self._channels, self._stems, self._batch = channels, tuple(stems), batch
         self._rows = channels if rows is None else rows
-        # What is missing before the first sample is zero: chunk 0's left context, what it keeps there, and
-        # what it would reach back to.
-        self._first = plan.reach_samples  # place of the next chunk in the buffer
-        size = self._first + plan.chunk_samples + (batch - 1) * plan.step
-        self._buffer = np.zeros((self._rows, size), np.float32)
-        self._filled = self._first + plan.context_samples + plan.before_samples
-        self._ends = MirroredEnds(plan.border_samples, self._rows)
-        self._fader = Fader(plan)
-        self._dropped = 0  # samples that were finished, and lie before the signal
-        self._returned = 0
-        self._next = 0  # number of the next chunk
-        self._received = 0
+        self._cutter, self._fader = Cutter(plan, self._rows), Fader(plan)
+        self._waiting: list[PlacedChunk] = []  # fewer than a batch
         self._closed = False
 
     @property
@@ -137,10 +127,9 @@ class OverlapAdd:
                 which there is no way to go on with this signal.
         """
         self._expect_open()
-        samples = check_samples(samples, self._rows, self._received)
+        samples = check_samples(samples, self._rows, self._cutter.received)
         self._closed = True  # an error below leaves the signal unfinished for good
-        self._received += samples.shape[1]
-        finished = self._take(self._ends.push(samples))
+        finished = list(self._separated(self._cutter.push(samples)))
         self._closed = False
         return self._join(finished)
 
@@ -155,84 +144,36 @@ class OverlapAdd:
         """
         self._expect_open()
         self._closed = True
-        finished = self._take(self._ends.flush())
-        chunks = self.plan.chunks(self._received + 2 * self._ends.added)
-        while self._next < chunks:
-            self._buffer[:, self._filled :] = 0.0
-            finished += self._run(min(self._batch, chunks - self._next))
-        if self._fader.tail is not None:
-            finished.append(self._fader.tail)
-        left = self._received - self._returned
-        return self._join(finished)[..., :left]  # the last chunk may reach beyond the signal's end
+        finished = [*self._separated(self._cutter.flush()), *self._run()]
+        rest = self._fader.rest(self._cutter.received)
+        return self._join(finished if rest is None else [*finished, rest])
 
     def _expect_open(self) -> None:
         if self._closed:
             raise TfxError("this signal ended, by flush or by an error: make a new OverlapAdd for the next")
 
-    def _take(self, samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Fill the buffer, and empty it whenever it is full; the steps that this finished."""
-        finished = []
-        taken, count = 0, samples.shape[1]
-        while taken < count:
-            some = min(count - taken, self._buffer.shape[1] - self._filled)
-            self._buffer[:, self._filled : self._filled + some] = samples[:, taken : taken + some]
-            self._filled += some
-            taken += some
-            if self._filled == self._buffer.shape[1]:
-                finished += self._run(self._batch)
-        return finished
-
     def _join(self, finished: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Finished steps as one, without what lies before the signal."""
+        if len(finished) == 1:
+            return finished[0]
         empty = np.zeros((len(self._stems), self._channels, 0), np.float32)
-        joined = finished[0] if len(finished) == 1 else np.concatenate([empty, *finished], axis=-1)
-        outside = self.plan.before_samples + self._ends.added - self._dropped
-        drop = min(outside, joined.shape[-1])
-        self._dropped += drop
-        self._returned += joined.shape[-1] - drop
-        return joined[..., drop:] if drop else joined
+        return np.concatenate([empty, *finished], axis=-1)
 
-    def _run(self, count: int) -> list[NDArray[np.float32]]:
-        """Separate the next ``count`` chunks and move the buffer on; one finished step for each."""
-        outputs = self._checked(self._process(self._chunks(0, count)), count)
-        steps = []
-        for index in range(count):
-            output = outputs[index]
-            if not all_finite(output):
-                output = self._again(index, output)
-            steps.append(self._fader.add(self._moved(output, self.plan.shift(self._there(index)))))
-        used = count * self.plan.step
-        remaining = max(0, self._filled - used)
-        # Source and target overlap; numpy copies as if they did not.
-        self._buffer[:, :remaining] = self._buffer[:, used : used + remaining]
-        self._filled = remaining
-        self._next += count
-        return steps
+    def _separated(self, chunks: Iterable[PlacedChunk]) -> Iterator[NDArray[np.float32]]:
+        """What these finish, batch by batch; chunks that are no whole batch wait."""
+        for chunk in chunks:
+            self._waiting.append(chunk)
+            if len(self._waiting) == self._batch:
+                yield from self._run()
 
-    def _chunks(self, first: int, count: int) -> NDArray[np.float32]:
-        """``[count, C, N]``, a copy of the chunks from number ``first`` of those that are next."""
-        step, length, shift = self.plan.step, self.plan.chunk_samples, self.plan.shift
-        there = [self._there(index) for index in range(first, first + count)]
-        places = [self._first + index * step - shift(has) for index, has in enumerate(there, first)]
-        chunks: NDArray[np.float32] = np.stack([self._buffer[:, at : at + length] for at in places])
-        for has, chunk in zip(there, chunks, strict=True):
-            if has < chunk.shape[-1]:
-                self.plan.complete(chunk, has)
-        return chunks
-
-    def _there(self, index: int) -> int:
-        """How many samples of a chunk there are: fewer than N where the signal is complete and ends in it."""
-        has = self._filled - self._first - index * self.plan.step
-        return min(max(0, has), self.plan.chunk_samples)
-
-    @staticmethod
-    def _moved(output: NDArray[np.float32], shift: int) -> NDArray[np.float32]:
-        """Back to its place, what a chunk gave that began before it; behind it is no signal."""
-        if not shift:
-            return output
-        moved = np.zeros_like(output)
-        moved[..., :-shift] = output[..., shift:]
-        return moved
+    def _run(self) -> Iterator[NDArray[np.float32]]:
+        """Separate the chunks that wait: what each of them finishes."""
+        chunks, self._waiting = self._waiting, []
+        if not chunks:
+            return
+        outputs = self._checked(self._process(np.stack([chunk.samples for chunk in chunks])), len(chunks))
+        for place, (chunk, output) in enumerate(zip(chunks, outputs, strict=True)):
+            stems = output if all_finite(output) else self._again(chunk, place, output)
+            yield self._fader.add(chunk, stems)
 
     def _checked(self, outputs: NDArray[np.float32], count: int) -> NDArray[np.float32]:
         expected = (count, len(self._stems), self._channels, self.plan.chunk_samples)
@@ -243,14 +184,12 @@ class OverlapAdd:
             )
         return outputs
 
-    def _again(self, index: int, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Redo the chunk at place ``index`` of the buffer, whose ``output`` is not finite, or raise."""
-        chunk = self._next + index
-        first = self.plan.start(chunk) - self._ends.added
-        start, stop = max(0, first), min(self._received, first + self.plan.chunk_samples)
-        bad = Redone(chunk, start, stop, self._broken(output))
-        said = f"chunk {chunk} (samples {start} to {stop}) of {', '.join(bad.stems)} holds NaN or Inf"
-        peak = float(np.abs(self._chunks(index, 1)).max())
+    def _again(self, chunk: PlacedChunk, place: int, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Redo a chunk, which was at this place of its batch and whose output is not finite, or raise."""
+        bad = Redone(chunk.number, chunk.start, chunk.stop, self._broken(output))
+        where = f"chunk {bad.chunk} (samples {bad.start} to {bad.stop})"
+        said = f"{where} of {', '.join(bad.stems)} holds NaN or Inf"
+        peak = float(np.abs(chunk.samples).max())
         if peak > ABSURD:
             raise NonFiniteError(
                 f"{said}: the input peaks at {peak:.3g} there, full scale is 1: mend the input"
@@ -258,7 +197,7 @@ class OverlapAdd:
         if self._redo is None:
             raise NonFiniteError(f"{said}: compute it in float32, or check the model")
         try:
-            output = self._checked(self._redo(self._chunks(index, 1), index), 1)[0]
+            output = self._checked(self._redo(chunk.samples[np.newaxis], place), 1)[0]
         except NonFiniteError as error:
             raise NonFiniteError(f"{said}: {error}") from error
         self.redone.append(bad)

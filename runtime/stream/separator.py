@@ -11,7 +11,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -104,8 +104,7 @@ class Separator(Separating):
         except UsageError:
             self.session.close()
             raise
-        reentrant = getattr(self.session, "reentrant", False)
-        self._turn = nullcontext() if reentrant else threading.Lock()
+        self._turn = _turn(self.session)
         self._fallback_turn = threading.Lock()
         self.codec = Codec(self.spec, wiener)
 
@@ -195,9 +194,9 @@ class Separator(Separating):
         return other
 
     def with_session(self, session: Session) -> Separator:
-        """The same around another session, which is then closed with it; for one that watches the first."""
+        """The same around another session, closed with it: one that watches the first, or a share of it."""
         other = copy.copy(self)
-        other.session = session
+        other.session, other._turn = session, _turn(session)
         return other
 
 
@@ -264,6 +263,11 @@ class Stream(OverlapAdd):
         if not all(map(all_finite, self._state.values())):  # or it would break every chunk to come
             out = {**out, main: np.full_like(out[main], np.nan)}
         return [{name: value[item] for name, value in out.items()} for item in range(len(out[main]))]
+
+
+def _turn(session: Session) -> AbstractContextManager[Any]:
+    """What threads hold while they are in a network."""
+    return nullcontext() if getattr(session, "reentrant", False) else threading.Lock()
 
 
 def _checked(out: Tensors, gives: Shapes, given: Tensors, by: str) -> Tensors:

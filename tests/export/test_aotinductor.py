@@ -88,6 +88,17 @@ def test_torch_compile_knows_float32_alone(small_bundle: Path) -> None:
         CompiledSession(open_model(small_bundle), BackendOptions(precision="bf16"))
 
 
+def test_torch_compile_says_what_it_does_not_know(tmp_path: Path) -> None:
+    """And blames no compiler for that."""
+    model = open_model(new_bundle("open_unmix", tmp_path / "recurrent.tfx", hyper={"hidden": 16}).path)
+    with pytest.raises(BackendUnavailable) as error:
+        CompiledSession(model, CPU)
+    assert str(error.value) == (
+        f"torch {torch.__version__} cannot compile open_unmix: Attempted to wrap RNN, GRU, or LSTM; "
+        "use --backend torch"
+    )
+
+
 @pytest.mark.parametrize(("what", "value"), [("torch", "1.0"), ("cpu", "AVX2")])
 def test_code_for_another_torch_or_cpu_is_refused_with_both(
     compiled_bundle: Path, monkeypatch: pytest.MonkeyPatch, what: str, value: str

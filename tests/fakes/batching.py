@@ -19,10 +19,10 @@ def assert_items_never_meet(network: Any, batch: Any, other: Any) -> None:
     import torch
 
     network, batch = network.double(), batch.double()
-    neighbours = batch.clone()
-    neighbours[0], neighbours[2] = 100.0, other
+    neighbors = batch.clone()
+    neighbors[0], neighbors[2] = 100.0, other
     with torch.no_grad():
-        one, two, alone = network(batch)[1], network(neighbours)[1], network(batch[1:2])[0]
+        one, two, alone = network(batch)[1], network(neighbors)[1], network(batch[1:2])[0]
     assert one.abs().max() > 0.01
     torch.testing.assert_close(one, two, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(one, alone, atol=1e-9, rtol=1e-9)

@@ -134,7 +134,7 @@ def one_seam(real: Callable[..., Any]) -> Callable[..., Any]:
     """The third chunk fades in the wrong way round."""
     blended: list[Any] = []
 
-    def blend(fader: Any, output: Any) -> Any:
+    def blend(fader: Any, chunk: Any, stems: Any) -> Any:
         blended.append(fader)
         right = fader.weights[1]
         if blended.count(fader) == 3:
@@ -142,7 +142,7 @@ def one_seam(real: Callable[..., Any]) -> Callable[..., Any]:
             fader.weights[1] = np.concatenate((right[:met][::-1], right[met:]))
             fader._behind = fader._behind[::-1]
         try:
-            return real(fader, output)
+            return real(fader, chunk, stems)
         finally:
             fader.weights[1] = right
 

@@ -162,6 +162,19 @@ def test_a_file_of_parameters_alone(case: str, said: bool | None, mean: bool, tm
     assert imported(case, tmp_path, settings, **without).spec.hyper["mean"] is mean
 
 
+@pytest.mark.parametrize("inside", ["bsrnn.", "band_split.", "tf_model.", "mask_estim.speech."])
+def test_parts_may_have_been_compiled(inside: str, tmp_path: Path) -> None:
+    right = imported("first", tmp_path).weights()
+    (tmp_path / "bandit.tfx").rename(tmp_path / "first.tfx")
+    compiled: dict[str, Any] = {}
+    for name, value in published("first").items():
+        compiled |= {name: None, name.replace(inside, f"{inside}_orig_mod."): value}
+    found = imported("first", tmp_path, **compiled).weights()
+    assert found.keys() == right.keys()
+    for name, value in right.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
 def test_a_section_without_values_is_none(tmp_path: Path) -> None:
     settings = Settings({**config_of("first", pad_mode="reflect"), "kwargs": None})
     assert imported("first", tmp_path, settings).spec.stft.padding == "reflect"

@@ -101,7 +101,7 @@ def test_the_forms_that_weights_are_saved_in(
         prefix, left_out = "module.", ["epoch"]
         torch.save({**{f"module.{name}": value for name, value in state.items()}, "epoch": 3}, path)
     else:
-        prefix = "model._orig_mod."
+        prefix = "model."
         torch.save({f"model._orig_mod.{name}": value for name, value in state.items()}, path)
     done = tfx("import", path, "--family", "my_family", "-o", tmp_path / "new.tfx", "--json")
     assert (done.json["key"], done.json["prefix"], done.json["left_out"]) == (key, prefix, left_out)
@@ -275,6 +275,22 @@ def test_what_holds_no_weights_is_one_line(
     assert (done.code, done.out, len(done.lines)) == (1, "", 1)
     assert says in done.err
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
+
+
+def test_what_a_compiler_adds_to_a_name_is_no_part_of_it(tmp_path: Path, state: dict[str, Any]) -> None:
+    spec, path = new_spec("my_family"), tmp_path / "a.pt"
+    first, *_ = state
+    inside = {name.replace(".", "._orig_mod.", 1): value for name, value in state.items()}
+    assert inside.keys() != state.keys()
+    torch.save(
+        {f"net.{name}": value for name, value in inside.items()} | {"_orig_mod.ema": torch.ones(1)}, path
+    )
+    for options in ({"prefix": "net"}, {"prefix": "_orig_mod.net."}, {"drop": ["_orig_mod.ema"]}):
+        import_checkpoint(path, spec, tmp_path / "a.tfx", force=True, **options)
+        same(tmp_path / "a.tfx", state)
+    torch.save(state | {f"_orig_mod.{first}": state[first]}, path)
+    with pytest.raises(BundleError, match=rf"of one name compiled and not compiled \(_orig_mod\.{first}\)"):
+        import_checkpoint(path, spec, tmp_path / "b.tfx")
 
 
 def test_what_could_be_meant_twice_is_asked_for(tmp_path: Path, state: dict[str, Any]) -> None:

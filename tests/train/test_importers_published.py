@@ -163,7 +163,7 @@ def test_half_precision_and_wrappers_of_a_compiler(
     config = yaml_of("bs", tmp_path / "a.YML")
     done = tfx("import", tmp_path / "a.th", "--config", config, "-o", tmp_path / "a.tfx")
     assert (done.code, done.err) == (0, "")
-    assert "prefix '_orig_mod.model.' removed" in done.out
+    assert "prefix 'model.' removed" in done.out
     assert "1 left out: loss.window" in done.out
     weights = Bundle.open(tmp_path / "a.tfx").weights()
     right = states["bs"]["final_norm.gamma"].half().float().numpy()

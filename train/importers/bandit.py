@@ -38,7 +38,6 @@ FIXED = {  # of a configuration: all that is known here
 }
 START = r"(?:.*\.)?"
 PARTS = (  # of names, and what they are here
-    (r"_orig_mod\.", ""),
     (r"^bsrnn\.", ""),
     (r"^band_split\.norm_fc_modules\.(\d+)\.(?:norm|combined\.0)\.", r"band_split.\1.0."),
     (r"^band_split\.norm_fc_modules\.(\d+)\.(?:fc|combined\.1)\.", r"band_split.\1.1."),
@@ -212,12 +211,12 @@ BANDIT = Kind(
     "Bandit",
     (
         r"(?:bsrnn\.)?band_split\.norm_fc_modules\.0\.",
-        r"(?:bsrnn\.)?tf_model\.(?:_orig_mod\.)?seqband\.0\.",
+        r"(?:bsrnn\.)?tf_model\.seqband\.0\.",
         r"(?:bsrnn\.)?mask_estim\.",
     ),
     read_bandit,
     beyond={
-        r"(?:bsrnn\.)?tf_model\.(?:_orig_mod\.)?seqband\.\d+\.\d+\.": "both axes side by side",
+        r"(?:bsrnn\.)?tf_model\.seqband\.\d+\.\d+\.": "both axes side by side",
         r".*\.output2\.": "masks that add",
     },
 )

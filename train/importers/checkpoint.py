@@ -27,7 +27,7 @@ from tfswa.train.config_files import find_config, load_config, load_run_config
 from tfswa.train.families import build_network, get_family, new_spec
 from tfswa.train.importers.kinds import Kind, Settings, recognized, spec_of_reading, with_known
 from tfswa.train.importers.published import read_yaml
-from tfswa.train.importers.reading import State, array_of, chosen, few, read_weights
+from tfswa.train.importers.reading import State, array_of, chosen, few, read_weights, uncompiled_name
 from tfswa.train.strict import config_from_dict, parse_overrides
 
 CLOSE = 1e-2  # of constants that a file may hold in half precision
@@ -104,7 +104,7 @@ def import_checkpoint(
     if isinstance(of, Settings):
         of.config = _joined(said, of.config)
     found, key, others = chosen(source, loaded, key)
-    kept = {name: value for name, value in found.items() if not name.startswith(tuple(drop))}
+    kept = _without(drop, found)
     match = _matched(source, of, kept, prefix, digest)
     left_out = sorted({*found.keys() - match.used, *others})
     bundle = Bundle.create(
@@ -315,6 +315,12 @@ def shapes_of(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in build_network(spec).state_dict().items()}
 
 
+def _without(drop: Sequence[str], found: State) -> State:
+    """The tensors whose names begin otherwise."""
+    beginnings = tuple(map(uncompiled_name, drop))
+    return {name: value for name, value in found.items() if not name.startswith(beginnings)}
+
+
 def _under(prefix: str, kept: State) -> State:
     """The tensors whose names begin so, without that."""
     return {name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)}
@@ -397,7 +403,7 @@ def _names(spec: ModelSpec, found: State, wanted: Mapping[str, Any]) -> dict[str
 def _prefix(source: Path, found: State, wanted: Mapping[str, Any], given: str | None) -> str:
     """What the names of the weights begin with: as given, or where it is beyond doubt."""
     if given is not None:
-        prefix = given if given.endswith(".") or not given else f"{given}."
+        prefix = uncompiled_name(given if given.endswith(".") or not given else f"{given}.")
         if not any(name.startswith(prefix) for name in found):
             raise UsageError(f"{source} holds no name that begins with {prefix!r}; it holds {few(found)}")
         return prefix

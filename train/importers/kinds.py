@@ -28,7 +28,7 @@ NO_LICENSE = "not stated"
 CHUNK_SECONDS = 8.0  # where nobody says how long
 CONTEXT, FADE = 10, 20  # a chunk's frames over those that are discarded at an end, and over those of a fade
 OTHER_HALF = {"vocals": "accompaniment", "accompaniment": "vocals", "instrumental": "vocals"}
-WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.", "target_models.")
+WRAPPERS = ("module.", "model.", "net.", "network.", "target_models.")
 
 Shapes = Mapping[str, Sequence[int]]
 """Of a file's tensors by name, wrappers removed."""

@@ -113,7 +113,10 @@ def _check_name(source: Path) -> None:
 
 
 def chosen(source: Path, loaded: Mapping[str, Any], key: str | None) -> tuple[State, str, list[str]]:
-    """Tensors of the dictionary that is meant, its key, and what lies beside them and is no tensor."""
+    """Tensors of the dictionary that is meant, its key, and what lies beside them and is no tensor.
+
+    Their names are without what ``torch.compile`` adds to them.
+    """
     inner = {
         name: value
         for name, value in loaded.items()
@@ -132,13 +135,29 @@ def chosen(source: Path, loaded: Mapping[str, Any], key: str | None) -> tuple[St
                 f"{source} holds no weights ({few(loaded) or 'it is empty'}): save network.state_dict()"
             )
     if key == "":
-        return top, key, sorted(loaded.keys() - top.keys() - inner.keys()) if top else []
+        others = sorted(loaded.keys() - top.keys() - inner.keys()) if top else []
+        return _uncompiled(source, top), key, others
     if key not in inner:
         raise UsageError(
             f"{source} holds no state dictionary {key!r}{did_you_mean(key, inner)}; "
             f"it holds {few(inner) or 'none'}"
         )
-    return {text_of(source, name): value for name, value in inner[key].items()}, key, []
+    return _uncompiled(source, {text_of(source, name): value for name, value in inner[key].items()}), key, []
+
+
+def uncompiled_name(name: str) -> str:
+    """Without ``_orig_mod``, within which ``torch.compile`` puts any module that is compiled by itself."""
+    return re.sub(r"(?<![^.])_orig_mod\.", "", name)
+
+
+def _uncompiled(source: Path, found: State) -> State:
+    plain = {uncompiled_name(name): value for name, value in found.items()}
+    if len(plain) < len(found):
+        twice = [name for name in found if (short := uncompiled_name(name)) != name and short in found]
+        raise BundleError(
+            f"{source} holds weights of one name compiled and not compiled ({few(twice)}): save it with one"
+        )
+    return plain
 
 
 def array_of(source: Path, name: str, value: Tensor) -> NDArray[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from streams import awkward, noise, pushed
 
 from tfswa.runtime.errors import NonFiniteError, UsageError
 from tfswa.runtime.model.spec import ChunkSpec, ModelSpec, StftSpec
+from tfswa.runtime.stream.cutter import Cutter, PlacedChunk
+from tfswa.runtime.stream.fader import Fader
 from tfswa.runtime.stream.overlap import OverlapAdd, Process
 from tfswa.runtime.stream.overlaps import plan_of
 from tfswa.runtime.stream.plan import ChunkPlan, StreamPlan
@@ -70,7 +74,46 @@ def test_pushes_and_batches_change_no_bit(
     assert whole.shape == (2, 2, samples)
     found = engine(plan, counting, batch)
     np.testing.assert_array_equal(pushed(found, signal, iter(sizes)), whole)
-    assert sum(calls) == plan.chunks(samples + 2 * found._ends.added)
+    assert sum(calls) == plan.chunks(samples + 2 * found._cutter._ends.added)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    plan=plans,
+    lengths=st.lists(st.integers(0, 400), min_size=1, max_size=4),
+    size=st.integers(1, 5),
+    turns=st.randoms(),
+)
+def test_chunks_of_several_signals_go_through_a_network_together(
+    plan: StreamPlan, lengths: list[int], size: int, turns: random.Random
+) -> None:
+    """In batches of any make: each signal comes out as it does alone, bit by bit."""
+    signals = [noise(samples, seed) for seed, samples in enumerate(lengths)]
+    process = awkward(2)
+    cutters, faders = [Cutter(plan, 2) for _ in signals], [Fader(plan) for _ in signals]
+    found: list[list[Audio]] = [[] for _ in signals]
+    given_out = [
+        itertools.chain(cutter.push(signal), cutter.flush())
+        for cutter, signal in zip(cutters, signals, strict=True)
+    ]
+    waiting: list[tuple[int, PlacedChunk]] = []
+    open_ones = list(range(len(signals)))
+    while open_ones or waiting:
+        one = turns.choice(open_ones) if open_ones else None
+        if one is not None and (chunk := next(given_out[one], None)) is not None:
+            waiting.append((one, chunk))
+        elif one is not None:
+            open_ones.remove(one)
+        if len(waiting) == size or (waiting and not open_ones):
+            stems = process(np.stack([chunk.samples for _, chunk in waiting]))
+            for (whose, chunk), of_chunk in zip(waiting, stems, strict=True):
+                found[whose].append(faders[whose].add(chunk, of_chunk))
+            waiting = []
+    for signal, fader, parts in zip(signals, faders, found, strict=True):
+        if (rest := fader.rest(signal.shape[1])) is not None:
+            parts.append(rest)
+        together = np.concatenate([np.zeros((2, 2, 0), np.float32), *parts], axis=-1)
+        np.testing.assert_array_equal(together, pushed(engine(plan), signal, iter(())))
 
 
 @settings(deadline=None, max_examples=100)

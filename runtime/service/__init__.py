@@ -1,0 +1,1 @@
+"""Separation for many at once: one network, and whoever has chunks for it."""
