@@ -2,7 +2,8 @@
 
 Each is written as its package writes it, imported, exported in fp32 and fp16 and built into an engine by the
 commands that a user types, with the seconds and the peak of memory of each. Then the package and the backends
-here separate the same music by the same rule of overlap, in turns, each in a process of its own.
+here separate the same music by the same rule of overlap, in turns, each in a process of its own. Networks
+that need too much memory for all sides at once are loaded anew for every turn.
 
 The packages (htdemucs: demucs; bs-roformer, mel-band-roformer: BS-RoFormer; mdx-net: onnxruntime, by UVR's
 rule) may be in an environment of their own: --python. What is measured already is kept.
@@ -18,11 +19,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from bench import TFX, machine
@@ -47,10 +48,11 @@ HEAD = """# Networks of published size, measured beside their packages
 
 `scripts/peers --python ENVIRONMENT/bin/python -o FOLDER`. Weights are **random**: nothing here says how well
 a network separates. Speed is seconds of audio per second of a whole separation, in brackets the ratio to the
-package, medians of one run in which all took turns, each in a process of its own. dB are the SNR of the worst
-stem against the package's stems; of exports against eager, on generated music. Memory is the peak of a
-process. Exports in fp16 were checked for NaN, Inf and overflow on signals made to break them. Engines are
-TensorRT-RTX's, built on the CPU for every GPU, not run."""
+package, medians of one run in which all took turns, each in a process of its own, whose first separation is
+not counted; where it says so below, each turn in a fresh process. dB are the SNR of the worst stem against
+the package's stems; of exports against eager, on generated music. Memory is the peak of a process. Exports in
+fp16 were checked for NaN, Inf and overflow on signals made to break them. Engines are TensorRT-RTX's, built
+on the CPU for every GPU, not run."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Network:
         how: further words of ``tfx import``.
         overlap: rule by which the package goes through a song.
         seconds: of the music; None for one chunk.
+        fresh: whether every turn has a process of its own: all sides at once need too much memory.
     """
 
     package: str
@@ -70,12 +73,15 @@ class Network:
     how: tuple[str, ...]
     overlap: str
     seconds: float | None
+    fresh: bool = False
 
 
 NETWORKS = {
     "htdemucs": Network("demucs", "model.th", (), "demucs:0.25", 24.0),
-    "bs-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "mean:1", None),
-    "mel-band-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "mean:1", None),
+    "bs-roformer": Network("BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "mean:1", None, True),
+    "mel-band-roformer": Network(
+        "BS-RoFormer", "model.ckpt", ("--config", "config.yaml"), "mean:1", None, True
+    ),
     "mdx-net": Network(
         "onnxruntime, UVR's rule",
         "model.onnx",
@@ -95,6 +101,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for weights and models")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
     parser.add_argument(
+        "--speed", action="store_true", help="speed alone, of what FOLDER holds; the rest stays as measured"
+    )
+    parser.add_argument(
         "--page", type=Path, default=PAGE, metavar="NAME", help=f"NAME.json, NAME.md ({PAGE})"
     )
     given = parser.parse_args()
@@ -108,20 +117,25 @@ def main() -> None:
     results: dict[str, Any] = json.loads(kept.read_text())["networks"] if kept.exists() else {}
     try:
         for name in given.names or NETWORKS:
-            results[name] = measured(name, given.output.resolve() / name, python, given.rounds)
-            write(given.page, results)
+            folder = given.output.resolve() / name
+            if not given.speed or name not in results:
+                results[name] = way(name, folder, python)
+                write(given.page, results)  # hours may have gone by
+            if "refused" not in results[name]:
+                results[name] |= speed(name, folder, python, given.rounds)
+                write(given.page, results)
     except KeyboardInterrupt:
         sys.exit(130)
     print(page(results))
 
 
-def measured(name: str, folder: Path, python: str, rounds: int) -> dict[str, Any]:
-    """All figures of a network; what refuses is a line in place of its figures."""
+def way(name: str, folder: Path, python: str) -> dict[str, Any]:
+    """From the package's file to an engine; what refuses is a line in place of its figures."""
     network = NETWORKS[name]
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"package": network.package, "machine": machine(), "steps": {}, "speed": {}}
     if not (folder / network.file).exists():
-        made = ran(name, [python, str(SIDE), "make", name, str(folder)], folder)
+        made = ran(name, [python, str(SIDE), "make", name, "."], folder)
         if "refused" in made:
             return {**found, "refused": made["refused"]}
     words = ("import", network.file, *network.how, "-o", "model.tfx", "--force")
@@ -132,15 +146,21 @@ def measured(name: str, folder: Path, python: str, rounds: int) -> dict[str, Any
         words = (command, "model.tfx", *more, "--force")
         found["steps"][step] = ran(f"{name}: {step}", [*TFX, *words, "--json"], folder)
     spec = open_model(str(folder / "model.tfx")).spec
-    found |= {"parameters": spec.parameters, "gflop_per_second": spec.gflop_per_second}
-    samples = spec.chunk_samples
-    if network.seconds is not None:
-        samples = round(network.seconds * spec.stft.sample_rate)
+    return found | {"parameters": spec.parameters, "gflop_per_second": spec.gflop_per_second}
+
+
+def speed(name: str, folder: Path, python: str, rounds: int) -> dict[str, Any]:
+    """What the package and the backends need for the same music."""
+    spec, seconds = open_model(str(folder / "model.tfx")).spec, NETWORKS[name].seconds
+    samples = spec.chunk_samples if seconds is None else round(seconds * spec.stft.sample_rate)
     song = synthetic_song(spec, (samples + 1) / spec.stft.sample_rate).mixture[:, :samples]
     np.save(folder / "song.npy", song)
-    found["audio_seconds"] = samples / spec.stft.sample_rate
-    found["speed"] = in_turns(name, folder, python, rounds)
-    return found
+    return {
+        "audio_seconds": samples / spec.stft.sample_rate,
+        "speed_machine": machine(),
+        "fresh": NETWORKS[name].fresh,
+        "speed": in_turns(name, folder, python, rounds),
+    }
 
 
 def ran(what: str, command: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -164,52 +184,81 @@ def ran(what: str, command: Sequence[str], folder: Path) -> dict[str, Any]:
     return {**found, **{key: answer[key] for key in keys if key in answer}}
 
 
+class Worker:
+    """One side, loaded in a process of its own; a context manager."""
+
+    def __init__(self, name: str, side: str, folder: Path, python: str):
+        command = [python, str(SIDE), side, ".", "song.npy", "--overlap", NETWORKS[name].overlap]
+        self._log = (folder / f"{_file(side)}.log").open("w+")
+        self._process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it is loaded, or has ended
+
+    def turn(self) -> dict[str, Any]:
+        """Separate the song: the seconds, and the peak of memory so far; or why it was refused."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        said = ""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            said = self._process.stdout.readline()
+        found: dict[str, Any] = json.loads(said) if said else {"refused": self._last_line()}
+        return found
+
+    def _last_line(self) -> str:
+        """What it said last; where a signal ended it, as the system does where memory runs out, which one."""
+        code = self._process.wait()
+        if code < 0:
+            return f"ended by signal {-code}"
+        self._log.seek(0)
+        return (self._log.read().strip().splitlines() or [f"exit code {code}"])[-1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+        self._log.close()
+
+
 def in_turns(name: str, folder: Path, python: str, rounds: int) -> dict[str, Any]:
     """Seconds and memory by side, and how its stems are like the package's."""
-    sides = {name: python, **dict.fromkeys(BACKENDS, sys.executable)}
+    sides, fresh = {name: python, **dict.fromkeys(BACKENDS, sys.executable)}, NETWORKS[name].fresh
     found: dict[str, Any] = {side: {"seconds": []} for side in sides}
+
+    def load(side: str) -> Worker:
+        print(f"{name}: {side} is loaded", file=sys.stderr, flush=True)
+        return Worker(name, side, folder, sides[side])
+
     with ExitStack() as stack:
-        workers = {}
-        for side, interpreter in sides.items():
-            print(f"{name}: {side} is loaded", file=sys.stderr, flush=True)
-            command = [interpreter, str(SIDE), side, ".", "song.npy"]
-            command += ["--overlap", NETWORKS[name].overlap]
-            log = stack.enter_context((folder / f"{side.replace(':', '-')}.log").open("w+"))
-            worker = stack.enter_context(
-                subprocess.Popen(
-                    command,
-                    cwd=folder,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                )
-            )
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            stack.callback(worker.stdin.close)
-            if worker.stdout.readline():
-                workers[side] = (worker.stdin, worker.stdout)
-            else:
-                log.seek(0)
-                found[side]["refused"] = (log.read().strip().splitlines() or ["it ended"])[-1]
-        for turn in range(rounds + 1):  # the first is not counted
-            for side, (ask, answer) in workers.items():
-                ask.write("\n")
-                ask.flush()
-                said = json.loads(answer.readline())
+        staying = {} if fresh else {side: stack.enter_context(load(side)) for side in sides}
+        for turn in range(rounds if fresh else rounds + 1):
+            for side, row in found.items():
+                if "refused" in row:
+                    continue
+                with nullcontext(staying[side]) if side in staying else load(side) as worker:
+                    said = worker.turn()
+                if "refused" in said:
+                    row["refused"] = said["refused"]
+                    continue
                 print(f"{name}: {side} {said['seconds']:.1f} s", file=sys.stderr, flush=True)
-                found[side]["memory_mb"] = said["memory_mb"]
-                if turn:
-                    found[side]["seconds"].append(said["seconds"])
-    if name in workers:
-        right = np.load(folder / f"{name}.npy")
-        for side in workers:
-            if side != name:
-                pairs = zip(right, np.load(folder / f"{side.replace(':', '-')}.npy"), strict=True)
-                values = [finite_db(snr_db(one, two)) for one, two in pairs]
-                found[side]["snr_db"] = min((value for value in values if value is not None), default=None)
+                row["memory_mb"] = max(said["memory_mb"], row.get("memory_mb", 0.0))
+                if fresh or turn:  # the first of a process that stays is not counted
+                    row["seconds"].append(said["seconds"])
+    for side in BACKENDS:
+        if found[name]["seconds"] and found[side]["seconds"]:
+            pairs = zip(*(np.load(folder / f"{_file(one)}.npy") for one in (name, side)), strict=True)
+            values = [finite_db(snr_db(one, two)) for one, two in pairs]
+            found[side]["snr_db"] = min((value for value in values if value is not None), default=None)
     return found
+
+
+def _file(side: str) -> str:
+    return side.replace(":", "-")
 
 
 def write(place: Path, results: Mapping[str, Any]) -> None:
@@ -236,9 +285,17 @@ def page(results: Mapping[str, Any]) -> str:
     lines += markdown_table(("network", "package", "the package", *BACKENDS), speeds)
     lines += ["", "Measured on:", ""]
     for name, found in sorted(results.items()):
-        where = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-        lines.append(f"- {name}: {found.get('audio_seconds', 0):.1f} s of audio; {where}")
+        turns = "each turn in a fresh process; " if found.get("fresh") else ""
+        there = _where(found["machine"])
+        lines.append(f"- {name}: {found.get('audio_seconds', 0):.1f} s of audio; {turns}{there}")
+        later = found.get("speed_machine", found["machine"])
+        if later["commit"] != found["machine"]["commit"]:
+            lines.append(f"- {name}, its speed: {_where(later)}")
     return "\n".join(lines) + "\n"
+
+
+def _where(machine: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in machine.items())
 
 
 def _step(found: Mapping[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ pytest.importorskip("torch", reason="torch is not installed: the script needs it
 import peers
 
 SIDE = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import numpy as np
 side, folder = sys.argv[1], Path(sys.argv[2])
@@ -25,6 +26,8 @@ if side == "openvino:fp32":
     sys.exit("openvino is not installed")
 print("loaded", flush=True)
 for turn, _ in enumerate(sys.stdin):
+    if side == "openvino:bf16" and turn == 2:
+        os.kill(os.getpid(), 9)
     song = np.load(sys.argv[3])
     stems = np.stack((song, -song)) * (1.0 if ":" not in side else 1.001)
     np.save(folder / (side.replace(":", "-") + ".npy"), stems)
@@ -57,11 +60,27 @@ def test_a_side_that_cannot_run_costs_the_others_nothing(spoken: dict[str, Any])
         "audio_seconds": 24.0,
         "steps": {},
         "speed": spoken,
-        "machine": {"cpu": "x"},
+        "machine": {"cpu": "x", "commit": "y"},
     }
     (row,) = [line for line in peers.page({"htdemucs": found}).splitlines() if "| demucs |" in line]
     assert "| 2.00, 1.5 GB | 4.00, 1.5 GB (2.00), 60 dB |" in row  # 24 s in 12 s; torch in 6 s
     assert "| 6.00, 1.5 GB (3.00), 60 dB | refused: openvino is not installed |" in row
+
+
+def test_a_side_that_is_killed_is_a_line(spoken: dict[str, Any]) -> None:
+    assert spoken["openvino:bf16"]["refused"] == "ended by signal 9"
+
+
+def test_in_fresh_processes_every_first_turn_counts(
+    spoken: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        peers.NETWORKS, "htdemucs", dataclasses.replace(peers.NETWORKS["htdemucs"], fresh=True)
+    )
+    found = peers.in_turns("htdemucs", tmp_path, sys.executable, 2)
+    assert found["htdemucs"]["seconds"] == found["openvino:bf16"]["seconds"] == [100.0, 100.0]
+    assert found["openvino:fp32"]["refused"] == "openvino is not installed"
+    assert found["ort:fp32"]["snr_db"] == spoken["ort:fp32"]["snr_db"]
 
 
 def test_commands_are_measured(tmp_path: Path) -> None:
