@@ -4,7 +4,7 @@ queued ──claim──> running ──finish──> done
    ^                 │ ├────fail────> failed
    │<──give_back─────┤ └──────────┐
    │<──recover───────┘            │      its worker was killed: at most 3 times, then it has failed
-   └─────────────── cancel ───────┴──> cancelled
+   └─────────────── cancel ───────┴──> canceled
 
 A worker says its name with all it does to a job: one that was thought dead, and whose job another has
 taken, changes nothing.
@@ -29,8 +29,8 @@ VERSION = 1  # of the tables
 TRIES = 3
 BUSY_SECONDS = 30.0  # how long one process waits while another writes
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-STATES: tuple[State, ...] = ("queued", "running", "done", "failed", "cancelled")
+State = Literal["queued", "running", "done", "failed", "canceled"]
+STATES: tuple[State, ...] = ("queued", "running", "done", "failed", "canceled")
 
 _TABLES = """
 CREATE TABLE jobs (
@@ -235,7 +235,7 @@ class JobStore:
         """Cancel a job that has not ended; one that has stays as it is. None: this key has no such job."""
         with self._writing() as database:
             database.execute(
-                "UPDATE jobs SET state = 'cancelled', changed = ? WHERE id = ? AND key = ?"
+                "UPDATE jobs SET state = 'canceled', changed = ? WHERE id = ? AND key = ?"
                 " AND state IN ('queued', 'running')",
                 (time.time(), job, key),
             )
@@ -275,8 +275,7 @@ class JobStore:
         """Forget jobs that ended before then; their ids, so that what they left can be removed."""
         with self._writing() as database:
             rows = database.execute(
-                "DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND changed < ?"
-                " RETURNING id",
+                "DELETE FROM jobs WHERE state IN ('done', 'failed', 'canceled') AND changed < ? RETURNING id",
                 (before,),
             ).fetchall()
             database.execute("DELETE FROM turns WHERE key NOT IN (SELECT key FROM jobs)")

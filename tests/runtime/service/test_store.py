@@ -1,4 +1,4 @@
-"""Jobs in their database: turns, kills, cancelling, and two who want the same job."""
+"""Jobs in their database: turns, kills, canceling, and two who want the same job."""
 
 from __future__ import annotations
 
@@ -136,21 +136,21 @@ def test_what_is_given_back_counts_as_no_try(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_cancelling(store: JobStore, running: bool) -> None:
+def test_canceling(store: JobStore, running: bool) -> None:
     job, _ = store.add("key", SONG)
     if running:
         claimed(store)
-    cancelled = store.cancel(job.id, "key")
-    assert cancelled is not None
-    assert cancelled.state == "cancelled"
+    canceled = store.cancel(job.id, "key")
+    assert canceled is not None
+    assert canceled.state == "canceled"
     assert store.claim("cpu") is None
     assert not store.report(job.id, "cpu", 1.0, 2.0)  # so that the worker stops
     assert not store.finish(job.id, "cpu", {})
     again = store.cancel(job.id, "key")
-    assert again == cancelled
+    assert again == canceled
 
 
-def test_what_is_done_is_not_cancelled(store: JobStore) -> None:
+def test_what_is_done_is_not_canceled(store: JobStore) -> None:
     job, _ = store.add("key", SONG)
     claimed(store)
     store.finish(job.id, "cpu", {})
@@ -178,7 +178,7 @@ def test_what_ended_long_ago_is_forgotten(store: JobStore) -> None:
     assert store.expire(now - 60) == []
     assert sorted(store.expire(now + 1)) == sorted(ids[:2])
     assert store.ids() == set(ids[2:])
-    assert store.counts() == {"queued": 1, "running": 1, "done": 0, "failed": 0, "cancelled": 0}
+    assert store.counts() == {"queued": 1, "running": 1, "done": 0, "failed": 0, "canceled": 0}
 
 
 def test_a_job_is_claimed_once_whoever_asks(path: Path) -> None:
@@ -223,7 +223,7 @@ def test_what_was_said_to_be_queued_is_there_after_a_kill(path: Path) -> None:
     assert done.returncode == -9, done.stderr
     assert len(done.stdout.split()) == 20
     store = JobStore(path)
-    assert store.counts() == {"queued": 10, "running": 10, "done": 0, "failed": 0, "cancelled": 0}
+    assert store.counts() == {"queued": 10, "running": 10, "done": 0, "failed": 0, "canceled": 0}
     assert len(store.recover("cpu")[0]) == 10
     assert sorted(claimed(store).request["n"] for _ in range(20)) == list(range(20))
     store.close()
