@@ -197,9 +197,17 @@ class JobStore:
         """Say how far a running job is; False: it is not the worker's any more, who stops."""
         return self._mine(job, worker, "seconds_done = ?, seconds_total = ?", (seconds_done, seconds_total))
 
-    def finish(self, job: str, worker: str, result: Mapping[str, Any]) -> bool:
-        """A running job is done; False: it is not the worker's any more, and what it made is for nobody."""
-        return self._mine(job, worker, "state = 'done', result = ?", (json.dumps(result),))
+    def finish(self, job: str, worker: str, result: Mapping[str, Any], seconds: float) -> bool:
+        """A running job is done; False: it is not the worker's any more, and what it made is for nobody.
+
+        Args:
+            job: its id.
+            worker: whose it is.
+            result: what came of it, kept as JSON.
+            seconds: of its audio.
+        """
+        change = "state = 'done', result = ?, seconds_done = ?, seconds_total = ?"
+        return self._mine(job, worker, change, (json.dumps(result), seconds, seconds))
 
     def fail(self, job: str, worker: str, error: str) -> bool:
         """A running job has failed; False as of ``finish``."""

@@ -49,7 +49,7 @@ def test_a_job_goes_its_way(store: JobStore, path: Path) -> None:
     found = store.find(job.id, "key")
     assert found is not None
     assert (found.seconds_done, found.seconds_total, found.state) == (1.5, 6.0, "running")
-    assert store.finish(job.id, "cpu", {"stems": {"vocals": 7}})
+    assert store.finish(job.id, "cpu", {"stems": {"vocals": 7}}, 6.0)
     again = JobStore(path)  # another process
     found = again.find(job.id, "key")
     assert found is not None
@@ -117,11 +117,11 @@ def test_who_lost_a_job_changes_nothing(store: JobStore) -> None:
     store.recover("old")
     claimed(store, "new")
     assert not store.report(job.id, "old", 1.0, 2.0)
-    assert not store.finish(job.id, "old", {})
+    assert not store.finish(job.id, "old", {}, 6.0)
     assert not store.fail(job.id, "old", "late")
     assert not store.give_back(job.id, "old")
-    assert store.finish(job.id, "new", {"of": "new"})
-    assert not store.finish(job.id, "new", {"of": "new, again"})
+    assert store.finish(job.id, "new", {"of": "new"}, 6.0)
+    assert not store.finish(job.id, "new", {"of": "new, again"}, 6.0)
     found = store.find(job.id, "key")
     assert found is not None
     assert found.result == {"of": "new"}
@@ -145,7 +145,7 @@ def test_canceling(store: JobStore, running: bool) -> None:
     assert canceled.state == "canceled"
     assert store.claim("cpu") is None
     assert not store.report(job.id, "cpu", 1.0, 2.0)  # so that the worker stops
-    assert not store.finish(job.id, "cpu", {})
+    assert not store.finish(job.id, "cpu", {}, 6.0)
     again = store.cancel(job.id, "key")
     assert again == canceled
 
@@ -153,7 +153,7 @@ def test_canceling(store: JobStore, running: bool) -> None:
 def test_what_is_done_is_not_canceled(store: JobStore) -> None:
     job, _ = store.add("key", SONG)
     claimed(store)
-    store.finish(job.id, "cpu", {})
+    store.finish(job.id, "cpu", {}, 6.0)
     found = store.cancel(job.id, "key")
     assert found is not None
     assert found.state == "done"
@@ -171,7 +171,7 @@ def test_listing_goes_on_where_a_page_ended(store: JobStore) -> None:
 def test_what_ended_long_ago_is_forgotten(store: JobStore) -> None:
     ids = [store.add("key", {"n": n})[0].id for n in range(4)]
     claimed(store)
-    store.finish(ids[0], "cpu", {})
+    store.finish(ids[0], "cpu", {}, 6.0)
     store.cancel(ids[1], "key")
     claimed(store)
     now = time.time()
@@ -190,7 +190,7 @@ def test_a_job_is_claimed_once_whoever_asks(path: Path) -> None:
         store, found = stores[worker % 4], []
         start.wait()
         while (job := store.claim(str(worker))) is not None:
-            assert store.finish(job.id, str(worker), {})
+            assert store.finish(job.id, str(worker), {}, 6.0)
             found.append(job.id)
         return found
 
