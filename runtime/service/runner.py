@@ -10,13 +10,13 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.errors import AudioError, TfxError, UsageError, did_you_mean
+from tfswa.runtime.errors import AudioError, TfxError
 from tfswa.runtime.failures import Failure
+from tfswa.runtime.service.shelf import Shelf
 from tfswa.runtime.service.store import Job, JobStore
 from tfswa.runtime.stream.files import FileJob, FileResult, paths_in, separate_file
 from tfswa.runtime.stream.separating import Separating
@@ -56,7 +56,7 @@ class JobRunner:
         store: where jobs come from.
         data: the service's folder.
         worker: whose name the jobs carry meanwhile.
-        models: what separates, by the name that a request says.
+        shelf: the models.
         limits: of each job.
         stop: set, when a running job is to be given back.
     """
@@ -66,12 +66,12 @@ class JobRunner:
         store: JobStore,
         data: Path,
         worker: str,
-        models: Mapping[str, Separating],
+        shelf: Shelf,
         limits: JobLimits = JobLimits(),
         stop: threading.Event | None = None,
     ):
         self._store, self._data, self._worker = store, data, worker
-        self._models, self._limits = models, limits
+        self._shelf, self._limits = shelf, limits
         self._stop = threading.Event() if stop is None else stop
 
     def run(self, woken: threading.Event) -> None:
@@ -113,14 +113,13 @@ class JobRunner:
 
     def _separated(self, job: Job, folder: Path) -> dict[str, Any]:
         request = job.request
-        separator = self._models.get(str(request["model"]))
-        if separator is None:
-            close = did_you_mean(str(request["model"]), self._models) or ":"
-            raise UsageError(
-                f"unknown model {request['model']!r}{close} served are {', '.join(self._models)}"
-            )
+        with self._shelf.lend(str(request["model"]), job.key) as separator:
+            return self._with(separator, job, folder)
+
+    def _with(self, separator: Separating, job: Job, folder: Path) -> dict[str, Any]:
+        request = job.request
         stems = request.get("stems") or separator.stems
-        separator.indices(stems)
+        separator.indices(stems)  # before their paths are made
         paths = paths_in(folder / STEMS, stems, request.get("format", "wav"))
         (folder / STEMS).mkdir(exist_ok=True)
         asked = FileJob(

@@ -13,13 +13,26 @@ import soundfile
 from streams import PlainModel
 
 from tfswa.runtime.service.runner import INPUT, STEMS, JobLimits, JobRunner, job_folder
+from tfswa.runtime.service.shelf import Shelf
 from tfswa.runtime.service.store import Job, JobStore
+from tfswa.runtime.stream.separating import Separating
 
 RATE = 8000
 
 
 def halves(chunks: Any) -> Any:
     return np.stack((0.5 * chunks, 0.5 * chunks), axis=1)
+
+
+class PlainShelf(Shelf):
+    """One model without a network, named ``plain``."""
+
+    def __init__(self, model: PlainModel):
+        self.models = {"plain": model}  # type: ignore[dict-item]
+
+    def lend(self, name: str, key: str, *, urgent: bool = False) -> Separating:
+        found: Any = self.check(name)
+        return found
 
 
 class Place:
@@ -32,8 +45,8 @@ class Place:
         self.process: Any = halves
 
     def runner(self, limits: JobLimits | None = None) -> JobRunner:
-        model = PlainModel(process=lambda chunks: self.process(chunks))
-        return JobRunner(self.store, self.folder, "cpu", {"plain": model}, limits or JobLimits(), self.stop)
+        shelf: Any = PlainShelf(PlainModel(process=lambda chunks: self.process(chunks)))
+        return JobRunner(self.store, self.folder, "cpu", shelf, limits or JobLimits(), self.stop)
 
     def add(self, content: bytes | float, **request: Any) -> Job:
         """An upload: bytes, or so many seconds of noise."""
