@@ -13,7 +13,6 @@ of each sample all stems, of each stem all channels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfswa.runtime.audio.encoders import to_integers
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import TfxError, UsageError, did_you_mean
 from tfswa.runtime.failures import Failure
 from tfswa.runtime.service.wire import JSON, SAMPLES, Kind, Message
@@ -76,7 +76,7 @@ class Hello:
         Raises:
             UsageError: it is no such message.
         """
-        said = parse_json(content)
+        said = message_object(content)
         known = ("model", "sample_rate", "channels", "format", "stems")
         for name in said:
             if name not in known:
@@ -99,15 +99,15 @@ class Hello:
         return cls(model, said["sample_rate"], said["channels"], cast(Format, format_), wanted)
 
 
-def parse_json(content: bytes) -> dict[str, Any]:
+def message_object(content: bytes) -> dict[str, Any]:
     """A message that is an object.
 
     Raises:
         UsageError: it is none.
     """
     try:
-        said = json.loads(content)
-    except (ValueError, RecursionError):
+        said = parse_json(content)
+    except ValueError:
         said = None
     if not isinstance(said, dict):
         raise UsageError("a message is no JSON object")
@@ -176,7 +176,7 @@ class Conversation:
                     raise UsageError(f"the signal is longer than {self._most_seconds:g} s, the most here")
                 self._give(transit.push(block), hello)
                 continue
-            asked = parse_json(content).get("type")
+            asked = message_object(content).get("type")
             if asked == "reset":
                 return True
             if asked != "end":

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tfswa.runtime.documents import parse_json
 from tfswa.runtime.errors import UsageError, did_you_mean, reason
 from tfswa.runtime.files.atomic import writing
 
@@ -113,12 +114,12 @@ def _read(path: Path) -> dict[str, KeyHash]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {reason(error)}") from error
     try:
-        held: Any = json.loads(content)
+        held: Any = parse_json(content)
         if held["version"] != 1:
             raise UsageError(f"{path} is of version {held['version']!r}, this tfx knows 1: update tfx")
         found = {name: KeyHash(known["sha256"], known["made"]) for name, known in held["keys"].items()}
         fits = all(_HASH.fullmatch(known.sha256) and isinstance(known.made, str) for known in found.values())
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path} is no file of keys: make one with `tfx serve keys add NAME`") from error
     if not fits:
         raise UsageError(f"{path} is no file of keys: make one with `tfx serve keys add NAME`")
