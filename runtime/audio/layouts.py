@@ -129,8 +129,11 @@ def to_channels(block: Block, channels: int, layout: tuple[str, ...] = ()) -> Bl
                 f"{count} channels are more than the {max(LAYOUTS)} that can be mixed down to {channels}: "
                 "mix the file down to stereo first"
             )
-        weights = [_TO_STEREO[name] for name in known_layout(layout, count)]
-        block = np.asarray(weights, np.float32).T @ block  # [2, C] @ [C, n]
+        # Added one after the other: a matrix product rounds as the length of the block makes it.
+        mixed = np.zeros((2, block.shape[1]), np.float32)
+        for name, row in zip(known_layout(layout, count), block, strict=True):
+            mixed += np.array(_TO_STEREO[name], np.float32)[:, np.newaxis] * row
+        block = mixed
     return block if channels == 2 else block.mean(axis=0, keepdims=True, dtype=np.float32)
 
 

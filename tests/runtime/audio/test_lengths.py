@@ -440,6 +440,15 @@ class TestChannels:
         assert core_audio_layout(1 << 16, 0xB, 3) == ("FL", "FR", "LFE")
         assert core_audio_layout(1 << 16, 0xB, 4) == mask_layout(0xB, 4) == ()
 
+    @pytest.mark.parametrize("channels", range(1, 9))
+    @pytest.mark.parametrize("model_channels", [1, 2])
+    def test_a_mix_is_the_same_bits_however_it_is_cut(self, channels: int, model_channels: int) -> None:
+        signal = noise(channels, 1000)
+        whole = to_channels(signal, model_channels)
+        for size in (1, 3, 7, 64, 333):
+            parts = [to_channels(signal[:, at : at + size], model_channels) for at in range(0, 1000, size)]
+            np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole, err_msg=str(size))
+
     def test_heights_count_with_their_side(self) -> None:
         got = to_channels(np.eye(3, dtype=np.float32), 2, ("TFL", "TFR", "TC"))
         np.testing.assert_allclose(got, [[0.7071, 0, 0.5], [0, 0.7071, 0.5]], atol=1e-4)
