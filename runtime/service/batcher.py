@@ -61,6 +61,8 @@ class Batcher:
     Attributes:
         batches: how many the network got.
         items: how many chunks were in them.
+        waited_seconds: how long those chunks waited, together.
+        network_seconds: how long the network took for all batches.
 
     Raises:
         UsageError: a batch that the session does not take, or a wait below 0.
@@ -76,6 +78,7 @@ class Batcher:
         if not wait_seconds >= 0:
             raise UsageError(f"a wait of {wait_seconds} seconds: give 0 or more")
         self.batches = self.items = 0
+        self.waited_seconds = self.network_seconds = 0.0
         self._session, self._batch, self._wait = session, batch, wait_seconds
         self._callers: list[SharedSession] = []
         self._served: Counter[str] = Counter()  # by key, the number of its latest turn
@@ -143,9 +146,12 @@ class Batcher:
 
     def _work(self) -> None:
         while items := self._next():
-            self.batches += 1
-            self.items += len(items)
+            began = time.monotonic()
             self._run(items)
+            self.network_seconds += time.monotonic() - began
+            self.waited_seconds += sum(began - item.since for item in items)
+            self.items += len(items)
+            self.batches += 1
 
     def _next(self) -> list[_Item]:
         """Wait for the next batch; without items when all is done."""

@@ -122,11 +122,15 @@ class Conversation:
         lend: gives the model.
         default_model: where the first message names none.
         most_seconds: of a signal.
+
+    Attributes:
+        seconds: of audio that came so far, of all signals.
     """
 
     def __init__(self, talk: Talk, lend: Lend, default_model: str, most_seconds: float):
         self._talk, self._lend, self._default = talk, lend, default_model
         self._most_seconds = most_seconds
+        self.seconds = 0.0
 
     def hold(self) -> None:
         """Answer until the other side ends, or something is wrong, which it is told.
@@ -174,6 +178,7 @@ class Conversation:
                 block = samples.taken(content)
                 if (transit.received + block.shape[1]) / hello.sample_rate > self._most_seconds:
                     raise UsageError(f"the signal is longer than {self._most_seconds:g} s, the most here")
+                self.seconds += block.shape[1] / hello.sample_rate
                 self._give(transit.push(block), hello)
                 continue
             asked = message_object(content).get("type")

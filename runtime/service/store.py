@@ -57,6 +57,11 @@ CREATE TABLE turns (key TEXT PRIMARY KEY, turn INTEGER NOT NULL);
 """
 
 
+def new_id() -> str:
+    """An id that nobody can guess: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
 class JobConflict(UsageError):
     """An idempotency key that was given before, with another request."""
 
@@ -137,15 +142,22 @@ class JobStore:
         self._database.close()
 
     def add(
-        self, key: str, request: Mapping[str, Any], *, priority: int = 0, once: str | None = None
+        self,
+        key: str,
+        request: Mapping[str, Any],
+        *,
+        priority: int = 0,
+        once: str | None = None,
+        job: str | None = None,
     ) -> tuple[Job, bool]:
-        """Queue a job.
+        """Queue a job; a worker may take it at once, so that its files must be there before.
 
         Args:
             key: whose it is.
             request: what is asked for, kept as JSON.
             priority: the higher goes first.
             once: the request's own idempotency key: a second one with it is the first one.
+            job: its id, of ``new_id``; None for another one.
 
         Returns:
             The job, and whether it is new.
@@ -168,7 +180,7 @@ class JobStore:
             row = database.execute(
                 "INSERT INTO jobs (id, key, priority, request, once, made, changed)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING *",
-                (secrets.token_hex(16), key, priority, text, once, now, now),
+                (job or new_id(), key, priority, text, once, now, now),
             ).fetchone()
         return _job(row), True
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, Literal
 
 from tfswa.runtime.errors import TfxError
@@ -62,6 +63,11 @@ class Wire:
         if len(content) < length:
             raise TfxError("the other side ended within a message")
         return kind, content
+
+    def end(self) -> None:
+        """Receive nothing more; who waits for a message gets none. Another thread may call it."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         """Close the socket; calling it twice is harmless."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 import soundfile
 from streams import PlainModel
 
-from tfswa.runtime.service.runner import INPUT, STEMS, JobLimits, JobRunner, job_folder
+from tfswa.runtime.service.runner import INPUT, PEAKS, STEMS, Company, JobLimits, JobRunner, job_folder
 from tfswa.runtime.service.shelf import Shelf
-from tfswa.runtime.service.store import Job, JobStore
+from tfswa.runtime.service.store import Job, JobStore, new_id
 from tfswa.runtime.stream.separating import Separating
 
 RATE = 8000
@@ -50,15 +51,16 @@ class Place:
 
     def add(self, content: bytes | float, **request: Any) -> Job:
         """An upload: bytes, or so many seconds of noise."""
-        job, _ = self.store.add("key", {"model": "plain", "name": "my song é.wav", **request})
-        job_folder(self.folder, job.id).mkdir(parents=True)
-        path = job_folder(self.folder, job.id) / INPUT
+        name = new_id()
+        job_folder(self.folder, name).mkdir(parents=True)
+        path = job_folder(self.folder, name) / INPUT
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
             noise = 0.1 * np.random.default_rng(0).standard_normal((round(content * RATE), 2))
             soundfile.write(path, noise, RATE, format="WAV", subtype="FLOAT")
-        return job
+        request = {"model": "plain", "name": "my song é.wav", **request}
+        return self.store.add("key", request, job=name)[0]
 
     def found(self, job: Job) -> Job:
         found = self.store.find(job.id, "key")
@@ -86,18 +88,27 @@ def test_a_job_becomes_stems(place: Place) -> None:
     assert found.seconds_done == found.seconds_total == 3.0
     assert found.result is not None
     assert (found.result["seconds"], found.result["sample_rate"]) == (3.0, RATE)
-    assert place.files(job) == [f"{STEMS}/other.wav", f"{STEMS}/vocals.wav"]
+    assert place.files(job) == [
+        f"{PEAKS}/other",
+        f"{PEAKS}/vocals",
+        f"{STEMS}/other.wav",
+        f"{STEMS}/vocals.wav",
+    ]
+    assert (runner.audio_seconds, runner.wall_seconds) == (3.0, found.result["wall_seconds"])
     for stem, told in found.result["stems"].items():
         path = job_folder(place.folder, job.id) / STEMS / told["file"]
         assert path.stat().st_size == told["bytes"]
         np.testing.assert_allclose(soundfile.read(path, dtype="float32")[0], source / 2, atol=1e-6)
         assert told["peak"] == pytest.approx(np.abs(source).max() / 2), stem
+        outline = json.loads((job_folder(place.folder, job.id) / PEAKS / stem).read_text())
+        assert outline["samples"] == len(source)
+        assert max(max(outline["highs"]), -min(outline["lows"])) == pytest.approx(told["peak"], abs=1e-4)
 
 
 def test_stems_and_format_are_those_asked_for(place: Place) -> None:
     job = place.add(1.0, stems=["other"], format="flac")
     place.runner().run_next()
-    assert place.files(job) == [f"{STEMS}/other.flac"]
+    assert place.files(job) == [f"{PEAKS}/other", f"{STEMS}/other.flac"]
 
 
 @pytest.mark.parametrize(
@@ -241,3 +252,27 @@ def test_a_job_is_taken_as_soon_as_somebody_says_so(place: Place) -> None:
     woken.set()
     thread.join(600)
     assert not thread.is_alive()
+
+
+def test_one_whose_worker_was_killed_is_alone() -> None:
+    company, inside, most = Company(), [], []
+    lock = threading.Lock()
+
+    def work(*, alone: bool) -> None:
+        with company.joined(alone=alone):
+            with lock:
+                inside.append(alone)
+                most.append(list(inside))
+            threading.Event().wait(0.01)
+            with lock:
+                inside.remove(alone)
+
+    threads = [threading.Thread(target=work, kwargs={"alone": place % 3 == 0}) for place in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+        assert not thread.is_alive()
+    assert len(most) == 12
+    assert all(together == [True] for together in most if True in together)
+    assert any(len(together) > 1 for together in most)
