@@ -43,6 +43,7 @@ CREATE TABLE jobs (
     once TEXT,
     made REAL NOT NULL,
     changed REAL NOT NULL,
+    started REAL,
     tries INTEGER NOT NULL DEFAULT 0,
     worker TEXT,
     seconds_done REAL NOT NULL DEFAULT 0,
@@ -78,6 +79,7 @@ class Job:
         request: what was asked for.
         made: when, in seconds since 1970.
         changed: when it last changed.
+        started: when a worker took it; None before.
         tries: how often a worker took it.
         seconds_done: of the audio.
         seconds_total: of the audio; None as long as nobody knows.
@@ -92,6 +94,7 @@ class Job:
     request: Mapping[str, Any]
     made: float
     changed: float
+    started: float | None
     tries: int
     seconds_done: float
     seconds_total: float | None
@@ -198,10 +201,11 @@ class JobStore:
                 " ON CONFLICT (key) DO UPDATE SET turn = excluded.turn",
                 (row["key"],),
             )
+            now = time.time()
             row = database.execute(
                 "UPDATE jobs SET state = 'running', worker = ?, tries = tries + 1, seconds_done = 0,"
-                " changed = ? WHERE id = ? RETURNING *",
-                (worker, time.time(), row["id"]),
+                " changed = ?, started = ? WHERE id = ? RETURNING *",
+                (worker, now, now, row["id"]),
             ).fetchone()
         return _job(row)
 
@@ -260,6 +264,15 @@ class JobStore:
                 (time.time(), job, key),
             )
             return _found(database, job, key)
+
+    def remove(self, job: str, key: str) -> bool:
+        """Forget a job that has ended; False: this key has no such one."""
+        with self._writing() as database:
+            done = database.execute(
+                "DELETE FROM jobs WHERE id = ? AND key = ? AND state IN ('done', 'failed', 'canceled')",
+                (job, key),
+            )
+            return done.rowcount == 1
 
     def find(self, job: str, key: str) -> Job | None:
         """A job of this key; None: it has no such one."""
@@ -342,6 +355,7 @@ def _job(row: sqlite3.Row) -> Job:
         request=json.loads(row["request"]),
         made=row["made"],
         changed=row["changed"],
+        started=row["started"],
         tries=row["tries"],
         seconds_done=row["seconds_done"],
         seconds_total=row["seconds_total"],

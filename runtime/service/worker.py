@@ -246,7 +246,7 @@ def _hold_alone(path: Path) -> None:
     hold(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def work() -> None:
+def serve_orders() -> None:
     """The process: told by its stdin, it tells by its stdout whether it is ready."""
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: who started it ends it
@@ -287,4 +287,4 @@ def _follow(stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    work()
+    serve_orders()

@@ -80,13 +80,14 @@ class WorkerProcess:
         offer: what it serves, by model, once it was ready for the first time.
         ready: whether it serves now.
         ended: how often it ended by itself.
+        streams: that go through it, as who calls it counts them.
     """
 
     def __init__(self, settings: ServiceSettings, name: str, device: str | None, folder: Path):
         self.name = name
         self.offer: dict[str, Any] = {}
         self.ready = False
-        self.ended = 0
+        self.ended = self.streams = 0
         self._settings, self._device = settings, device
         self._path = folder / f"{name}.sock"
         self._listener = socket.socket(socket.AF_UNIX)

@@ -24,6 +24,7 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 KEPT = {  # British words that stay
+    "CancelledError",  # of asyncio
     "runtime/model/spec.py: weights_licence",  # a key of manifests of version 1
     "tests/runtime/model/test_spec.py: weights_licence",
     "train/families/tfswa_unet.py: normalisation",  # a hyper-parameter that older bundles hold

@@ -44,6 +44,9 @@ ALLOWED = {
     "runtime/benchmark/process.py": {"subprocess": "this Python, with tfx's own worker"},
     "runtime/benchmark/worker.py": {"np.load": OWN},
     "runtime/evaluation/signals.py": {"np.load": OWN},
+    "runtime/service/workers.py": dict.fromkeys(
+        ("create_subprocess_exec", "subprocess"), "this Python, with tfx's own worker"
+    ),
     "runtime/backends/cuda.py": {"ctypes": "an address in memory, as an array"},
     "runtime/files/publish.py": dict.fromkeys(("CDLL", "ctypes"), "the C library that Python runs on"),
     "runtime/machine.py": {"subprocess": "nvidia-smi, with fixed words"},
