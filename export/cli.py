@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tfswa.runtime.commands import options
+from tfswa.runtime.limits import MOST_BATCH
 
 if TYPE_CHECKING:
     from tfswa.export.artifact import Exported
     from tfswa.export.engine import Flavor
     from tfswa.export.plan import Precision
+    from tfswa.export.triton import Served
     from tfswa.runtime.model.opening import Model
 
 MEGABYTE = 1e6
+FORMATS = ("onnx", "torchscript", "aotinductor", "triton")
+_ONLY = {  # formats that an option is for; the others are for all
+    **dict.fromkeys(("--opset", "--plan", "--io"), ("onnx",)),
+    "--precision": ("onnx", "triton"),
+    "--audio": ("onnx", "torchscript", "aotinductor"),
+    **dict.fromkeys(("--engine", "--name", "--device", "--max-batch", "--queue-delay"), ("triton",)),
+}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -31,17 +40,47 @@ def _precision_option(help: str) -> Callable[[F], F]:
     )
 
 
+def _serving_options(command: F) -> F:
+    """What is said of a model on a server."""
+    for option in (
+        click.option(
+            "--queue-delay",
+            type=click.FloatRange(0, 10_000),
+            metavar="MS",
+            help="Of triton: how long a chunk waits for others to share a call with, ms; default: 2.",
+        ),
+        click.option(
+            "--max-batch",
+            type=click.IntRange(1, MOST_BATCH),
+            help="Of triton: most chunks of one call; default: 8, of an engine its own.",
+        ),
+        click.option(
+            "--device",
+            help="Of triton: where the server runs it, cpu, cuda or cuda:N; default: cpu, of an engine cuda.",
+        ),
+        click.option("--name", help="Of triton: the model's name on the server; default: the bundle's."),
+        click.option(
+            "--engine",
+            is_flag=True,
+            help="Of triton: serve the engine of `tfx build-engine --flavor tensorrt`; default: the graph.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("model", default="demo")
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["onnx", "torchscript", "aotinductor"]),
+    type=click.Choice(FORMATS),
     default="onnx",
     show_default=True,
-    help="What to make: model.onnx, model.ts, or model.pt2 (code for this CPU, for one chunk a call).",
+    help="What to make: model.onnx, model.ts, model.pt2 (code for this CPU, for one chunk a call), or a "
+    "folder in a model repository of NVIDIA's Triton server.",
 )
-@_precision_option("Of the layers, ONNX only; the mask is multiplied in float32 always.")
+@_precision_option("Of the layers, of ONNX and triton only; the mask is multiplied in float32 always.")
 @click.option(
     "--plan",
     type=options.GivenPath(dir_okay=False),
@@ -70,8 +109,10 @@ def _precision_option(help: str) -> Callable[[F], F]:
     is_flag=True,
     help="Make encode.onnx and decode.onnx instead: the STFT and its inverse, for hosts without one.",
 )
+@_serving_options
 @options.output_option(
-    "A file (.onnx, .ts, .pt2) to write alone, or a copy of the bundle to add to; default: the bundle itself."
+    "A file (.onnx, .ts, .pt2) to write alone, or a copy of the bundle to add to; default: the bundle "
+    "itself; of triton the repository, which has to be named."
 )
 @options.force
 @options.as_json
@@ -88,44 +129,93 @@ def export(
     output: Path | None,
     force: bool,
     as_json: bool,
+    **serving: Any,
 ) -> None:
-    """Export MODEL (a bundle, or the name demo) to ONNX, TorchScript, or code compiled by torch.
+    """Export MODEL (a bundle, or the name demo) to ONNX, TorchScript, code compiled by torch, or for Triton.
 
     The graph is compared with the network it came from before it is written: 80 dB SNR on every stem in
     fp32, 45 dB in fp16, 36 dB in bf16, or there is no file. A graph in fp16 or bf16 says in its types what
     is computed in which precision; nothing in it overflows on full-scale noise and square waves.
     """
-    from tfswa.runtime.errors import UsageError
     from tfswa.runtime.model.opening import open_model
 
-    onnx_only = {
-        "--opset": opset,
-        "--precision": None if precision == "fp32" else precision,
-        "--plan": plan,
-        "--io": None if io == "fp32" else io,
-    }
-    for option, value in onnx_only.items():
-        if kind != "onnx" and value is not None:
-            raise UsageError(f"{option} {value} is for --format onnx, asked for is {kind}: leave it out")
+    given: dict[str, Any] = {"--opset": opset, "--plan": plan}
+    given |= {"--precision": None if precision == "fp32" else precision}
+    given |= {"--io": None if io == "fp32" else io, "--audio": audio}
+    given |= {f"--{name.replace('_', '-')}": value or None for name, value in serving.items()}
+    _check_options(kind, given, output, transform=transform)
     opened: Model = open_model(model)
-    others = {"--format": None if kind == "onnx" else kind, "--audio": audio, "-o": output}
-    for option, value in {**onnx_only, **others}.items() if transform else ():
-        if value is not None:
-            raise UsageError(f"--transform and {option} {value} do not go together: leave one out")
     with ExitStack() as stack:
         if stems is not None:
             from tfswa.export.narrow import narrow
 
             names = [stem.strip() for stem in stems.split(",")]
-            opened = stack.enter_context(narrow(opened, names, inside=output is None))
+            opened = stack.enter_context(narrow(opened, names, inside=output is None or kind == "triton"))
         if transform:
             _export_transform(opened, force=force, as_json=as_json)
             return
         click.echo(f"exporting {opened.name} to {kind} in {precision} ...", err=True)
+        if output is not None and kind == "triton":
+            _serve(opened, output, precision, serving, force=force, as_json=as_json)
+            return
         how: dict[str, Any] = {"audio": audio, "force": force}
         if kind == "onnx":
             how |= {"precision": precision, "plan": plan, "low_io": io == "fp16", "opset": opset}
         _report(_exported(opened, kind, output, **how), as_json=as_json)
+
+
+def _check_options(kind: str, given: dict[str, Any], output: Path | None, *, transform: bool) -> None:
+    """Refuse options that do not go together; what was left out is None."""
+    from tfswa.runtime.errors import UsageError
+
+    for option, value in given.items():
+        said = option if value is True else f"{option} {value}"
+        if value is not None and kind not in _ONLY[option]:
+            formats = " or ".join(_ONLY[option])
+            raise UsageError(f"{said} is for --format {formats}, asked for is {kind}: leave it out")
+    others = {"--format": None if kind == "onnx" else kind, "-o": output}
+    for option, value in {**given, **others}.items() if transform else ():
+        if value is not None:
+            raise UsageError(f"--transform and {option} {value} do not go together: leave one out")
+    if kind == "triton" and output is None:
+        raise UsageError("--format triton writes into a model repository: name its folder with -o REPOSITORY")
+
+
+def _serve(
+    model: Model, repository: Path, precision: str, how: dict[str, Any], *, force: bool, as_json: bool
+) -> None:
+    """Write a model into a repository of Triton, and report."""
+    from tfswa.export.triton import QUEUE_DELAY_MS, Serving, export_triton
+
+    delay_ms = how.pop("queue_delay")
+    chosen = Serving(precision, **how, queue_delay_ms=QUEUE_DELAY_MS if delay_ms is None else delay_ms)
+    _report_served(export_triton(model, repository, chosen, force=force), precision, as_json=as_json)
+
+
+def _report_served(made: Served, precision: str, *, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        report = {
+            "path": str(made.path),
+            "file": str(made.file),
+            "bytes": made.file.stat().st_size,
+            "name": made.name,
+            "artifact": made.artifact,
+            "precision": precision,
+            "backend": made.backend,
+            "max_batch": made.max_batch,
+            "made": made.made,
+            "seconds": round(made.seconds, 2),
+        }
+        click.echo(json.dumps(report))
+        return
+    size = made.file.stat().st_size / MEGABYTE
+    exported = ", exported into the bundle first" if made.made else ""
+    click.echo(
+        f"{made.path}  {size:.1f} MB, {made.artifact} by {made.backend}{exported}, {made.seconds:.1f} s"
+    )
+    click.echo(f"  --device grpc://HOST:8001/{made.name} runs it, up to {made.max_batch} chunks a call")
 
 
 def _exported(model: Model, kind: str, output: Path | None, **how: Any) -> Exported:

@@ -27,14 +27,17 @@ GROUP = "tfswa.backends"
 AUTO = "auto"  # registered like a backend: the function that chooses one
 EXTRAS = {  # what brings a library, by its top-level package
     "cuda": "trt-rtx",
+    "google": "triton",
+    "grpc": "triton",
     "onnxruntime": "ort",
     "openvino": "openvino",
     "tensorrt": "trt",
     "tensorrt_rtx": "trt-rtx",
     "torch": "torch",
+    "tritonclient": "triton",
 }
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
-DEVICES = ("cpu", "cuda", "tensorrt", "rtx", "auto")
+DEVICES = ("cpu", "cuda", "tensorrt", "rtx", "grpc", "grpcs", "auto")
 _PRECISION_SLIPS = {
     **dict.fromkeys(("half", "float16", "f16", "16"), "fp16"),
     **dict.fromkeys(("full", "single", "float", "float32", "f32", "32"), "fp32"),
@@ -59,8 +62,8 @@ class BackendOptions:
     Attributes:
         precision: of the artifact, one of ``PRECISIONS``; ``int8`` and ``mixed`` are of a calibrated graph.
             None for fp32, or for what a lone exported file has.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a backend's own, and a GPU where
-            ``--backend auto`` finds one that works.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; of the ``triton`` backend ``grpc://HOST:PORT``. ``auto`` is a
+            backend's own, and a GPU where ``--backend auto`` finds one that works.
         threads: CPU threads, from 1 to 8 or, if there are more, the number of cores; None for all.
 
     Raises:
@@ -85,6 +88,7 @@ class Session(Protocol):
     ``batch_limit`` the most items that it takes, if there is a limit. A session on a GPU that has the
     transform there as well says in ``transform`` what computes it, and has ``infer_samples``: what the
     network takes but ``samples [B, C, N]`` in place of planes, to ``audio [B, S, C, N]`` and the next state.
+    One that runs elsewhere has ``place``, what certificates say in place of ``options.device``, an address.
     ``open_session`` adds ``options``, as the backend got them: ``auto`` has decided on a device.
 
     Attributes:
@@ -185,6 +189,11 @@ def resolved(model: Model, options: BackendOptions) -> BackendOptions:
         if given is not None and given not in known and (meant := slips.get(given.lower())):
             raise UsageError(f"unknown {what} {given!r}, did you mean {meant!r}?")
     return options
+
+
+def certified_device(session: Session, device: str) -> str:
+    """What certificates say of where a session runs: the device that was asked for, but for an address."""
+    return str(getattr(session, "place", device))
 
 
 def import_library(name: str, *, backend: str) -> Any:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PREFERENCE = ("ort", "torchscript", "aotinductor", "torch")
 ON_GPU = ("trt", "ort", "torch")
+_CONDITIONS = ("device", "place", "threads")  # what a measurement holds for
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def why(model: Model, options: BackendOptions, session: Session) -> str:
 def record(model: Model, plan: Plan, found: Benchmark) -> Path:
     """Keep what was measured, in place of what was measured before on the same CPU or GPU.
 
-    Backends that compile for minutes are left out: nobody who says ``auto`` expects to wait for that.
+    Backends that compile for minutes are left out: nobody who says ``auto`` expects to wait for that. So are
+    servers: nobody who says ``auto`` expects audio to leave the machine.
 
     Returns:
         The table's file.
@@ -96,9 +98,10 @@ def record(model: Model, plan: Plan, found: Benchmark) -> Path:
         UsageError: the model is an exported file, or the user's cache cannot be written.
     """
     path = table_of(model)
-    fresh = [{**row.to_dict(), **_conditions(row.device, plan.threads)} for row in found.rows]
-    replaced = [_conditions(row.device, plan.threads) for row in found.rows]
-    rows = [row for row in _rows(path) if {key: row.get(key) for key in replaced[0]} not in replaced]
+    here = [row for row in found.rows if "://" not in row.device]
+    replaced = [_conditions(row.device, plan.threads) for row in here]
+    fresh = [{**row.to_dict(), **place} for row, place in zip(here, replaced, strict=True)]
+    rows = [row for row in _rows(path) if {key: row.get(key) for key in _CONDITIONS} not in replaced]
     rows += [row for row in fresh if row["x_realtime"] and row["passed"] and not compiles(row["backend"])]
     rows.sort(key=lambda row: -row["x_realtime"])
     table = {"date": found.machine["date"], "rows": rows}

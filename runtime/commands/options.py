@@ -71,7 +71,7 @@ backend = click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="auto, ort, openvino, trt, torchscript, torch, torch-compile, aotinductor, or a plug-in.",
+    help="auto, ort, openvino, trt, torchscript, torch, torch-compile, aotinductor, triton, or a plug-in.",
 )
 precision = click.option("--precision", help="Precision of the artifact: fp32, fp16, ...; default: fp32.")
 device = click.option(
@@ -79,8 +79,9 @@ device = click.option(
 )
 backend_device = click.option(
     "--device",
-    help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; never falls back; default: "
-    "cpu, with --backend trt cuda, with --backend auto a GPU where one works, else cpu.",
+    help="cpu or cuda, with --backend ort also tensorrt or rtx, and cuda:N ...; with --backend triton "
+    "grpc://HOST:PORT; never falls back; default: cpu, with --backend trt cuda, with --backend auto a GPU "
+    "where one works, else cpu.",
 )
 threads = click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; default: all cores."

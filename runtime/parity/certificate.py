@@ -115,7 +115,7 @@ class Certificate:
         source: digest of the bundle (spec and weights).
         backend: its name.
         precision: of the artifact.
-        device: as asked for.
+        device: as asked for; ``triton`` where a server ran it, whatever its address.
         threads: CPU threads, None for all.
         batch: chunks at once.
         versions: libraries and tfx, with their versions.

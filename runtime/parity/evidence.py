@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tfswa.runtime.backends import BackendOptions, Session
+from tfswa.runtime.backends import BackendOptions, Session, certified_device
 from tfswa.runtime.documents import parse_json, read_document
 from tfswa.runtime.errors import BundleError, GateError, UsageError
 from tfswa.runtime.files import seal
@@ -193,7 +193,7 @@ def _binds(certificate: Certificate, model: Model, session: Session, options: Ba
         "source": None if model.bundle is None else model.bundle.digest,
         "backend": session.name,
         "precision": options.precision or "fp32",
-        "device": options.device,
+        "device": certified_device(session, options.device),
         "versions": versions_of(session),
     }
     return all(getattr(certificate, key) == value for key, value in now.items())

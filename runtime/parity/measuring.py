@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tfswa.runtime.backends import BackendOptions, Session
+from tfswa.runtime.backends import BackendOptions, Session, certified_device
 from tfswa.runtime.errors import NonFiniteError
 from tfswa.runtime.machine import cores, cpu_name
 from tfswa.runtime.model.opening import Model
@@ -195,7 +195,7 @@ class Measuring:
             "source": self._model.bundle.digest,
             "backend": self._session.name,
             "precision": options.precision or "fp32",
-            "device": options.device,
+            "device": certified_device(self._session, options.device),
             "threads": options.threads,
             "batch": self.candidate.batch,
             "cpu": cpu_name(),
@@ -239,6 +239,8 @@ class _Counting:
         self.name, self.artifact, self.description = session.name, session.artifact, session.description
         self.versions, self.batch_limit = session.versions, getattr(session, "batch_limit", None)
         self.transform = getattr(session, "transform", "")
+        if hasattr(session, "place"):
+            self.place = session.place
         self.non_finite = 0
 
     def infer(self, given: Tensors) -> Tensors:
