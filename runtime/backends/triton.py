@@ -119,10 +119,8 @@ class TritonSession:
         server = self._server
         version = server.check_up()
         metadata = server.metadata(name)
-        self._named: dict[str, Any] = {
-            "name": name,
-            "version": max(metadata.versions, key=_as_number, default=""),
-        }
+        latest = max(metadata.versions, key=_as_number, default="")
+        self._named: dict[str, Any] = {"name": name, "version": latest}
         self._what = f"model {name!r} of Triton at {server.target}"
         if not server.ask("ModelReady", **self._named).ready:
             raise BackendUnavailable(f"{self._what} is not ready: see the server's log, and load it there")
@@ -141,7 +139,7 @@ class TritonSession:
         self._batch = max(1, min(config.max_batch_size, MESSAGE_BYTES // item))
         kinds = {type(group).Kind.Name(group.kind) for group in config.instance_group}
         runs = f"{config.backend or config.platform} on {' and '.join(sorted(kinds)) or 'KIND_AUTO'}"
-        served = f"{name} {self._named['version']}"
+        served = f"{name} {latest}"
         self.versions = {"triton": version, "triton model": served, "triton runs": runs}
         self.description = f"Triton {version} at {server.target}, model {served} by {runs}, {precision}"
 

@@ -99,6 +99,8 @@ def bench(
         raise UsageError(
             f"{model} is an ensemble, --auto is of one model: name a member, {opened.models[0].name}"
         )
+    if auto and "://" in (device or ""):
+        raise UsageError(f"--auto is of this machine, {device} is another: leave one out")
     if auto:
         table_of(opened.models[0])  # refuses what cannot have one, before the work
     spec = song_spec(opened)

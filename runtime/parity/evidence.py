@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -175,7 +176,7 @@ def _advice(model: Model, session: Session, options: BackendOptions) -> str:
     if model.bundle is None:
         return ""
     entry = session.name if options.precision in (None, "fp32") else f"{session.name}:{options.precision}"
-    device = "" if options.device == "cpu" else f" --device {options.device}"
+    device = "" if options.device == "cpu" else f" --device {shlex.quote(options.device)}"
     return f": run `tfx parity {model.name} --backend {entry}{device}`"
 
 

@@ -1,4 +1,4 @@
-"""A small server that speaks Triton's protocol, with the messages of NVIDIA's own client, and runs real graphs.
+"""A small server that speaks Triton's protocol, in the messages of NVIDIA's client, and runs real graphs.
 
 It reads a model repository as Triton does: ``NAME/config.pbtxt`` decides about names, types, shapes, batches,
 warm-up and the queue, and ONNX Runtime computes. It shares no code with what it is to test. What a test
@@ -136,7 +136,8 @@ class Served:
                         break
                     taken.append(one)
                 left = until - time.monotonic()
-                full = sum(one.items for one in taken) >= most
+                items = sum(one.items for one in taken)
+                full = items >= most or items in queue.preferred_batch_size
                 if self.closed or full or left <= 0:
                     break
                 self.changed.wait(left)
@@ -156,9 +157,10 @@ class TritonFake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     Attributes:
         models: what it serves, by name; a test may change a configuration while it runs.
         live, ready: what it says of itself.
-        failing: status and words that the next ``ModelInfer`` ends with; None for an answer.
+        failing: status and words that ``ModelInfer`` ends with; None for an answer.
         spoiled: what becomes of an answer before it is sent.
-        held: set while calls are to wait.
+        free: unset while calls are to wait.
+        begun: set when a call has come.
         asked: methods, in their order.
     """
 
