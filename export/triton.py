@@ -32,7 +32,7 @@ from tfswa.runtime.backends.triton import (
     served_name,
     spec_digest,
 )
-from tfswa.runtime.errors import BackendUnavailable, OutputExists, UsageError
+from tfswa.runtime.errors import BackendUnavailable, BundleError, OutputExists, UsageError
 from tfswa.runtime.files.atomic import new_folder
 from tfswa.runtime.files.checks import check_folder
 from tfswa.runtime.limits import MOST_BATCH, check_number
@@ -248,14 +248,23 @@ def _engine(model: Model, precision: str) -> _Chosen:
         raise BackendUnavailable(
             f"{name} was built from other weights (SHA-256 {of}, {graph} has {sha256[:12]}): run `{build}`"
         )
-    name = max(fitting, key=lambda name: fitting[name].details["batch"][-1])
-    smallest, best, largest = fitting[name].details["batch"]
+    batches = {name: _batches(name, entry.details) for name, entry in fitting.items()}
+    name = max(batches, key=lambda name: batches[name][-1])
+    smallest, best, largest = batches[name]
     if smallest != 1:
         raise BackendUnavailable(
             f"{name} takes batches of {smallest} to {largest}, Triton sends any from 1: run "
             f"`{build} --batch 1,{best},{largest}`"
         )
     return _Chosen(name, fitting[name].sha256, ENGINE, _types(model, graph), best, largest)
+
+
+def _batches(name: str, details: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Smallest, best and largest batch of an engine, as the manifest has them."""
+    batch = details.get("batch")
+    if not isinstance(batch, list) or len(batch) != 3 or not all(type(size) is int for size in batch):
+        raise BundleError(f"the manifest says of {name} that it takes batches of {batch!r}: build it again")
+    return batch[0], batch[1], batch[2]
 
 
 def _config(model: Model, name: str, chosen: _Chosen, serving: Serving, batch: int) -> dict[str, Any]:

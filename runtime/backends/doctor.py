@@ -58,6 +58,7 @@ def examine() -> list[Finding]:
         _openvino,
         _torch,
         _tensorrt,
+        _triton,
         _extras,
         _plug_ins,
         _programs,
@@ -189,6 +190,16 @@ def _trt(libraries: str) -> Finding:
         return Finding("ok", "trt", f"no GPU: engines of {libraries} can be built here, not run")
     gpu = f"{device.name}, compute capability {device.capability}"
     return Finding("ok", "trt", f"runs engines of {libraries} on {gpu}: fp32, fp16, bf16")
+
+
+def _triton() -> Iterator[Finding]:
+    """What asks a server; which one, is said with ``--device``."""
+    library, problem = _load("tritonclient.grpc")
+    if library is None:
+        yield _absent("triton", "tritonclient", problem, "pip install 'tfswa[triton]'")
+        return
+    text = f"tritonclient {version('tritonclient')}: asks a server, --device grpc://HOST:PORT; fp32, fp16"
+    yield Finding("ok", "triton", text)
 
 
 def _extras() -> Iterator[Finding]:

@@ -105,10 +105,10 @@ class TritonServer:
         """What a model takes and gives, and its versions."""
         request = self.messages.ModelMetadataRequest(name=name)
         try:
-            return self._stub.ModelMetadata(request, timeout=self._open_s)
+            return self._stub.ModelMetadata(request, timeout=OPEN_TIMEOUT_S)
         except self._grpc.RpcError as error:
             if error.code().name not in ("NOT_FOUND", "UNAVAILABLE", "INVALID_ARGUMENT"):
-                raise self._failed(error, "ModelMetadata", self._open_s) from error
+                raise self._failed(error, "ModelMetadata", OPEN_TIMEOUT_S) from error
             raise BackendUnavailable(
                 f"Triton at {self.target} has no model {name!r} ready{self._others()} ({_details(error)}): "
                 "name one with --device grpc://HOST:PORT/NAME, or load it there"
@@ -116,7 +116,7 @@ class TritonServer:
 
     def ask(self, method: str, timeout_s: float | None = None, **values: Any) -> Any:
         """A question about the server or a model, and its answer; within 10 s unless a time is given."""
-        timeout_s = timeout_s or self._open_s
+        timeout_s = timeout_s or OPEN_TIMEOUT_S
         request = getattr(self.messages, f"{method}Request")(**values)
         return self.end(self.begin(method, request, timeout_s), method, timeout_s)
 
@@ -135,15 +135,11 @@ class TritonServer:
         """Leave."""
         self._channel.close()
 
-    @property
-    def _open_s(self) -> float:
-        return min(OPEN_TIMEOUT_S, self.timeout_s)
-
     def _others(self) -> str:
         """What it serves, in words; nothing where it does not say."""
         with suppress(self._grpc.RpcError):
             request = self.messages.RepositoryIndexRequest(ready=True)
-            index = self._stub.RepositoryIndex(request, timeout=self._open_s)
+            index = self._stub.RepositoryIndex(request, timeout=OPEN_TIMEOUT_S)
             return f", it serves {', '.join(sorted({one.name for one in index.models})) or 'none'}"
         return ""
 

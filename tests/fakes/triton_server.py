@@ -4,7 +4,8 @@ It reads a model repository as Triton does: ``NAME/config.pbtxt`` decides about 
 warm-up and the queue, and ONNX Runtime computes. It shares no code with what it is to test. What a test
 wants to go wrong is set on it.
 
-    python triton_server.py REPOSITORY      prints its port, and serves until it is killed
+    python triton_server.py REPOSITORY [--hold]     prints its port, and serves until it is killed; or holds
+                                                    the first chunk that comes, and says ``begun``
 """
 
 from __future__ import annotations
@@ -256,6 +257,12 @@ class TritonFake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
 
 if __name__ == "__main__":
-    server, port = TritonFake(Path(sys.argv[1])).start()
+    fake = TritonFake(Path(sys.argv[1]))
+    if "--hold" in sys.argv:
+        fake.free.clear()
+    server, port = fake.start()
     print(port, flush=True)
+    if "--hold" in sys.argv:
+        fake.begun.wait()
+        print("begun", flush=True)
     server.wait_for_termination()

@@ -29,6 +29,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]  # tfswa.train -> train
 TRAINING = {"torch", "tensorboard", "onnx", "onnxscript"}
 LIBRARIES = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "openvino", "onnx", "onnxscript"}
+LIBRARIES |= {"grpc", "tritonclient"}
 
 
 def modules() -> dict[str, Path]:

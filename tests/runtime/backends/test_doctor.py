@@ -17,7 +17,7 @@ from tfswa.runtime.backends.doctor import Finding, examine
 from tfswa.runtime.commands.doctor import doctor as command
 from tfswa.runtime.errors import TfxError
 
-LIBRARIES = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx")
+LIBRARIES = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx", "tritonclient.grpc")
 
 
 @pytest.fixture
@@ -81,7 +81,10 @@ def test_every_finding_but_the_good_ones_has_a_remedy_or_needs_none() -> None:
 
 def test_nothing_installed_is_nothing_wrong(place: Callable[..., None]) -> None:
     place()
-    for topic, extra in (("ort", "ort"), ("openvino", "openvino"), ("torch", "torch"), ("tensorrt", "trt")):
+    for topic, extra in (
+        *((name, name) for name in ("ort", "openvino", "torch", "triton")),
+        ("tensorrt", "trt"),
+    ):
         assert about(topic).level == "missing"
         assert f"pip install 'tfswa[{extra}]'" in about(topic).remedy
 
@@ -150,6 +153,15 @@ def test_a_cpu_without_bfloat16(
     place(("openvino",), {"openvino": SimpleNamespace(__version__="2026")})
     monkeypatch.setattr(doctor, "process_core", lambda: core)
     assert about("openvino").text == f"openvino 2026 on Some CPU: fp32 (this CPU has no bfloat16), {told}"
+
+
+def test_what_asks_a_server(place: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "version", lambda name: {"tritonclient": "2.73"}.get(name, "1"))
+    place(("tritonclient",), {"tritonclient.grpc": SimpleNamespace()})
+    text = "tritonclient 2.73: asks a server, --device grpc://HOST:PORT; fp32, fp16"
+    assert (about("triton").level, about("triton").text) == ("ok", text)
+    place(("tritonclient",))
+    assert about("triton").level == "wrong"
 
 
 def test_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:

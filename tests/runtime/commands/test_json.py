@@ -389,6 +389,8 @@ def test_export_and_build_engine(ask: Ask, bundle: Bundle) -> None:
     check(ask("export", bundle.path, "--format", "torchscript"), "tfx export")
     check(ask("export", bundle.path, "--format", "onnx"), "tfx export")
     check(ask("export", bundle.path, "--transform"), "tfx export --transform")
+    served = ("--format", "triton", "-o", bundle.path.parent / "repository")
+    check(ask("export", bundle.path, *served), "tfx export --format triton")
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     check(ask("build-engine", bundle.path, "--flavor", "rtx"), "tfx build-engine")
 
@@ -434,6 +436,7 @@ def test_every_section_is_compared() -> None:
         "tfx data musdb",
         "tfx export",
         "tfx export --transform",
+        "tfx export --format triton",
         "tfx build-engine",
         "tfx calibrate",
     ]
