@@ -41,9 +41,8 @@ CANNOT_RUN = {
     "docs/deploying.md": {
         'docker run --rm -p 8001:8001 -v "$PWD/repository:/models:ro" nvcr.io/nvidia/tritonserver:YY.MM-py3 '
         "tritonserver --model-repository=/models": "needs a container",
-        "tfx separate songs/one/mixture.wav -m demo --backend triton --device grpc://localhost:8001 -o stems": (
-            "needs Triton; tests/runtime/backends has it with a small server"
-        ),
+        "tfx separate songs/one/mixture.wav -m demo --backend triton --device grpc://localhost:8001 "
+        "-o stems": "needs Triton; tests/runtime/backends has it with a small server",
     },
     "docs/families.md": {
         "tfx train study data.root=/data/musdb18hq -o runs/tfc_tdf": "needs MUSDB18-HQ, days",

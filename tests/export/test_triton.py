@@ -256,7 +256,8 @@ class TestEngines:
             export_triton(model, tmp_path / "repository", Serving(engine=True))
         assert str(caught.value) == (
             f"no TensorRT engine of {model.name} in fp32, engines/rtx.engine is of TensorRT-RTX, which "
-            f"Triton has no backend for: run `tfx build-engine {model.name} --flavor tensorrt --precision fp32`"
+            f"Triton has no backend for: run `tfx build-engine {model.name} --flavor tensorrt "
+            "--precision fp32`"
         )
         assert not (tmp_path / "repository").exists()
 
