@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tfswa.runtime.backends import import_library
 from tfswa.runtime.errors import BackendUnavailable
+from tfswa.runtime.escape import shown
 
 SCHEMES = ("grpc", "grpcs")
 PORT = 8001  # Triton's own for gRPC
@@ -45,7 +46,7 @@ class ServerAddress:
         """
         how = "use --device grpc://HOST:PORT or grpcs://HOST:PORT"
         if "://" not in device:
-            raise BackendUnavailable(f"device {device} asked for, backend triton runs on a server: {how}")
+            raise BackendUnavailable(f"backend triton runs on a server, the device is {device}: {how}")
         try:
             url = urlsplit(device)
             host, port = url.hostname, url.port or PORT
@@ -99,7 +100,7 @@ class TritonServer:
         """See that it runs and is ready; return its version."""
         if not self.ask("ServerLive").live or not self.ask("ServerReady").ready:
             raise BackendUnavailable(f"Triton at {self.target} is up and not ready: see its log, or wait")
-        return str(self.ask("ServerMetadata").version)
+        return shown(self.ask("ServerMetadata").version)
 
     def metadata(self, name: str) -> Any:
         """What a model takes and gives, and its versions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from tfswa.runtime.commands import options
 from tfswa.runtime.commands.ending import raise_for
 from tfswa.runtime.escape import json_text, shown
 from tfswa.runtime.limits import MOST_BATCH
+
+if TYPE_CHECKING:
+    from tfswa.runtime.stream.arrangement import Arrangement
 
 
 @click.command()
@@ -76,11 +80,11 @@ def bench(
     first row. The ceiling is a product of two large matrices in the same precision. The time of an ensemble
     is that of all its networks.
     """
-    from tfswa.runtime.backends.auto import record, table_of
+    from tfswa.runtime.backends.auto import record
     from tfswa.runtime.benchmark.bench import Plan
     from tfswa.runtime.benchmark.bench import bench as run
     from tfswa.runtime.benchmark.page import benchmark_files, benchmark_text, write_benchmark
-    from tfswa.runtime.errors import OutputExists, UsageError
+    from tfswa.runtime.errors import OutputExists
     from tfswa.runtime.files.checks import check_file
     from tfswa.runtime.plots import pictures
     from tfswa.runtime.songs.loading import load_song
@@ -95,14 +99,8 @@ def bench(
         pictures.require_matplotlib()
         check_file(files[0])
     opened = arrange_one(model, trusted=trusted)
-    if auto and len(opened.models) > 1:
-        raise UsageError(
-            f"{model} is an ensemble, --auto is of one model: name a member, {opened.models[0].name}"
-        )
-    if auto and "://" in (device or ""):
-        raise UsageError(f"--auto is of this machine, {device} is another: leave one out")
     if auto:
-        table_of(opened.models[0])  # refuses what cannot have one, before the work
+        _check_auto(opened, device)
     spec = song_spec(opened)
     song = load_song(audio, spec) if audio else synthetic_song(spec)
     plan = Plan([_entry(entry) for entry in entries], rounds, batch, device, threads, compiled)
@@ -117,6 +115,20 @@ def bench(
     if auto:
         click.echo(f"--backend auto goes by {record(opened.models[0], plan, found)}", err=as_json)
     raise_for(found.failures, len(found.rows), "backends")
+
+
+def _check_auto(opened: Arrangement, device: str | None) -> None:
+    """Refuse what cannot have a table that ``--backend auto`` goes by, before the work."""
+    from tfswa.runtime.backends.auto import table_of
+    from tfswa.runtime.errors import UsageError
+
+    if len(opened.models) > 1:
+        raise UsageError(
+            f"{opened.name} is an ensemble, --auto is of one model: name a member, {opened.models[0].name}"
+        )
+    if device is not None and "://" in device:
+        raise UsageError(f"--auto is of this machine, {device} is another: leave one out")
+    table_of(opened.models[0])
 
 
 def _entry(text: str) -> tuple[str, str]:

@@ -188,6 +188,14 @@ def test_a_model_that_is_there_is_replaced_with_force_alone_and_only_if_it_is_ou
     assert contents(tmp_path) == before
 
 
+def test_what_is_there_is_said_before_the_work(plain: BundleModel, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    for force in (False, True):
+        with pytest.raises(OutputExists):
+            export_triton(plain, tmp_path, Serving(), force=force)
+    assert not (plain.bundle.path / "model.onnx").exists()
+
+
 def test_a_damaged_graph_is_not_served(exported: BundleModel, tmp_path: Path) -> None:
     graph = exported.bundle.path / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"?")

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import soundfile
 from command_line import Tfx
-from waiting import until
 
 pytest.importorskip("torch", reason="torch is not installed: networks are exported with it")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: networks are exported with it")
@@ -151,17 +150,28 @@ class TestSeparating:
         session.close()
         session.close()
 
-    def test_no_more_than_a_few_requests_are_under_way(self, serve: Serve) -> None:
+    def test_no_more_than_a_few_requests_are_under_way(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         at = serve(max_batch=1)
-        session, at_once = at.open(), []
-        at.fake.free.clear()
-        thread = threading.Thread(target=lambda: at_once.append(session.infer(planes(at, 9))))
-        thread.start()
-        until(lambda: at.fake.asked.count("ModelInfer") == backend.IN_FLIGHT)
-        assert at.fake.models["mine"].runs == []
-        at.fake.free.set()
-        thread.join()
-        assert at_once[0][OUTPUT].shape[0] == 9
+        session, under_way, most = at.open(), 0, 0
+        begin, end = session._server.begin, session._server.end
+
+        def counted_begin(method: str, *rest: Any) -> Any:
+            nonlocal under_way, most
+            under_way += method == "ModelInfer"
+            most = max(most, under_way)
+            return begin(method, *rest)
+
+        def counted_end(call: Any, method: str, *rest: Any) -> Any:
+            nonlocal under_way
+            under_way -= method == "ModelInfer"
+            return end(call, method, *rest)
+
+        monkeypatch.setattr(session._server, "begin", counted_begin)
+        monkeypatch.setattr(session._server, "end", counted_end)
+        assert session.infer(planes(at, 9))[OUTPUT].shape[0] == 9
+        assert (most, under_way) == (backend.IN_FLIGHT, 0)
 
     def test_chunks_of_several_callers_share_a_call(self, serve: Serve) -> None:
         """The queue of ``config.pbtxt``: a call goes out at a preferred size, long before the delay ends."""
@@ -383,7 +393,7 @@ class TestRefusals:
 
     def test_an_answer_that_does_not_come_in_time(self, serve: Serve) -> None:
         at = serve()
-        session = at.open(device=f"{at.device}?timeout_s=0.2")
+        session = at.open(device=f"{at.device}?timeout_s=0.2")  # opening has its own time
         at.fake.free.clear()
         with pytest.raises(BackendUnavailable) as caught:
             session.infer(planes(at, 1))
@@ -512,6 +522,13 @@ class TestAddresses:
         with pytest.raises(BackendUnavailable, match=r"grpc://HOST:PORT") as caught:
             open_session("triton", exported, BackendOptions(device=device))
         assert line_of(caught)
+
+    def test_none_is_said(self, exported: BundleModel, tfx: Tfx) -> None:
+        done = tfx("separate", "song.wav", "-m", exported.name, "--backend", "triton")
+        assert done.code == 4
+        assert done.lines[-1].startswith(
+            "tfx: backend triton runs on a server, the device is cpu: use --device"
+        )
 
     def test_a_slip_of_the_pen(self, exported: BundleModel) -> None:
         with pytest.raises(UsageError, match="unknown device 'GRPC', did you mean 'grpc'"):
