@@ -73,6 +73,12 @@ class At:
 Serve = Callable[..., At]
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the environment names a proxy, gRPC would ask it for servers of this machine too."""
+    monkeypatch.setenv("no_grpc_proxy", "127.0.0.1,localhost")
+
+
 @pytest.fixture
 def serve(exported: BundleModel, tmp_path: Path) -> Iterator[Serve]:
     """``serve(model, max_batch=...)``: a server of a model, by default of the tiny one."""
