@@ -276,3 +276,14 @@ def test_one_whose_worker_was_killed_is_alone() -> None:
     assert len(most) == 12
     assert all(together == [True] for together in most if True in together)
     assert any(len(together) > 1 for together in most)
+
+
+@pytest.mark.parametrize("format_", ["wav", "wav16", "flac", "ogg", "mp3", "m4a"])
+@pytest.mark.parametrize("seconds", [0.0, 1 / RATE])
+def test_hardly_any_sound_has_stems_and_outlines_too(place: Place, format_: str, seconds: float) -> None:
+    job = place.add(seconds, format=format_)
+    place.runner().run_next()
+    found = place.found(job)
+    assert (found.state, found.error) == ("done", None)
+    outline = json.loads((job_folder(place.folder, job.id) / PEAKS / "vocals").read_text())
+    assert len(outline["lows"]) == len(outline["highs"]) <= 64
